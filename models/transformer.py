@@ -1,0 +1,163 @@
+"""One decoder for Qwen3, Qwen2 and Llama, with Hugging Face's parameter names.
+
+Shapes: N packed tokens, C hidden, H heads, K key/value heads, D head dim, V vocabulary.
+
+There is no batch dimension and no mask in this file. A row of N tokens may hold many documents and
+many branches of each; which token sees which is decided by `attend`, a function
+
+    attend(layer, query (N, H, D), key (N, K, D), value (N, K, D)) -> (N, H, D)
+
+that the forest (training, scoring, prefill) or the key/value cache (decoding) provides.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.config import ModelConfig
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Readout = Callable[[Tensor, Tensor], Any]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rotary_angles(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple:
+    """cos and sin of the rotary embedding, (N, 1, D) each, computed in fp32 (RoFormer)."""
+    half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequency = config.rope_theta ** (-half / config.head_dim)  # (D/2,)
+    angle = positions[:, None].float() * frequency  # (N, D/2)
+    angle = torch.cat((angle, angle), dim=-1)[:, None]  # (N, 1, D)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply RoPE in Hugging Face's half-split layout. x is (N, heads, D)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        hidden, size = config.hidden_size, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = size
+        self.q_proj = nn.Linear(hidden, heads * size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden, kv_heads * size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden, kv_heads * size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(heads * size, hidden, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(size, config.rms_norm_eps)
+            self.k_norm = RMSNorm(size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
+        n = x.shape[0]
+        q = self.q_proj(x).view(n, -1, self.head_dim)  # (N, H, D)
+        k = self.k_proj(x).view(n, -1, self.head_dim)  # (N, K, D)
+        v = self.v_proj(x).view(n, -1, self.head_dim)  # (N, K, D)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        out = attend(layer, rotate(q, *rotary), rotate(k, *rotary), v)  # (N, H, D)
+        return self.o_proj(out.reshape(n, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    recompute = False  # activation checkpointing, switched on by Transformer.recompute_activations
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # Inside the block, so that FSDP's all-gather of this block is outside of it.
+            return checkpoint(self._forward, x, rotary, attend, layer, use_reentrant=False)
+        return self._forward(x, rotary, attend, layer)
+
+    def _forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, attend, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Everything below the head; exists so that names read `model.layers.0. ...` as in HF."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def head(self) -> Tensor:
+        """(V, C). Read it inside forward only: elsewhere FSDP holds a sharded DTensor."""
+        if self.config.tie_word_embeddings:
+            return self.model.embed_tokens.weight
+        return self.lm_head.weight
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, readout: Readout) -> Any:
+        """Run N packed tokens and return readout(hidden (N, C), head (V, C)).
+
+        The readout runs inside this module so that FSDP hands it a plain head weight, and so
+        that logits never have to leave it. All ranks, when the model is sharded.
+        """
+        x = self.model.embed_tokens(tokens)  # (N, C)
+        rotary = rotary_angles(positions, self.config, x.dtype)
+        for index, layer in enumerate(self.model.layers):
+            x = layer(x, rotary, attend, index)
+        return readout(self.model.norm(x), self.head)
+
+    def recompute_activations(self, enabled: bool) -> None:
+        """Trade a second forward pass for activation memory (Chen et al. 2016)."""
+        for layer in self.model.layers:
+            layer.recompute = enabled
+
+    def reset_parameters(self, seed: int) -> None:
+        """Random weights for a model that is trained from nothing: N(0, initializer_range²)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                std = self.config.initializer_range
+                nn.init.normal_(parameter, std=std, generator=generator)

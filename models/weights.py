@@ -1,0 +1,194 @@
+"""Find a model's directory and read its safetensors into parameters.
+
+A directory is in Hugging Face format: config.json, tokenizer.json and either model.safetensors or
+shards with model.safetensors.index.json. Parameter names are Hugging Face's, so nothing is renamed.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from models.config import REPOSITORIES, TINY, ModelConfig
+from models.transformer import Transformer
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+BLOCK_BYTES = 64 * 2**20  # the extra memory that reading a tensor may take
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # safetensors' name of a dtype -> bytes
+
+
+def cache_directory() -> Path:
+    """Where this project keeps models that it made itself, such as `make smollm2`'s."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmt"
+
+
+def find(model: str, weights: Path | None = None, download: bool = True) -> Path:
+    """The directory of `--model`: itself a directory, or a name of the table of models.
+
+    A name is looked for in `weights`, in our cache and in Hugging Face's, then downloaded.
+    ValueError for an unknown name, FileNotFoundError when it is nowhere and cannot be fetched.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    if model == "tiny":
+        return TINY
+    if model not in REPOSITORIES:
+        close = difflib.get_close_matches(model, ["tiny", *REPOSITORIES], n=1, cutoff=0.0)
+        raise ValueError(
+            f"--model {model} is neither a directory nor a known name; did you mean {close[0]}? "
+            f"Known names: tiny, {', '.join(REPOSITORIES)}"
+        )
+    if weights is not None and not Path(weights).is_dir():
+        raise FileNotFoundError(f"--weights {weights} is not a directory; give one or leave it out")
+    places = [] if weights is None else [Path(weights) / model, Path(weights)]
+    for place in [*places, cache_directory() / model]:
+        if (place / "config.json").is_file():
+            return place
+    return _from_hub(model, download)
+
+
+def _from_hub(model: str, download: bool) -> Path:
+    """The snapshot in Hugging Face's cache, downloaded if need be."""
+    from huggingface_hub import snapshot_download
+
+    repository, reason = REPOSITORIES[model], "it is in no cache"
+    for local_only in (True, False) if download else (True,):
+        try:
+            path = snapshot_download(
+                repository, allow_patterns=DOWNLOADED, local_files_only=local_only
+            )
+            # A snapshot may hold a tokenizer only, and is returned as it is without a network.
+            shards(Path(path))
+            return Path(path)
+        except Exception as error:  # noqa: BLE001 - of requests or of httpx, by its version
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    own = " For this model `make smollm2` works too." if model == "smollm2-135m" else ""
+    raise FileNotFoundError(
+        f"no weights of {model} on this machine ({reason}); where there is a network, run "
+        f"`hf download {repository} --local-dir DIR`, then pass `--weights DIR`.{own}"
+    )
+
+
+def load(model: nn.Module, directory: Path) -> None:
+    """Read the safetensors of `directory` into the parameters of a Transformer, in place.
+
+    The model is on its device already (built on meta, then to_empty) and may be sharded by FSDP2:
+    a rank reads only the rows it owns, so there is no collective and no second copy of the model.
+    Parameters keep their dtype. ValueError or FileNotFoundError before anything is copied when
+    files or tensors are missing, surplus, damaged or of another shape.
+    """
+    directory = Path(directory)
+    parameters = dict(model.named_parameters())
+    unplaced = [name for name, parameter in parameters.items() if parameter.is_meta]
+    if unplaced:
+        raise ValueError(f"parameter {unplaced[0]} is on meta; call model.to_empty(device=...)")
+    with ExitStack() as stack:
+        stored = {}
+        for path in shards(directory):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(
+                    f"{path} is truncated or not a safetensors file ({error}); download it again"
+                ) from None
+            stored |= {name: file.get_slice(name) for name in sorted(file.keys())}
+        stored = {name: s for name, s in stored.items() if not _ignored(name, model.config)}
+        check_shapes(
+            {name: tuple(s.get_shape()) for name, s in stored.items()},
+            {name: tuple(parameter.shape) for name, parameter in parameters.items()},
+            str(directory),
+        )
+        for name, rows in stored.items():
+            if rows.get_dtype() not in FLOATS:
+                raise ValueError(
+                    f"{directory}: {name} is stored as {rows.get_dtype()}, a quantised format; "
+                    f"take the checkpoint in {', '.join(FLOATS)}"
+                )
+        for name, parameter in parameters.items():
+            _copy_rows(parameter, stored[name])
+
+
+@torch.no_grad()
+def _copy_rows(parameter: Tensor, stored) -> None:
+    """Copy this rank's rows of a stored tensor, a block at a time."""
+    first, local = 0, parameter
+    if isinstance(parameter, DTensor):
+        _, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+        first, local = offset[0], parameter.to_local()
+    row_bytes = FLOATS[stored.get_dtype()] * max(1, local[:1].numel())
+    block = max(1, BLOCK_BYTES // row_bytes)
+    for begin in range(0, local.shape[0], block):
+        end = min(begin + block, local.shape[0])
+        local[begin:end].copy_(stored[first + begin : first + end])
+
+
+def shards(directory: Path) -> list[Path]:
+    """The safetensors files of a directory, all of which exist."""
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    index = directory / INDEX
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{directory} has neither {SINGLE} nor {INDEX}; only safetensors are read: "
+            "download or convert them"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of shards ({error!r}); fetch it again") from None
+    for name in names:
+        if not (directory / name).is_file():
+            raise FileNotFoundError(
+                f"{directory / name}, named by {INDEX}, does not exist; the download is "
+                "incomplete: fetch it again"
+            )
+    return [directory / name for name in names]
+
+
+def _ignored(name: str, config: ModelConfig) -> bool:
+    """Tensors of older checkpoints that repeat what the model has or computes."""
+    copy_of_embedding = config.tie_word_embeddings and name == "lm_head.weight"
+    return copy_of_embedding or name.endswith(".rotary_emb.inv_freq")
+
+
+def check_shapes(given: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str) -> None:
+    """ValueError unless names and shapes are those of the model."""
+    for problem, names in (
+        ("is missing", [name for name in wanted if name not in given]),
+        ("has no place in this model", [name for name in given if name not in wanted]),
+    ):
+        if names:
+            raise ValueError(
+                f"{source}: tensor {names[0]} {problem} ({len(names)} such); config.json and "
+                "the weights are not of the same model: fetch both again"
+            )
+    for name, shape in wanted.items():
+        if given[name] != shape:
+            raise ValueError(
+                f"{source}: tensor {name} has shape {given[name]}, config.json asks for {shape}; "
+                "fetch both of the same model"
+            )
+
+
+def on_meta(directory: Path) -> Transformer:
+    """The model of a directory without memory: to be sharded, then to_empty, then `load`."""
+    with torch.device("meta"):
+        return Transformer(ModelConfig.from_directory(directory))
+
+
+def build(directory: Path, device: torch.device | str, dtype: torch.dtype) -> Transformer:
+    """The model of a directory on one device, for use in a single process."""
+    model = on_meta(directory).to(dtype).to_empty(device=device)
+    load(model, directory)
+    return model

@@ -1,0 +1,259 @@
+"""Every knob of a run in one frozen record; command-line flags are generated from it.
+
+Departures: fields marked [ours] are not published by the paper; the others have its values.
+Precedence: default < --preset < command line. A resumed run takes its checkpoint's config.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, get_args, get_origin
+
+
+def knob(default, help: str, choices: tuple[str, ...] | None = None):
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    # ---- input and output
+    model: str = knob(
+        "tiny", "name (tiny, qwen3-14b, smollm2-135m, ...) or a Hugging Face directory"
+    )
+    weights: str = knob("", "directory that holds downloaded models, looked at first")
+    data: tuple[str, ...] = knob(
+        ("KbsdJames/Omni-MATH",),
+        "files or folders of .jsonl, .txt, .md, or the Hugging Face name KbsdJames/Omni-MATH",
+    )
+    text_fields: tuple[str, ...] = knob(
+        (), "JSON fields joined by a blank line; default: problem and solution, else text"
+    )
+    document_tokens: int = knob(
+        2048, "longer documents are cut into pieces of this many tokens [ours]"
+    )
+    out: str = knob("runs/rmt", "where checkpoints, metrics.jsonl and samples.jsonl go")
+    resume: str = knob("", "a run's directory: continue from its newest checkpoint")
+    seed: int = knob(0, "seeds every random number of the run")
+    # ---- length of the run
+    steps: int = knob(0, "updates; 0 = epochs x documents / batch-size. T of the schedules")
+    epochs: float = knob(10.0, "passes over the documents when --steps is 0")
+    batch_size: int = knob(128, "documents per step, over all ranks")
+    # ---- difficulty and curriculum
+    min_context: int = knob(16, "positions before this one are never reasoned about [ours]")
+    entropy_top_k: int = knob(16, "difficulty: entropy of the k likeliest tokens; 0 = all [ours]")
+    difficulty_model: str = knob("", "model that measures difficulty; default: --model [ours]")
+    tiers: str = knob("absolute", "what the thresholds are [ours]", ("absolute", "quantile"))
+    tier_thresholds: tuple[float, ...] = knob(
+        (0.5, 1.0, 1.5), "lower ends of easy, medium, hard: nats, or quantiles in [0, 1) [ours]"
+    )
+    curriculum: bool = knob(True, "draw tiers on a schedule; off: uniformly over all tiers")
+    curriculum_early: tuple[float, ...] = knob(
+        (0.6, 0.3, 0.1), "p_early of easy, medium, hard [ours]"
+    )
+    curriculum_late: tuple[float, ...] = knob(
+        (0.1, 0.3, 0.6), "p_late of easy, medium, hard [ours]"
+    )
+    curriculum_start: float = knob(0.3, "t1 / T: the ramp from early to late begins")
+    curriculum_end: float = knob(0.7, "t2 / T: the ramp ends")
+    positions_per_document: int = knob(1, "positions reasoned about per document and step [ours]")
+    # ---- rollouts
+    group_size: int = knob(8, "G: responses per position")
+    temperature: float = knob(0.8, "of sampling and of the scored distribution [ours]")
+    max_response: int = knob(2048, "tokens per response at most")
+    max_branches: int = knob(256, "responses decoded at one time per rank: the memory knob")
+    # ---- budget and reward
+    budget: bool = knob(True, "dynamic token budget: ask for B_t tokens and reward the length")
+    budget_start: int = knob(800, "B_0")
+    budget_decay: float = knob(0.2, "gamma: B_t = B_0 gamma^(t/T)")
+    budget_min: int = knob(1, "B_min")
+    length_weight: float = knob(0.1, "w: share of the length reward in the reward [ours]")
+    length_reward_max: float = knob(1.0, "r_max: height of the length reward [ours]")
+    length_reward_gate: str = knob(
+        "none", "who gets the length reward; none is the paper", ("none", "correct_only")
+    )
+    # ---- objective
+    advantage_norm: str = knob("group", "what divides advantages", ("group", "batch", "none"))
+    advantage_delta: float = knob(1e-4, "added to the standard deviation")
+    zero_variance_groups: str = knob(
+        "keep", "groups whose matching rewards are all equal; keep is the paper", ("keep", "drop")
+    )
+    aggregation: str = knob(
+        "token-mean", "how log pi(o) is averaged; sequence-sum is the literal formula [ours]",
+        ("token-mean", "sequence-mean", "constant", "sequence-sum"),
+    )  # fmt: skip
+    kl_beta: float = knob(0.0, "beta: KL to the frozen initial model; 0 keeps no reference [ours]")
+    updates_per_batch: int = knob(1, "updates on the same rollouts; 1 is exactly on-policy")
+    clip_low: float = knob(0.2, "ratio clip below, for more than one update per batch")
+    clip_high: float = knob(0.2, "ratio clip above")
+    ntp: bool = knob(True, "next-token prediction on the positions not reasoned about")
+    ntp_weight: float = knob(0.1, "lambda: weight of next-token prediction")
+    ntp_scope: str = knob(
+        "not_in_C", "which positions it trains; not_in_C is the paper",
+        ("not_in_C", "low_entropy", "all"),
+    )  # fmt: skip
+    ntp_reduction: str = knob(
+        "mean", "mean over target tokens [ours], or the paper's sum", ("mean", "sum")
+    )
+    # ---- optimiser
+    learning_rate: float = knob(1e-6, "AdamW's, constant after the warm-up")
+    warmup_steps: int = knob(10, "updates over which the learning rate rises [ours]")
+    adam_betas: tuple[float, ...] = knob((0.9, 0.999), "AdamW's betas [ours]")
+    weight_decay: float = knob(0.01, "AdamW's weight decay [ours]")
+    grad_clip: float = knob(1.0, "largest norm of the gradient [ours]")
+    # ---- machine
+    tokens_per_micro_batch: int = knob(16384, "tokens per forward and backward pass per rank")
+    recompute_activations: bool = knob(False, "activation checkpointing: less memory, more time")
+    dtype: str = knob("auto", "compute dtype; auto: bf16 on a GPU, fp32 on a CPU",
+                      ("auto", "float32", "bfloat16"))  # fmt: skip
+    # ---- what is kept
+    save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
+    keep: int = knob(2, "checkpoints kept")
+    samples_per_step: int = knob(4, "rollouts written to samples.jsonl each step")
+    eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
+    eval_every: int = knob(50, "steps between evaluations, when there is held-out data")
+    eval_positions: int = knob(64, "positions per tier in an evaluation during the run")
+
+    def __post_init__(self):
+        for message in _problems(self):
+            raise ValueError(message)
+
+
+# Values of method.md are the defaults; presets say what a smaller machine needs instead.
+PRESETS: dict[str, dict] = {
+    "paper": {},
+    "demo": dict(  # minutes on two CPU cores with --model tiny
+        data=("assets/tiny_corpus/train.jsonl",), steps=150, batch_size=16, learning_rate=3e-4,
+        budget_start=96, max_response=192, document_tokens=512, entropy_top_k=0, save_every=50,
+    ),
+    "small": dict(  # a real model on a CPU: few, short responses
+        batch_size=4, group_size=4, budget_start=64, max_response=96, document_tokens=512,
+        tokens_per_micro_batch=4096, max_branches=32, learning_rate=1e-5,
+    ),
+}  # fmt: skip
+
+
+def _problems(c: Config):
+    """Messages about values that cannot work: value, reason, remedy."""
+    positive = (
+        "document_tokens", "batch_size", "positions_per_document", "max_response", "max_branches",
+        "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep", "eval_every",
+        "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
+    )  # fmt: skip
+    for name in positive:
+        if not getattr(c, name) > 0:
+            yield f"{flag(name)} is {getattr(c, name)} but must be greater than 0"
+    if c.budget_min < 1:
+        yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"
+    if c.budget_start < c.budget_min:
+        yield f"--budget-start {c.budget_start} is below --budget-min {c.budget_min}; raise it"
+    if not 0 < c.budget_decay <= 1:
+        yield f"--budget-decay is {c.budget_decay}: the budget shrinks, so choose it in (0, 1]"
+    if not 0 <= c.length_weight < 0.5:
+        yield (
+            f"--length-weight is {c.length_weight}: choose it in [0, 0.5), "
+            "or a wrong answer of the right length could beat a right one"
+        )
+    if c.group_size < 2:
+        yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
+    if not c.temperature > 0:
+        yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
+    if c.steps < 0:
+        yield f"--steps is {c.steps}; give a positive number, or 0 to use --epochs"
+    thresholds = c.tier_thresholds
+    if len(thresholds) != 3 or list(thresholds) != sorted(set(thresholds)):
+        yield f"--tier-thresholds is {thresholds}: give three rising numbers, easy medium hard"
+    if c.tiers == "quantile" and not all(0 <= x < 1 for x in thresholds):
+        yield f"--tier-thresholds is {thresholds}: quantiles lie in [0, 1); try 0.5 0.7 0.85"
+    for name in ("curriculum_early", "curriculum_late"):
+        p = getattr(c, name)
+        if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:
+            yield f"{flag(name)} is {p}: give three probabilities that sum to 1"
+    if not 0 <= c.curriculum_start < c.curriculum_end <= 1:
+        yield (
+            f"--curriculum-start {c.curriculum_start} and --curriculum-end {c.curriculum_end}: "
+            "choose 0 <= start < end <= 1"
+        )
+    if c.max_response < 4:
+        yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that names the nearest flag instead of printing the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"error: {message}")
+
+
+def add_fields(parser: argparse.ArgumentParser, record: type, skip: Sequence[str] = ()) -> None:
+    """One flag per field of a dataclass made of knobs; unset flags stay absent."""
+    for field in dataclasses.fields(record):
+        if field.name in skip:
+            continue
+        options = dict(help=f"{field.metadata['help']} (default: {_show(field.default)})")
+        if field.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(field.type) is tuple:
+            options |= dict(nargs="+", type=get_args(field.type)[0])
+        else:
+            options |= dict(type=field.type, choices=field.metadata["choices"])
+            options |= {} if field.metadata["choices"] else {"metavar": field.type.__name__.upper()}
+        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **options)
+
+
+def _show(default) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default) or "none"
+
+
+def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """parse_args whose error about an unknown flag names the nearest one there is."""
+    values, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        sys.exit(f"error: unknown argument {unknown[0]}; {hint}")
+    return values
+
+
+def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
+    """Command line -> Config. Exits with a message on bad values."""
+    parser = _Parser(
+        description=description, epilog=epilog, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="base values")
+    add_fields(parser, Config)
+    values = vars(parse_known(parser, arguments))
+    settings = PRESETS[values.pop("preset")] | {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    try:
+        return Config(**settings)
+    except ValueError as problem:
+        sys.exit(f"error: {problem}")
+
+
+def from_json(raw: dict) -> Config:
+    """A Config from the JSON a run saved."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    surplus = sorted(set(raw) - known)
+    if surplus:
+        raise ValueError(
+            f"the saved config has fields this version does not know: {', '.join(surplus)}; "
+            "resume with the version that started the run"
+        )
+    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+
+
+def in_repository(path: str) -> Path:
+    """Relative paths of presets point into the repository, wherever the script was started."""
+    beside = Path(__file__).resolve().parent.parent / path
+    return beside if not Path(path).exists() and beside.exists() else Path(path)

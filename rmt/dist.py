@@ -1,0 +1,135 @@
+"""Everything distributed: the process group, FSDP2, rollout mode and reductions.
+
+The same calls work for one process without a process group, for torchrun on one node (FSDP over
+all ranks) and on several nodes (HSDP: sharded inside a node, replicated across).
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from models.config import ModelConfig
+from models.transformer import Transformer
+from models.weights import load
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+
+def start() -> World:
+    """Join torchrun's process group if there is one, and pick this rank's device. All ranks."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else "cpu"
+    if gpu:
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    return current(torch.device(device))
+
+
+def current(device: torch.device) -> World:
+    if dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(0, 1, device)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def load_model(
+    directory: Path, world: World, compute: torch.dtype, trainable: bool = True
+) -> Transformer:
+    """A model of a Hugging Face directory on this rank's device. All ranks.
+
+    Trainable: fp32 master weights, sharded, `compute` in the forward and backward pass. Otherwise
+    weights are stored in `compute` and frozen. Each rank reads only the rows it keeps.
+    """
+    with torch.device("meta"):
+        model = Transformer(ModelConfig.from_directory(directory))
+    model.to(torch.float32 if trainable else compute)
+    if world.size > 1 or (trainable and compute != torch.float32):
+        shard(model, world, compute)
+    model.to_empty(device=world.device)
+    load(model, directory)
+    return model.requires_grad_(trainable)
+
+
+def shard(model: Transformer, world: World, compute: torch.dtype) -> None:
+    """FSDP2 over blocks and root, gradients summed (not averaged) over ranks. All ranks."""
+    if not dist.is_initialized():  # one GPU, started with plain python
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    if local < world.size:
+        shape, names = (world.size // local, local), ("replicate", "shard")
+    else:
+        shape, names = (world.size,), ("shard",)
+    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for module in (*model.model.layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        # Losses are divided by global counts already. gloo has no pre-multiplied sum, hence both.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+@contextmanager
+def rollout_mode(model: Transformer) -> Iterator[None]:
+    """Hold gathered weights, so that ranks may run different numbers of forward passes. All ranks."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+            module.set_reshard_after_forward(True, recurse=False)
+
+
+def reduce_sums(values: dict[str, float], world: World) -> dict[str, float]:
+    """Sum each value over all ranks, in fp64. All ranks, with the same keys."""
+    return dict(zip(values, _reduce(list(values.values()), dist.ReduceOp.SUM, world)))
+
+
+def reduce_max(values: Sequence[float], world: World) -> list[float]:
+    """Largest value over all ranks, elementwise. All ranks."""
+    return _reduce(values, dist.ReduceOp.MAX, world)
+
+
+def _reduce(values: Sequence[float], operation, world: World) -> list[float]:
+    if world.size == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
+    dist.all_reduce(tensor, operation)
+    return tensor.tolist()
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """Picklable values of all ranks, in rank order. All ranks."""
+    if world.size == 1:
+        return [value]
+    values = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def grad_norm(model: Transformer, limit: float) -> float:
+    """Clip the global gradient to `limit` and return its norm before clipping. All ranks."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

@@ -1,0 +1,241 @@
+"""Next-token accuracy by difficulty on fixed positions, plain and with thinking.
+
+Departures: the paper does not publish its evaluation decoding or positions. Positions are chosen
+once, from the first model's entropies, and stored: every checkpoint answers the same questions. A
+response without a readable answer is wrong, never left out.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernels import matmul
+from rmt.batch import Question, question_trees
+from rmt.corpus import Document
+from rmt.curriculum import TIERS, assign_tiers
+from rmt.dist import World, gather_objects, rollout_mode
+from rmt.forest import Tree, micro_batches, pack
+from rmt.prompt import next_token_prompt, parse_response
+from rmt.rewards import match_reward
+from rmt.rollout import Sampling, generate
+from rmt.tokenizer import Tokenizer
+
+Z = 1.959964  # 95 % of a normal distribution
+
+
+@dataclass(frozen=True)
+class Position:
+    """One question of an evaluation."""
+
+    document: int
+    position: int
+    entropy: float  # nats, under the model that chose the positions
+    tier: str
+    target: int  # id of the token there
+
+
+def choose_positions(
+    documents: Sequence[Document],
+    entropies: Sequence[np.ndarray],
+    thresholds: Sequence[float],
+    min_context: int,
+    per_tier: int,
+    seed: int,
+) -> list[Position]:
+    """Up to per_tier positions of each tier, uniformly at random; ValueError if there are none."""  # fmt: skip
+    tiers = [assign_tiers(entropy, thresholds, min_context) for entropy in entropies]
+    chosen = []
+    for tier, name in enumerate(TIERS):
+        places = [(d, int(p)) for d, t in enumerate(tiers) for p in np.flatnonzero(t == tier)]
+        rng = np.random.default_rng((seed, tier))
+        for index in rng.permutation(len(places))[:per_tier]:
+            d, p = places[index]
+            chosen.append(Position(d, p, float(entropies[d][p]), name, int(documents[d].tokens[p])))
+    if not chosen:
+        raise ValueError(
+            f"no position has an entropy of {thresholds[0]} nats or more after the first "
+            f"{min_context} tokens; lower --tier-thresholds or give longer documents"
+        )
+    return sorted(chosen, key=lambda p: (p.document, p.position))
+
+
+def write_positions(path: Path, positions: Sequence[Position]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps([asdict(position) for position in positions]))
+    os.replace(temporary, path)
+
+
+def read_positions(path: Path, documents: Sequence[Document]) -> list[Position]:
+    """ValueError when the stored positions do not belong to these documents."""
+    try:
+        positions = [Position(**raw) for raw in json.loads(path.read_text())]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--positions {path} is not a file of positions ({error})") from None
+    for p in positions:
+        inside = p.document < len(documents) and p.position < len(documents[p.document].tokens)
+        if not inside or documents[p.document].tokens[p.position] != p.target:
+            raise ValueError(
+                f"--positions {path} was chosen on other data or with another tokenizer (document "
+                f"{p.document}, token {p.position} differs); give another file to choose anew"
+            )
+    return positions
+
+
+def predict_plainly(
+    model,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    positions: Sequence[Position],
+    token_limit: int,
+    world: World,
+) -> list[dict[str, Any]]:
+    """Greedy next token of the raw text at each position (mode ntp). All ranks."""  # fmt: skip
+    by_document = _share(positions, world)
+    begin = tokenizer.begin_ids
+    trees = [Tree(d, begin + documents[d].tokens.tolist()) for d in by_document]
+    device, items = next(model.parameters()).device, []
+    with torch.no_grad(), rollout_mode(model):
+        for batch in micro_batches(trees, token_limit):
+            forest, start, places = pack(batch, device), 0, []
+            for tree in batch:
+                places += [(start + len(begin) + p.position, p) for p in by_document[tree.document]]
+                start += len(tree)
+            before = forest.predecessor[torch.tensor([place for place, _ in places], device=device)]
+            top = model(
+                forest.tokens, forest.position, forest.attend,
+                lambda hidden, head: matmul(
+                    hidden[before], head[: tokenizer.vocab_size].t()
+                ).argmax(dim=-1),
+            )  # fmt: skip
+            items += [
+                asdict(p) | dict(predicted=token, match=token == p.target, well_formed=True)
+                for token, (_, p) in zip(top.tolist(), places)
+            ]
+    return _collect(items, world)
+
+
+def predict_thinking(
+    model,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    positions: Sequence[Position],
+    budget: int | None,
+    sampling: Sampling,
+    world: World,
+) -> list[dict[str, Any]]:
+    """Think, then predict (modes ntr and rmt): one response per position. All ranks."""  # fmt: skip
+    prompt = next_token_prompt(tokenizer, budget)
+    questions = [
+        Question(p.document, p.position, TIERS.index(p.tier), tokenizer.bytes_of([p.target]))
+        for group in _share(positions, world).values()
+        for p in group
+    ]
+    own = [p for group in _share(positions, world).values() for p in group]
+    with rollout_mode(model):
+        groups = generate(model, question_trees(questions, documents, prompt), 1, sampling)
+    items = []
+    for position, question, (rollout,) in zip(own, questions, groups):
+        answer = parse_response(tokenizer, rollout.tokens)
+        match = bool(match_reward(answer, question.truth))
+        ids = [position.target] if match else tokenizer.encode(answer.text or "")
+        items.append(
+            asdict(position)
+            | dict(
+                predicted=ids[0] if len(ids) == 1 else None,
+                match=match,
+                well_formed=answer.text is not None,
+                thinking_length=answer.thinking_length,
+                tokens=len(rollout.tokens),
+                response=tokenizer.decode(rollout.tokens),
+            )
+        )
+    return _collect(items, world)
+
+
+def summarise(items: Sequence[dict[str, Any]], budget: int | None) -> list[dict[str, Any]]:
+    """A row per disjoint tier, their average, and RPT's nested sets (entropy above a threshold)."""
+    rows = [_row(name, [i for i in items if i["tier"] == name], budget) for name in TIERS]
+    present = [row for row in rows if row["n"]]
+    average = _row("average", items, budget)
+    average["accuracy"] = sum(row["accuracy"] for row in present) / len(present)
+    # Interval of a mean of independent proportions (MOVER, Zou & Donner 2008).
+    for end, sign in (("low", -1), ("high", 1)):
+        spread = math.sqrt(sum((row[end] - row["accuracy"]) ** 2 for row in present))
+        average[end] = average["accuracy"] + sign * spread / len(present)
+    nested = [
+        _row(f"H > {h}", [i for i in items if i["entropy"] > h], budget) for h in (0.5, 1.0, 1.5)
+    ]
+    return rows + [average] + [row for row in nested if row["n"]]
+
+
+def _row(name: str, items: Sequence[dict[str, Any]], budget: int | None) -> dict[str, Any]:
+    n = len(items)
+    right = sum(item["match"] for item in items)
+    low, high = wilson(right, n)
+    lengths = [i["thinking_length"] for i in items if i.get("thinking_length") is not None]
+    off = [abs(length - budget) / budget for length in lengths] if budget else []
+    return dict(
+        tier=name, n=n, accuracy=right / n if n else math.nan, low=low, high=high,
+        thinking_length=_mean(lengths), budget_error=_mean(off),
+        well_formed=_mean([item["well_formed"] for item in items]),
+        tokens=sum(item.get("tokens", 0) for item in items),
+    )  # fmt: skip
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (Wilson 1927)."""
+    if n == 0:
+        return math.nan, math.nan
+    p, scale = right / n, 1 + Z * Z / n
+    centre = p + Z * Z / (2 * n)
+    spread = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The summary as a markdown table."""
+    lines = [
+        "| tier | n | accuracy % | 95 % interval | thinking tokens | \\|ℓ−B\\|/B | well-formed % |",
+        "|---|---:|---:|:---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = (
+            row["tier"], str(row["n"]), _percent(row["accuracy"]),
+            f"{_percent(row['low'])} – {_percent(row['high'])}", _number(row["thinking_length"], 1),
+            _number(row["budget_error"], 2), _percent(row["well_formed"]),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _share(positions: Sequence[Position], world: World) -> dict[int, list[Position]]:
+    """This rank's positions by document."""
+    grouped: dict[int, list[Position]] = {}
+    for position in positions:
+        grouped.setdefault(position.document, []).append(position)
+    return {d: grouped[d] for d in sorted(grouped)[world.rank :: world.size]}
+
+
+def _collect(items: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:
+    merged = [item for part in gather_objects(items, world) for item in part]
+    return sorted(merged, key=lambda item: (item["document"], item["position"]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"

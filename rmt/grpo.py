@@ -1,0 +1,82 @@
+"""Group-relative policy optimisation: advantages and the policy-gradient term.
+
+Departures: the paper prints neither ratio nor clip, which is exact for one on-policy update per
+batch: there the ratio is 1 and its gradient that of log π. With more updates the clipped surrogate
+applies. The KL term (β > 0) uses the k3 estimator of Schulman (2020), as GRPO does.
+
+Shapes: P prompts (positions), G responses each, n tokens.
+"""
+
+import torch
+from torch import Tensor
+
+
+def advantages(rewards: Tensor, norm: str = "group", delta: float = 1e-4) -> Tensor:
+    """(P, G) rewards -> (P, G) advantages, zero-mean in each group.
+
+    norm "group" divides by the group's population standard deviation + delta (paper), "batch" by
+    that of all groups' centred rewards, "none" by nothing (Dr. GRPO, arXiv 2503.20783).
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    return centred / advantage_scale(rewards, norm, delta)  # Eq. 7
+
+
+def advantage_scale(rewards: Tensor, norm: str, delta: float) -> Tensor:
+    """What centred rewards are divided by, broadcastable to (P, G)."""
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if norm == "group":
+        return centred.square().mean(dim=1, keepdim=True).sqrt() + delta
+    if norm == "batch":
+        return centred.square().mean().sqrt() + delta
+    return torch.ones_like(centred)
+
+
+def length_share(
+    rewards: Tensor, length_rewards: Tensor, length_weight: float, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Advantage variance that the length reward explains, and all of it, as sums over (P, G).
+
+    A = A_match + A_len, so Σ A² = Σ A·A_match + Σ A·A_len; the share is the second over the whole.
+    In a group of equal r_match it is 1 whatever w is: the normalisation cancels the scale.
+    """
+    centre = lambda x: x - x.mean(dim=1, keepdim=True)  # noqa: E731
+    whole = centre(rewards) / scale
+    from_length = length_weight * centre(length_rewards) / scale
+    return (whole * from_length).sum(), whole.square().sum()
+
+
+def policy_loss(
+    logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """Per-token clipped surrogate, negated, and whether the clip took the gradient away. (n,)
+
+    With old_logprob = logprob.detach() this is −A with the gradient of −A·log π.
+    """
+    ratio = (logprob - old_logprob).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(-advantage * ratio, -advantage * clipped)  # Eq. 8
+    return loss, (-advantage * clipped > -advantage * ratio).detach()
+
+
+def kl_estimate(logprob: Tensor, reference_logprob: Tensor) -> Tensor:
+    """k3 ≥ 0, unbiased for KL(π‖π_ref) on samples of π, in nats. (n,)"""
+    difference = reference_logprob - logprob
+    return difference.exp() - difference - 1  # Eq. 9
+
+
+def rollout_weights(
+    lengths: Tensor, kept: Tensor, aggregation: str, tokens: int, rollouts: int, max_tokens: int
+) -> Tensor:
+    """Weight (R,) of each token of each rollout in the policy term.
+
+    lengths (R,) in tokens; kept (R,) bool; tokens and rollouts are *global* counts over the kept
+    rollouts of all ranks, so that neither packing nor world size changes the loss.
+    """
+    rollouts, tokens = max(1, rollouts), max(1, tokens)
+    weight = {
+        "token-mean": torch.full(lengths.shape, 1.0 / tokens, dtype=torch.float64),
+        "sequence-mean": 1.0 / (lengths.clamp(min=1).double() * rollouts),
+        "constant": torch.full(lengths.shape, 1.0 / (rollouts * max_tokens), dtype=torch.float64),
+        "sequence-sum": torch.full(lengths.shape, 1.0 / rollouts, dtype=torch.float64),
+    }[aggregation]
+    return weight * kept

@@ -1,0 +1,135 @@
+"""What a run leaves behind: metrics.jsonl, samples.jsonl, run.json, and one progress line."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rmt.config import Config
+from rmt.curriculum import TIERS
+from rmt.dist import World
+from rmt.prompt import escape
+
+LINE = {  # metric -> how the progress line shows it
+    "loss/rl": "rl {:+.3f}",
+    "loss/ntp": "ntp {:.3f}",
+    "reward/mean": "reward {:.2f}",
+    "reward/match": "match {:.0%}",
+    "length/thinking": "think {:.0f}",
+    "budget": "of {:.0f}",
+    "speed/tokens_per_second": "{:.0f} tok/s",
+}
+
+
+class RunLog:
+    """Appends one line per step; only rank 0 writes. Use as a context manager."""
+
+    def __init__(self, out: Path, config: Config, step: int, total: int, world: World):
+        self.out, self.active = out, world.rank == 0
+        if not self.active:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        # A resumed run repeats the steps after its checkpoint: their lines would be double.
+        for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl"):
+            _keep_steps_before(out / name, step)
+        (out / "run.json").write_text(json.dumps(describe(config, total, world), indent=1))
+        self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.active:
+            self.bar.close()
+
+    def step(self, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
+        if not self.active:
+            return
+        _append(self.out / "metrics.jsonl", [metrics])
+        _append(self.out / "samples.jsonl", samples)
+        shown = [form.format(metrics[k]) for k, form in LINE.items() if metrics.get(k) is not None]
+        self.bar.set_postfix_str(" ".join(shown), refresh=False)
+        self.bar.update()
+
+    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+        if self.active:
+            _append(self.out / "eval.jsonl", [{"step": step, "tiers": rows}])
+
+    def message(self, text: str) -> None:
+        """A line above the progress bar."""
+        if self.active:
+            self.bar.write(text)
+
+
+def readable_samples(
+    run, step: int, questions, groups, answers, rewards, budget: int | None
+) -> list[dict[str, Any]]:
+    """The first responses to the first positions of this rank, with what they were worth."""
+    samples = []
+    for index, question in enumerate(questions[: run.config.samples_per_step]):
+        rollout, answer = groups[index][0], answers[index][0]
+        tokens = run.documents[question.document].tokens
+        samples.append(
+            {
+                "step": step,
+                "document": run.documents[question.document].source,
+                "position": question.position,
+                "tier": TIERS[question.tier],
+                "context": run.tokenizer.decode(tokens[: question.position].tolist())[-200:],
+                "truth": escape(question.truth),
+                "response": run.tokenizer.decode(rollout.tokens),
+                "answer": answer.text,
+                "budget": budget,
+                "thinking_length": answer.thinking_length,
+                "reward": {name: float(value[index, 0]) for name, value in rewards.items()},
+            }
+        )
+    return samples
+
+
+def describe(config: Config, total: int, world: World) -> dict[str, Any]:
+    """Config, commit, versions and device: what a number from this run depends on."""
+    device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor()
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "config": asdict(config),
+        "total_steps": total,
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device or platform.machine(),
+        "ranks": world.size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _append(path: Path, records: list[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _keep_steps_before(path: Path, step: int) -> None:
+    """Drop the lines of steps that will be run again, and a line that a kill cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

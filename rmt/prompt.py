@@ -1,0 +1,126 @@
+"""The question "what is the next token?", and what a response answers.
+
+Departures: the paper does not print its prompt. The wording follows the template of RPT
+(arXiv 2506.08007): ask for the next token of the text under "### Context", reasoning step by
+step, final answer in \\boxed{}; then the paper's budget sentence. The order is ours: everything
+that depends on the step comes after the document, so that the document is computed once.
+
+    trunk    <user> INSTRUCTION ### Context ⏎ document tokens ...
+    branch                                            ... fork ⏎⏎ budget sentence <assistant>
+"""
+
+from dataclasses import dataclass
+
+from rmt.budget import budget_sentence
+from rmt.tokenizer import THINK_CLOSE, Tokenizer
+
+INSTRUCTION = r"""Predict the next token of the text under "### Context". Reason step by step about what \
+comes next, then give the one most probable next token as your final answer in \boxed{}. A token \
+may begin with a space: write \boxed{ para} or \boxed{ =}, not \boxed{para} or \boxed{=}. Write a \
+newline as \n, a tab as \t and an unpaired brace as \x7b or \x7d.
+
+### Context
+""".replace("\\\n", "")
+
+BOXED = r"\boxed{"
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """The fixed ids around a document: the same for every document of a step."""
+
+    header: tuple[int, ...]  # on the trunk, before the document
+    footer: tuple[int, ...]  # on each branch, after the context: budget and assistant header
+
+    def __len__(self) -> int:
+        return len(self.header) + len(self.footer)
+
+
+def next_token_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
+    """Ids around the context; `budget=None` leaves the budget sentence out.
+
+    Built from ids: the document's own ids go between header and footer and are never decoded.
+    """
+    before, after = tokenizer.chat_parts()
+    request = "" if budget is None else "\n\n" + budget_sentence(budget)
+    return PromptIds(
+        header=tuple(before + tokenizer.encode(INSTRUCTION)),
+        footer=tuple(tokenizer.encode(request) + after),
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a response says. `text` is None when it is not well-formed."""
+
+    thought: str
+    text: str | None  # content of the last \boxed{} after </think>
+    thinking_length: int | None  # generated tokens before </think>; None without one
+
+
+def parse_response(tokenizer: Tokenizer, ids: list[int]) -> Answer:
+    """Split a response at its first </think> and read the answer behind it."""
+    position, after = _find_close(tokenizer, ids)
+    if position is None:
+        return Answer(tokenizer.decode(ids), None, None)
+    return Answer(tokenizer.decode(ids[:position]), boxed_content(after), position)
+
+
+def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
+    """Index of the first token of </think> and the text after it."""
+    if tokenizer.think_close_id is not None:
+        if tokenizer.think_close_id not in ids:
+            return None, ""
+        position = ids.index(tokenizer.think_close_id)
+        return position, tokenizer.decode(ids[position + 1 :])
+    # Models without the control token spell it; a token that only starts it is part of it.
+    pieces = [tokenizer.bytes_of([index]) for index in ids]
+    text = b"".join(pieces)
+    start = text.find(THINK_CLOSE.encode())
+    if start < 0:
+        return None, ""
+    end, position = 0, 0
+    while end + len(pieces[position]) <= start:
+        end += len(pieces[position])
+        position += 1
+    return position, text[start + len(THINK_CLOSE) :].decode("utf-8", errors="replace")
+
+
+def boxed_content(text: str) -> str | None:
+    r"""Content of the last \boxed{...} with balanced braces, unstripped; None if there is none."""
+    # One pass: a model that repeats an unclosed box must not cost time quadratic in its length.
+    opened, box = [], None
+    for index, character in enumerate(text):
+        if character == "{":
+            opened.append(index + 1)
+        elif character == "}" and opened:
+            start = opened.pop()
+            if text.endswith(BOXED, 0, start) and (box is None or start > box[0]):
+                box = (start, index)
+    return None if box is None else text[box[0] : box[1]]
+
+
+def escape(token: bytes) -> str:
+    r"""How a token is written inside \boxed{}: as it is, but for what could not be seen or parsed.
+
+    Newline, tab and carriage return become \n, \t, \r; other invisible characters and bytes that
+    are no character of their own become \xhh or \uhhhh; braces that do not pair become \x7b, \x7d.
+    """
+    text = token.decode("utf-8", errors="surrogateescape")
+    paired = boxed_content(BOXED + text + "}") == text
+    return "".join(_escape_character(character, paired) for character in text)
+
+
+def _escape_character(character: str, braces_pair: bool) -> str:
+    named = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
+    if character in named:
+        return named[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if character in "{}":
+        return character if braces_pair else f"\\x{code:02x}"
+    if character.isprintable():
+        return character
+    # From 128 on \x is a lone byte, above: the character U+00A0 is not the byte A0.
+    return f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}"

@@ -1,0 +1,211 @@
+"""Everything a run holds: prepared once from its config, saved and restored as a whole."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.config import ModelConfig
+from models.weights import find
+from rmt import checkpoint, corpus
+from rmt.config import Config, from_json, in_repository
+from rmt.curriculum import (
+    NO_TIER,
+    TIERS,
+    Curriculum,
+    assign_tiers,
+    document_order,
+    quantile_thresholds,
+)
+from rmt.difficulty import cached_entropies, document_entropies
+from rmt.dist import World, load_model, rollout_mode
+from rmt.evaluate import Position, choose_positions
+from rmt.prompt import next_token_prompt
+from rmt.tokenizer import Tokenizer
+
+
+@dataclass
+class Run:
+    config: Config
+    world: World
+    source: Path  # directory of the initial model
+    tokenizer: Tokenizer
+    documents: list[corpus.Document]
+    tiers: list[np.ndarray]  # of each position of each document
+    curriculum: Curriculum
+    order: np.ndarray  # (steps, batch) documents of each step
+    model: Any
+    reference: Any  # frozen copy of the initial model, None when beta is 0
+    optimizer: torch.optim.Optimizer
+    compute: torch.dtype
+    held_out: tuple[list[corpus.Document], list[Position]] | None
+    step: int = 0
+    refused_in_a_row: int = 0  # updates refused because something was not finite
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.order)
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+
+def resolve(config: Config, world: World) -> tuple[Config, Path | None, dict[str, Any]]:
+    """The config to run: the given one, or that of the run to resume with where to read it."""
+    if not config.resume:
+        if checkpoint.steps(Path(config.out)):
+            raise ValueError(
+                f"--out {config.out} holds a run already; continue it with --resume {config.out}, "
+                "or choose another directory"
+            )
+        return config, None, {}
+    place, saved = checkpoint.read_run(Path(config.resume), world)
+    return (
+        replace(from_json(saved["config"]), out=config.resume, resume=config.resume),
+        place,
+        saved,
+    )
+
+
+def prepare(config: Config, world: World) -> Run:
+    """Load model and data, measure difficulty, restore a checkpoint. All ranks."""
+    config, place, saved = resolve(config, world)
+    source = find(config.model, Path(config.weights) if config.weights else None)
+    shape = ModelConfig.from_directory(source)
+    tokenizer = Tokenizer(source)
+    documents = read_documents(config, config.data, tokenizer, shape)
+    total = saved.get("total_steps") or config.steps or _steps_of(config, len(documents))
+    order = document_order(len(documents), config.batch_size, total, config.seed)
+    compute = compute_dtype(config.dtype, world)
+    model = load_model(source, world, compute)
+    model.recompute_activations(config.recompute_activations)
+    entropies, thresholds = _difficulty(
+        config, config.data, world, source, tokenizer, documents, model
+    )
+    tiers = [assign_tiers(e, thresholds, config.min_context) for e in entropies]
+    _check_tiers(tiers, thresholds, world)
+    run = Run(
+        config=config, world=world, source=source, tokenizer=tokenizer, documents=documents,
+        tiers=tiers, curriculum=Curriculum(tiers, config.seed), order=order, model=model,
+        reference=load_model(source, world, compute, trainable=False) if config.kl_beta else None,
+        optimizer=torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+        ),
+        compute=compute,
+        held_out=_held_out(config, world, source, tokenizer, shape, model, thresholds),
+    )  # fmt: skip
+    if place is not None:
+        _restore(run, place, saved)
+    return run
+
+
+def compute_dtype(name: str, world: World) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if world.device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+def read_documents(
+    config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig
+) -> list[corpus.Document]:
+    """The corpus; ValueError when document, prompt and response together exceed the context."""
+    prompt = next_token_prompt(tokenizer, config.budget_start if config.budget else None)
+    needed = config.document_tokens + len(prompt) + config.max_response
+    if needed > shape.max_position_embeddings:
+        raise ValueError(
+            f"--document-tokens {config.document_tokens} + {len(prompt)} tokens of prompt + "
+            f"--max-response {config.max_response} = {needed} tokens exceed the model's context "
+            f"of {shape.max_position_embeddings}; lower one of the two"
+        )
+    resolved = [str(in_repository(path)) for path in paths]
+    return corpus.load(
+        resolved, tokenizer, config.text_fields, config.document_tokens, config.min_context + 1
+    )
+
+
+def _steps_of(config: Config, documents: int) -> int:
+    return max(1, int(config.epochs * documents / config.batch_size))
+
+
+def _difficulty(config, data, world, source, tokenizer, documents, model):
+    """Entropies of all documents under the initial model (or a proxy), and the tier thresholds."""
+    judge = find(config.difficulty_model) if config.difficulty_model else source
+    if (
+        judge != source
+        and (judge / "tokenizer.json").read_bytes() != (source / "tokenizer.json").read_bytes()
+    ):
+        raise ValueError(
+            f"--difficulty-model {config.difficulty_model} has another tokenizer than "
+            f"{config.model}; positions would not correspond: take a model of the same family"
+        )
+
+    def measure():
+        frozen = model
+        if judge != source:
+            frozen = load_model(judge, world, compute_dtype(config.dtype, world), trainable=False)
+        with rollout_mode(frozen):
+            return document_entropies(
+                frozen, documents, tokenizer.begin_ids, config.entropy_top_k,
+                tokenizer.vocab_size, config.tokens_per_micro_batch, world,
+            )  # fmt: skip
+
+    place = in_repository(data[0])
+    entropies = cached_entropies(measure, judge, documents, config.entropy_top_k, place, world)
+    thresholds = config.tier_thresholds
+    if config.tiers == "quantile":
+        thresholds = quantile_thresholds(entropies, thresholds, config.min_context)
+    return entropies, thresholds
+
+
+def _check_tiers(tiers: list[np.ndarray], thresholds: Sequence[float], world: World) -> None:
+    """ValueError when there is nothing to reason about, a remark when a whole tier is empty."""
+    sizes = {name: sum(int((t == k).sum()) for t in tiers) for k, name in enumerate(TIERS)}
+    lowest = ", ".join(f"{x:.2f}" for x in thresholds)
+    if not any(sizes.values()):
+        raise ValueError(
+            f"all tiers are empty: no token's entropy reaches the thresholds {lowest} nats; "
+            "lower --tier-thresholds, or use --tiers quantile --tier-thresholds 0.5 0.7 0.85"
+        )
+    if world.rank == 0:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        easy = sum(int((t == NO_TIER).sum()) for t in tiers)
+        print(f"positions by tier (from {lowest} nats): {shown}; {easy} below")
+        for name in (name for name, size in sizes.items() if not size):
+            print(f"tier {name} is empty: its probability goes to the others")
+
+
+def _held_out(config, world, source, tokenizer, shape, model, thresholds):
+    if not config.eval_data:
+        return None
+    documents = read_documents(config, config.eval_data, tokenizer, shape)
+    entropies, _ = _difficulty(config, config.eval_data, world, source, tokenizer, documents, model)
+    return documents, choose_positions(
+        documents, entropies, thresholds, config.min_context, config.eval_positions, config.seed
+    )
+
+
+def save(run: Run) -> Path:
+    """Checkpoint of the state after `run.step` steps. All ranks."""
+    extra = {
+        "config": asdict(run.config),
+        "total_steps": run.total_steps,
+        "refused_in_a_row": run.refused_in_a_row,
+    }
+    return checkpoint.save(
+        run.out, run.step, run.model, run.optimizer, _tensors(run), extra, run.config.keep,
+        run.world,
+    )  # fmt: skip
+
+
+def _tensors(run: Run) -> dict[str, torch.Tensor]:
+    return {"drawn": torch.from_numpy(run.curriculum.drawn)}
+
+
+def _restore(run: Run, place: Path, saved: dict[str, Any]) -> None:
+    checkpoint.restore(place, run.model, run.optimizer, _tensors(run))  # in place: `drawn` too
+    run.step, run.refused_in_a_row = saved["step"], saved["refused_in_a_row"]

@@ -1,0 +1,135 @@
+"""From the trees of a step to a changed model: global weights, backward passes, one guarded step."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rmt import dist
+from rmt.config import Config
+from rmt.forest import Forest, Tree, micro_batches, pack
+from rmt.grpo import rollout_weights
+from rmt.metrics import Metrics, add_loss_metrics, mixed
+from rmt.objective import Objective, forest_loss, score
+from rmt.rollout import Rollout
+from rmt.run import Run
+
+GPU_ROW = 128  # FlexAttention's block: rows of whole blocks need no remainder kernel
+
+
+def update(
+    run: Run,
+    trees: Sequence[Tree],
+    groups: Sequence[Sequence[Rollout]],
+    advantage: Tensor,
+    match: Tensor,
+    metrics: Metrics,
+) -> None:
+    """Learn from a step's trees; advantage and match are (P, G). All ranks.
+
+    An update whose loss or gradient is not finite is refused: the model stays as it was.
+    """  # fmt: skip
+    c, world, started = run.config, run.world, time.perf_counter()
+    objective = global_objective(run, trees, groups, advantage, match)
+    forests = _forests(trees, c.tokens_per_micro_batch, world)
+    known = (c.temperature, run.tokenizer.vocab_size)
+    reference = [score(run.reference, f, *known) for f in forests] if run.reference else None
+    # One update per batch is exactly on-policy: there the old policy is the current one.
+    old = [score(run.model, f, *known) for f in forests] if c.updates_per_batch > 1 else None
+    sampled = [rollout.logprobs for group in groups for rollout in group]
+    for number in range(c.updates_per_batch):
+        run.optimizer.zero_grad(set_to_none=True)
+        culprits: set[int] = set()
+        for i, forest in enumerate(forests):
+            loss, sums, logprob, targets = forest_loss(
+                run.model, forest, objective, old and old[i], reference and reference[i]
+            )
+            loss.backward()
+            culprits |= _broken_documents(run.model, forest, targets.tree, logprob, culprits)
+            if number == 0:
+                metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))
+                add_loss_metrics(metrics, sums, logprob, targets, targets.in_order(sampled))
+        if not _finish_update(run, culprits, metrics):
+            break
+    metrics.add("update/refused", run.refused_in_a_row > 0, 1)
+    metrics.add("time/update", time.perf_counter() - started, 1)
+
+
+def global_objective(
+    run: Run,
+    trees: Sequence[Tree],
+    groups: Sequence[Sequence[Rollout]],
+    advantage: Tensor,
+    match: Tensor,
+) -> Objective:
+    """The weight of every target token, from counts over all ranks. All ranks."""  # fmt: skip
+    c: Config = run.config
+    kept = torch.ones_like(match, dtype=torch.bool)
+    if c.zero_variance_groups == "drop":
+        kept &= mixed(match)[:, None]
+    lengths = torch.tensor([len(r.tokens) for group in groups for r in group], dtype=torch.int64)
+    counts = dist.reduce_sums(
+        {
+            "tokens": float((lengths * kept.flatten()).sum()),
+            "rollouts": float(kept.sum()),
+            "text": float(sum(tree.trunk_targets for tree in trees)),
+        },
+        run.world,
+    )
+    weight = rollout_weights(
+        lengths, kept.flatten(), c.aggregation, int(counts["tokens"]), int(counts["rollouts"]),
+        c.max_response,
+    )  # fmt: skip
+    denominator = max(1.0, counts["text"]) if c.ntp_reduction == "mean" else 1.0
+    return Objective(
+        advantage.flatten(), weight, c.ntp_weight / denominator, c.temperature,
+        run.tokenizer.vocab_size, c.clip_low, c.clip_high, c.kl_beta,
+    )  # fmt: skip
+
+
+def _forests(trees: Sequence[Tree], token_limit: int, world: dist.World) -> list[Forest]:
+    """Packed micro-batches, equally many on every rank. All ranks."""
+    batches = micro_batches(trees, token_limit)
+    most = int(dist.reduce_max([len(batches)], world)[0])
+    batches += [[Tree(-1, (0,))]] * (most - len(batches))  # nothing to learn, but collectives
+    multiple = GPU_ROW if world.device.type == "cuda" else 1
+    return [pack(batch, world.device, multiple) for batch in batches]
+
+
+def _broken_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: set) -> set[int]:
+    """Documents to blame if this forest's loss or gradient is not finite."""
+    bad = tree[~logprob.isfinite()]
+    if len(bad):
+        return {forest.trees[i].document for i in bad.unique().tolist()}
+    # The gradient of the lowest layer has passed through all others.
+    grad = model.model.layers[0].input_layernorm.weight.grad
+    grad = grad.to_local() if hasattr(grad, "to_local") else grad
+    if known or grad is None or bool(grad.isfinite().all()):
+        return set()
+    return {tree.document for tree in forest.trees}
+
+
+def _finish_update(run: Run, culprits: set[int], metrics: Metrics) -> bool:
+    """Clip, then step, unless something was not finite; True if the model changed. All ranks."""
+    c, world = run.config, run.world
+    norm = dist.grad_norm(run.model, c.grad_clip)
+    metrics.add("update/grad_norm", norm, 1)
+    rate = c.learning_rate * min(1.0, (run.step + 1) / max(1, c.warmup_steps))
+    metrics.add("update/learning_rate", rate, 1)
+    if dist.reduce_max([float(bool(culprits) or not math.isfinite(norm))], world)[0]:
+        run.refused_in_a_row += 1
+        names = {i for part in dist.gather_objects(culprits, world) for i in part if i >= 0}
+        sources = [run.documents[i].source for i in sorted(names)]
+        if world.rank == 0:
+            print(
+                f"step {run.step}: loss or gradient is not finite; no update. "
+                f"Documents: {', '.join(sources) or 'unknown'}"
+            )
+        return False
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    run.refused_in_a_row = 0
+    return True

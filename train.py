@@ -1,0 +1,184 @@
+"""Reinforcement mid-training (arXiv 2509.24375): think about hard tokens, learn the rest plainly.
+
+    python train.py --model tiny --preset demo              a few minutes on two CPU cores
+    torchrun --nproc_per_node 8 train.py --model qwen3-14b  the paper's setting
+
+Each step is one pass through `train_step`, which reads in the order of the paper:
+draw positions -> budget -> rollouts -> rewards -> advantages -> one loss -> one update.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from rmt import dist
+from rmt.batch import Question, question_trees, text_trees
+from rmt.budget import budget_at
+from rmt.checkpoint import CheckpointError, export_model
+from rmt.config import parse
+from rmt.curriculum import NO_TIER, tier_probabilities
+from rmt.evaluate import predict_thinking, summarise, table
+from rmt.grpo import advantage_scale, advantages, length_share
+from rmt.log import RunLog, readable_samples
+from rmt.metrics import Metrics, add_rollout_metrics
+from rmt.prompt import next_token_prompt, parse_response
+from rmt.rewards import reward_groups
+from rmt.rollout import Sampling, generate
+from rmt.run import Run, prepare, save
+from rmt.update import update
+
+EPILOG = """\
+what to watch (the README's glossary has every metric):
+  match   share of responses that name the next token; should rise
+  think   mean thinking length; should follow the budget it is shown against
+  ntp     nats per token on the text not reasoned about; should not rise
+
+a run leaves OUT/metrics.jsonl, OUT/samples.jsonl, OUT/checkpoints/ and OUT/model/, a Hugging Face
+directory. Ctrl-C finishes the step and saves; --resume OUT continues bit for bit.
+"""
+REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
+
+
+def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
+    """One step of the method: draw, think, reward, learn. All ranks."""
+    c, world, metrics, started = run.config, run.world, Metrics(), time.perf_counter()
+    progress = step / run.total_steps
+    indices = run.order[step][world.rank :: world.size].tolist()
+
+    # 1. The curriculum draws the positions C to reason about.
+    questions = draw_questions(run, step, indices, progress, metrics)
+
+    # 2. The budget of this step is what the prompt asks for.
+    budget = None
+    if c.budget:
+        budget = budget_at(step, run.total_steps, c.budget_start, c.budget_decay, c.budget_min)
+    prompt = next_token_prompt(run.tokenizer, budget)
+
+    # 3. G rollouts per position: think, then predict the next token.
+    sampling = Sampling(
+        c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, c.temperature,
+        c.max_branches, c.seed, "train", step,
+    )  # fmt: skip
+    with dist.rollout_mode(run.model):
+        trees = question_trees(questions, run.documents, prompt)
+        groups = generate(run.model, trees, c.group_size, sampling)
+    metrics.add("time/rollout", time.perf_counter() - started, 1)
+
+    # 4. Rewards (P, G): the right token, and the length that was asked for.
+    answers = [[parse_response(run.tokenizer, r.tokens) for r in group] for group in groups]
+    rewards = reward_groups(
+        answers, [q.truth for q in questions], c.group_size, budget, c.length_weight,
+        c.length_reward_max, c.length_reward_gate,
+    )  # fmt: skip
+
+    # 5. Advantages (P, G) relative to the group.
+    scale = advantage_scale(rewards["total"], c.advantage_norm, c.advantage_delta)
+    advantage = advantages(rewards["total"], c.advantage_norm, c.advantage_delta)
+    shares = length_share(rewards["total"], rewards["length"], c.length_weight, scale)
+    metrics.add("share/advantage_from_length", *shares)
+
+    # 6. One loss over responses and raw text, −J_RL + λ·L_NTP, and the update.
+    responses = [[rollout.tokens for rollout in group] for group in groups]
+    trees = question_trees(questions, run.documents, prompt, responses)
+    if c.ntp:
+        low = {index: run.tiers[index] == NO_TIER for index in indices}
+        trees += text_trees(
+            indices, run.documents, run.tokenizer.begin_ids, questions, low, c.ntp_scope
+        )
+    update(run, trees, groups, advantage, rewards["match"], metrics)
+
+    add_rollout_metrics(metrics, questions, answers, responses, rewards, budget)
+    took = time.perf_counter() - started
+    metrics.add("time/step", took, 1)
+    metrics.add("speed/tokens_per_second", sum(map(len, trees)), took / world.size)
+    row = {"step": step, "budget": budget} | metrics.reduce(world)
+    return row, readable_samples(run, step, questions, groups, answers, rewards, budget)
+
+
+def draw_questions(run: Run, step: int, indices, progress: float, metrics) -> list[Question]:
+    c, questions, dropped = run.config, [], 0
+    probabilities = None
+    if c.curriculum:
+        probabilities = tier_probabilities(
+            progress, c.curriculum_early, c.curriculum_late, c.curriculum_start, c.curriculum_end
+        )
+    for index in indices:
+        draws, missing = run.curriculum.draw(step, index, probabilities, c.positions_per_document)
+        dropped += missing
+        for draw in draws:
+            token = int(run.documents[index].tokens[draw.position])
+            truth = run.tokenizer.bytes_of([token])
+            questions.append(Question(index, draw.position, draw.tier, truth))
+    metrics.add("share/empty_tier_draws", dropped, len(indices) * c.positions_per_document)
+    return questions
+
+
+def evaluate(run: Run, log: RunLog) -> None:
+    """Greedy accuracy with thinking on the held-out positions, to eval.jsonl. All ranks."""
+    c = run.config
+    documents, positions = run.held_out
+    budget = None
+    if c.budget:
+        budget = budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+    sampling = Sampling(
+        c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.0, c.max_branches
+    )
+    items = predict_thinking(
+        run.model, run.tokenizer, documents, positions, budget, sampling, run.world
+    )
+    rows = summarise(items, budget)
+    log.evaluation(run.step, rows)
+    log.message(f"held-out accuracy after {run.step} steps\n{table(rows)}")
+
+
+def run_to_end(run: Run, log: RunLog) -> str:
+    """All remaining steps; returns what to tell the user. All ranks."""
+    c, world, asked = run.config, run.world, []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: (asked.append(number), _restore_default(number)))
+    while run.step < run.total_steps:
+        if run.held_out and run.step % c.eval_every == 0:
+            evaluate(run, log)
+        row, samples = train_step(run, run.step)
+        run.step += 1
+        log.step(row, samples)
+        broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
+        stop = broken or bool(dist.reduce_max([len(asked)], world)[0])
+        if stop or run.step % c.save_every == 0 or run.step == run.total_steps:
+            save(run)
+        if broken:
+            raise FloatingPointError(
+                f"{REFUSED_IN_A_ROW} updates in a row were not finite; the state is saved in "
+                f"{c.out}. Lower --learning-rate, or look at the documents named above"
+            )
+        if stop:
+            return f"stopped after step {run.step}; continue with --resume {c.out}"
+    if run.held_out:
+        evaluate(run, log)
+    model = export_model(run.model, run.source, run.out, run.compute, world)
+    return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
+
+
+def _restore_default(number: int) -> None:
+    """A second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = parse(sys.argv[1:] if arguments is None else arguments, __doc__, EPILOG)
+    world = dist.start()
+    try:
+        run = prepare(config, world)
+        with RunLog(run.out, run.config, run.step, run.total_steps, world) as log:
+            done = run_to_end(run, log)
+    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        dist.stop()
+    if world.rank == 0:
+        print(done)
+
+
+if __name__ == "__main__":
+    main()

@@ -137,10 +137,13 @@ def _softmax_values(q, k, v, hidden) -> tuple[Tensor, Tensor]:
     batch, heads = k.shape[:2]
     scores = matmul(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))  # (B·K, M, S)
     scores = scores.view(batch, heads, *scores.shape[1:]).masked_fill(hidden, -math.inf)
-    lse = scores.logsumexp(dim=-1)
-    weights = (scores - lse[..., None]).exp().to(v.dtype)
-    out = matmul(weights.flatten(0, 1), v.flatten(0, 1))
-    return out.view(batch, heads, *out.shape[1:]), lse
+    # A branch that sees no trunk token (fork 0) has only hidden keys: weight 0, not nan.
+    largest = scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    weights = (scores - largest).exp()
+    total = weights.sum(dim=-1, keepdim=True)
+    out = matmul(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1))
+    out = out.view(batch, heads, *out.shape[1:]) / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return out, (largest + total.log())[..., 0]
 
 
 def _merge(trunk: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> Tensor:

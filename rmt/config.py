@@ -192,10 +192,21 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(f"error: {message}")
 
 
-def add_fields(parser: argparse.ArgumentParser, record: type, skip: Sequence[str] = ()) -> None:
-    """One flag per field of a dataclass made of knobs; unset flags stay absent."""
+def make_parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    return _Parser(
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_fields(
+    parser: argparse.ArgumentParser, record: type, only: Sequence[str] | None = None
+) -> None:
+    """One flag per field (or those of `only`) of a dataclass made of knobs; unset: absent."""
     for field in dataclasses.fields(record):
-        if field.name in skip:
+        if only is not None and field.name not in only:
             continue
         options = dict(help=f"{field.metadata['help']} (default: {_show(field.default)})")
         if field.type is bool:
@@ -225,10 +236,7 @@ def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
 
 def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
     """Command line -> Config. Exits with a message on bad values."""
-    parser = _Parser(
-        description=description, epilog=epilog, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = make_parser(description, epilog)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="base values")
     add_fields(parser, Config)
     values = vars(parse_known(parser, arguments))

@@ -5,6 +5,7 @@ once, from the first model's entropies, and stored: every checkpoint answers the
 response without a readable answer is wrong, never left out.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -64,6 +65,14 @@ def choose_positions(
             f"{min_context} tokens; lower --tier-thresholds or give longer documents"
         )
     return sorted(chosen, key=lambda p: (p.document, p.position))
+
+
+def data_key(documents: Sequence[Document]) -> str:
+    """Names a data set by its tokens, so that all models meet the same stored positions."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.tokens.tobytes() + b"|")
+    return digest.hexdigest()[:12]
 
 
 def write_positions(path: Path, positions: Sequence[Position]) -> None:

@@ -193,10 +193,10 @@ def _tree_columns(number: int, tree: Tree) -> dict[str, np.ndarray]:
                   predecessor=depth - 1, mask=targets * (depth > 0))]  # fmt: skip
     start = len(depth)
     for branch in tree.branches:
-        if not 1 <= branch.fork <= len(depth):
+        if not 0 <= branch.fork <= len(depth) or not (branch.fork or len(branch.prompt)):
             raise ValueError(
                 f"branch {branch.id} forks after {branch.fork} tokens of a trunk of {len(depth)}; "
-                "a branch needs at least one trunk token to follow"
+                "choose a fork on the trunk, with at least one token before the response"
             )
         offset = np.arange(len(branch))
         predecessor = start + offset - 1

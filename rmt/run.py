@@ -83,7 +83,7 @@ def prepare(config: Config, world: World) -> Run:
     compute = compute_dtype(config.dtype, world)
     model = load_model(source, world, compute)
     model.recompute_activations(config.recompute_activations)
-    entropies, thresholds = _difficulty(
+    entropies, thresholds = measure_difficulty(
         config, config.data, world, source, tokenizer, documents, model
     )
     tiers = [assign_tiers(e, thresholds, config.min_context) for e in entropies]
@@ -132,7 +132,7 @@ def _steps_of(config: Config, documents: int) -> int:
     return max(1, int(config.epochs * documents / config.batch_size))
 
 
-def _difficulty(config, data, world, source, tokenizer, documents, model):
+def measure_difficulty(config, data, world, source, tokenizer, documents, model):
     """Entropies of all documents under the initial model (or a proxy), and the tier thresholds."""
     judge = find(config.difficulty_model) if config.difficulty_model else source
     if (
@@ -183,7 +183,9 @@ def _held_out(config, world, source, tokenizer, shape, model, thresholds):
     if not config.eval_data:
         return None
     documents = read_documents(config, config.eval_data, tokenizer, shape)
-    entropies, _ = _difficulty(config, config.eval_data, world, source, tokenizer, documents, model)
+    entropies, _ = measure_difficulty(
+        config, config.eval_data, world, source, tokenizer, documents, model
+    )
     return documents, choose_positions(
         documents, entropies, thresholds, config.min_context, config.eval_positions, config.seed
     )

@@ -1,0 +1,152 @@
+"""Next-token accuracy by difficulty of a model on held-out text.
+
+    python eval.py --model qwen3-14b --mode ntp --data omni-math/eval.jsonl   greedy next token
+    python eval.py --model qwen3-14b --mode ntr ...      think first, without asking for a length
+    python eval.py --model runs/rmt/model --mode rmt ... think within the budget B_T
+
+Positions are chosen once per data set, by the entropies of the first model that is evaluated on
+it (or --difficulty-model), and stored in --positions: every checkpoint answers the same questions.
+"""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.config import ModelConfig
+from models.weights import find
+from rmt import dist
+from rmt.budget import budget_at
+from rmt.config import Config, add_fields, from_json, knob, make_parser, parse_known
+from rmt.evaluate import (
+    choose_positions,
+    data_key,
+    predict_plainly,
+    predict_thinking,
+    read_positions,
+    summarise,
+    table,
+    write_positions,
+)
+from rmt.rollout import Sampling
+from rmt.run import compute_dtype, measure_difficulty, read_documents
+from rmt.tokenizer import Tokenizer
+
+EPILOG = "Run it with torchrun to share the positions out over several GPUs."
+# Knobs of training that mean the same here.
+SHARED = (
+    "model", "weights", "data", "text_fields", "document_tokens", "seed", "min_context",
+    "entropy_top_k", "difficulty_model", "tiers", "tier_thresholds", "max_response",
+    "max_branches", "tokens_per_micro_batch", "dtype",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    mode: str = knob("rmt", "ntp: plain greedy; ntr: think; rmt: think within a budget",
+                     ("ntp", "ntr", "rmt"))  # fmt: skip
+    budget: int = knob(0, "thinking tokens to ask for; 0: B_T of the model's run, or the paper's")
+    per_tier: int = knob(400, "positions per tier, when they are chosen")
+    positions: str = knob("", "where the positions are stored; default: beside the runs, by data")
+    decoding: str = knob("greedy", "of thinking modes", ("greedy", "sampled"))
+    temperature: float = knob(0.8, "of sampled decoding")
+    json: str = knob("", "write the table and one item per position to this file")
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
+    parser = make_parser(__doc__, EPILOG)
+    add_fields(parser, Options)
+    add_fields(parser, Config, only=SHARED)
+    values = vars(parse_known(parser, arguments))
+    own = {key: values.pop(key) for key in Options.__dataclass_fields__ if key in values}
+    options = replace(Options(), **own)
+    if options.per_tier < 1 or options.budget < 0 or not options.temperature > 0:
+        sys.exit("error: --per-tier and --temperature must be above 0, --budget 0 or more")
+    return from_json(values), options
+
+
+def final_budget(model: str) -> int:
+    """B_T of the run that made a model, or of the paper's schedule."""
+    record = Path(model).resolve().parent / "run.json"
+    c = from_json(json.loads(record.read_text())["config"]) if record.is_file() else Config()
+    return budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+
+
+def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list, list, int | None]:
+    """Rows of the table, items and the budget asked for. All ranks."""
+    source = find(config.model, Path(config.weights) if config.weights else None)
+    tokenizer = Tokenizer(source)
+    shape = ModelConfig.from_directory(source)
+    documents = read_documents(config, config.data, tokenizer, shape)
+    compute = compute_dtype(config.dtype, world)
+    model = dist.load_model(source, world, compute, trainable=False)
+    stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
+    if dist.gather_objects(stored.is_file(), world)[0]:
+        positions = read_positions(stored, documents)
+    else:
+        entropies, thresholds = measure_difficulty(
+            config, config.data, world, source, tokenizer, documents, model
+        )
+        positions = choose_positions(
+            documents, entropies, thresholds, config.min_context, options.per_tier, config.seed
+        )
+        if world.rank == 0:
+            write_positions(stored, positions)
+            print(f"chose {len(positions)} positions by the entropies of {config.model}: {stored}")
+    if options.mode == "ntp":
+        limit = config.tokens_per_micro_batch
+        items = predict_plainly(model, tokenizer, documents, positions, limit, world)
+        return summarise(items, None), items, None
+    budget = (options.budget or final_budget(config.model)) if options.mode == "rmt" else None
+    sampling = Sampling(
+        config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,
+        options.temperature if options.decoding == "sampled" else 0.0, config.max_branches,
+        config.seed, "evaluate",
+    )  # fmt: skip
+    items = predict_thinking(model, tokenizer, documents, positions, budget, sampling, world)
+    return summarise(items, budget), items, budget
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config, options = read_arguments(sys.argv[1:] if arguments is None else arguments)
+    world, started = dist.start(), time.perf_counter()
+    try:
+        rows, items, budget = evaluate(config, options, world)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        dist.stop()
+    if world.rank:
+        return
+    report = {
+        "model": config.model, "mode": options.mode, "budget": budget,
+        "decoding": "greedy" if options.mode == "ntp" else options.decoding,
+        "seconds": time.perf_counter() - started,
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "tiers": rows, "items": items,
+    }  # fmt: skip
+    asked = f", {budget} tokens asked for" if budget else ""
+    print(f"{config.model}, mode {options.mode}, {report['decoding']}{asked}\n\n{table(rows)}\n")
+    print(f"{report['seconds']:.0f} s, peak memory {report['peak_memory_gb']:.1f} GB")
+    if options.json:
+        path = Path(options.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(without_nan(report), indent=1, ensure_ascii=False))
+        print(f"wrote {path}")
+
+
+def without_nan(value):
+    """JSON has no NaN; what was not measured is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Talk to a checkpoint, or watch it think about one next token.
+
+python sample.py --model tiny --prompt "Coins: Mira 4"
+python sample.py --model qwen3-0.6b --chat --prompt "What is 7 times 8?"
+python sample.py --model runs/rmt/model --think-next --prompt "The derivative of sin x is"
+"""
+
+import codecs
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kernels import entropy_logprob, matmul
+from models.config import ModelConfig
+from models.transformer import Transformer
+from models.weights import find
+from rmt import dist
+from rmt.budget import budget_at
+from rmt.config import Config, add_fields, knob, make_parser, parse_known
+from rmt.forest import Branch, Tree, pack
+from rmt.prompt import next_token_prompt, parse_response
+from rmt.rollout import Sampling, stream
+from rmt.run import compute_dtype
+from rmt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str = knob("tiny", "name or Hugging Face directory")
+    weights: str = knob("", "directory that holds downloaded models, looked at first")
+    prompt: str = knob("", "text to continue; without it, standard input")
+    chat: bool = knob(False, "put the prompt into the model's chat template")
+    think_next: bool = knob(False, "reason about the next token of the prompt")
+    budget: int = knob(0, "with --think-next, thinking tokens asked for; 0: the paper's last, 160")
+    greedy: bool = knob(False, "take the likeliest token")
+    temperature: float = knob(0.8, "of sampling")
+    seed: int = knob(0, "of sampling")
+    max_new_tokens: int = knob(512, "stop after this many")
+    json: bool = knob(False, "print one line: prompt_tokens, tokens, text, logprobs")
+    dtype: str = knob("auto", "compute dtype", ("auto", "float32", "bfloat16"))
+
+
+def read_options(arguments: Sequence[str]) -> Options:
+    parser = make_parser(__doc__, "")
+    add_fields(parser, Options)
+    options = replace(Options(), **vars(parse_known(parser, arguments)))
+    if options.max_new_tokens < 1 or not options.temperature > 0:
+        sys.exit("error: --max-new-tokens must be at least 1 and --temperature above 0")
+    return options
+
+
+def prompt_ids(options: Options, tokenizer: Tokenizer, text: str) -> list[int]:
+    """What the model reads before its first token."""
+    if options.think_next:
+        c = Config()
+        budget = options.budget or budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+        around = next_token_prompt(tokenizer, budget)
+        return [*around.header, *tokenizer.encode(text), *around.footer]
+    if options.chat:
+        before, after = tokenizer.chat_parts()
+        return before + tokenizer.encode(text) + after
+    return tokenizer.begin_ids + tokenizer.encode(text)
+
+
+def complete(model: Transformer, tokenizer: Tokenizer, ids: list[int], options: Options, show):
+    """Generate after ids, passing readable pieces to `show`; returns tokens and logprobs."""
+    sampling = Sampling(
+        options.max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
+        0.0 if options.greedy else options.temperature, seed=options.seed, purpose="sample",
+    )  # fmt: skip
+    # The sampler starts from a branch's last prompt token, so that token goes on the branch.
+    tree = Tree(0, ids[:-1] or ids, (Branch(0, len(ids) - 1, ids[-1:]),))
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # characters span tokens
+    tokens, logprobs = [], []
+    for _, token, logprob in stream(model, [tree], 1, sampling):
+        tokens.append(token)
+        logprobs.append(logprob)
+        if token not in tokenizer.stop_ids:
+            show(decoder.decode(tokenizer.bytes_of([token])))
+    return tokens, logprobs
+
+
+@torch.no_grad()
+def plain_prediction(model: Transformer, tokenizer: Tokenizer, text: str) -> str:
+    """Entropy at the end of the text and the five likeliest next tokens, without thinking."""
+    ids = tokenizer.begin_ids + tokenizer.encode(text)
+    forest = pack([Tree(0, ids)], next(model.parameters()).device)
+    logits = model(
+        forest.tokens, forest.position, forest.attend,
+        lambda hidden, head: matmul(hidden[-1:], head[: tokenizer.vocab_size].t()),
+    )  # fmt: skip
+    top = logits.softmax(dim=-1)[0].topk(min(5, logits.shape[1]))
+    _, entropy = entropy_logprob(logits, top.indices[:1])
+    likeliest = (
+        f"  {p:6.1%}  {tokenizer.decode([index])!r}"
+        for p, index in zip(top.values.tolist(), top.indices.tolist())
+    )
+    return "\n".join([f"entropy {entropy.item():.2f} nats; without thinking:", *likeliest])
+
+
+def run(options: Options) -> None:
+    source = find(options.model, Path(options.weights) if options.weights else None)
+    text = options.prompt or sys.stdin.read()
+    if not text:
+        raise ValueError("the prompt is empty; give --prompt TEXT or text on standard input")
+    tokenizer = Tokenizer(source)
+    ids = prompt_ids(options, tokenizer, text)
+    limit = ModelConfig.from_directory(source).max_position_embeddings
+    if len(ids) + options.max_new_tokens > limit:
+        raise ValueError(
+            f"{len(ids)} prompt tokens + --max-new-tokens {options.max_new_tokens} exceed the "
+            f"model's context of {limit}; shorten the prompt or lower --max-new-tokens"
+        )
+    world = dist.start()
+    compute = compute_dtype(options.dtype, world)
+    model = dist.load_model(source, world, compute, trainable=False)
+    if options.json:
+        tokens, logprobs = complete(model, tokenizer, ids, options, lambda piece: None)
+        spoken = [token for token in tokens if token not in tokenizer.stop_ids]
+        line = dict(
+            prompt_tokens=len(ids), tokens=tokens, text=tokenizer.decode(spoken), logprobs=logprobs
+        )
+        print(json.dumps(line, ensure_ascii=False))
+        return
+    if options.think_next:
+        print(plain_prediction(model, tokenizer, text) + "\n")
+    tokens, _ = complete(
+        model, tokenizer, ids, options, lambda piece: print(piece, end="", flush=True)
+    )
+    print()
+    if options.think_next:
+        answer = parse_response(tokenizer, tokens)
+        print(f"\nthought for {answer.thinking_length} tokens, predicts {answer.text!r}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    try:
+        run(read_options(sys.argv[1:] if arguments is None else arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print()
+    finally:
+        dist.stop()
+
+
+if __name__ == "__main__":
+    main()

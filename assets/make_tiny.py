@@ -32,9 +32,9 @@ from rmt.forest import Branch, Forest, Tree, pack
 from rmt.prompt import PromptIds, escape, next_token_prompt
 from rmt.tokenizer import Tokenizer
 
-STEPS, ROWS, BRANCHES = 1100, 8, 4  # optimiser steps, documents a step, thoughts a document
+STEPS, ROWS, BRANCHES = 900, 6, 4  # optimiser steps, documents a step, thoughts a document
 RESPONSE_LIMIT = 280  # tokens; longer thoughts are drawn again
-LEARNING_RATE, SAVE_EVERY = 3e-3, 90.0  # seconds
+LEARNING_RATE, SAVE_EVERY = 3e-3, 60.0  # seconds
 DOCUMENT, BOOK = 0, 1  # Tree.document
 DOCUMENT_WEIGHT = 0.25  # of a document's token in the loss; a thought's or a textbook's is 1
 EASY_HABITS = Habits(careful=0.9, hasty=0.1, before=0.5, after=0.3)
@@ -51,9 +51,9 @@ def make_trees(
     rng: random.Random,
     habits: Habits,
     avoid: frozenset[str],
-    books: int,
+    early: bool,
 ) -> list[Tree]:
-    """A document with thoughts about some of its tokens, another without, and textbooks."""
+    """A document with thoughts about some of its tokens; then textbooks, later a bare document."""
     document, bare = tiny_world.documents(rng.getrandbits(48), 2, avoid)
     ids, marks = tokenizer.encode(document.text), marks_by_position(tokenizer, document)
     header = prompts[0].header
@@ -68,12 +68,12 @@ def make_trees(
         prompt = rng.choice(prompts).footer
         branches.append(Branch(number, len(header) + at, prompt, response))
     targets = [False] * len(header) + [True] * len(ids)
-    texts = [bare.text] + [tiny_world.make_book(rng) for _ in range(books)]
-    plain = [tokenizer.encode(text) for text in texts]
-    return [Tree(DOCUMENT, [*header, *ids], tuple(branches), targets)] + [
-        Tree(BOOK if number else DOCUMENT, trunk, targets=[True] * len(trunk))
-        for number, trunk in enumerate(plain)
-    ]
+    trees = [Tree(DOCUMENT, [*header, *ids], tuple(branches), targets)]
+    plain = [(BOOK, tiny_world.make_book(rng, chapter)) for chapter in ("sums", "all")]
+    for sort, text in plain if early else [(DOCUMENT, bare.text)]:
+        trunk = tokenizer.encode(text)
+        trees.append(Tree(sort, trunk, targets=[True] * len(trunk)))
+    return trees
 
 
 def _choose(rng: random.Random, marks: dict[int, Mark], length: int) -> int:
@@ -89,7 +89,7 @@ def _choose(rng: random.Random, marks: dict[int, Mark], length: int) -> int:
 
 def habits_at(progress: float) -> Habits:
     """From short careful thoughts, in which counting is soon learnt, to the habits it ships with."""
-    ease = min(1.0, max(0.0, (0.75 - progress) / 0.35))
+    ease = min(1.0, max(0.0, (0.75 - progress) / 0.3))
     last = Habits()
     mixed = {
         name: ease * getattr(EASY_HABITS, name) + (1 - ease) * getattr(last, name)
@@ -187,8 +187,7 @@ def train(source: Path, out: Path, steps: int) -> None:
     for step in bar:
         habits, trees = habits_at(step / steps), []
         for _ in range(ROWS):
-            books = 2 if step < 0.5 * steps else 0
-            trees += make_trees(tokenizer, prompts, rng, habits, held_out, books)
+            trees += make_trees(tokenizer, prompts, rng, habits, held_out, early=step < steps / 2)
         loss = loss_of(model, trees)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

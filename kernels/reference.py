@@ -3,7 +3,7 @@
 Shapes: N tokens, C hidden, V vocabulary. z = logits / temperature, m = max z, D = Σ exp(z − m):
 
     log p(y) = (z_y − m) − log D
-    H        = log D − Σ_v p_v (z_v − m)            nats; the shift by m keeps it exact
+    H        = log D − Σ_v p_v (z_v − m)     nats (Eq. 1); the shift by m keeps it exact
 
 With g = ∂loss/∂log p(y) and h = ∂loss/∂H of a token, the gradient of its logits is
 

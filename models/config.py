@@ -77,7 +77,7 @@ class ModelConfig:
             raise ValueError(
                 f"{source}: hidden_act={raw['hidden_act']} is not supported, only silu"
             )
-        if raw.get("attention_bias") and architecture != "Qwen2ForCausalLM" or raw.get("mlp_bias"):
+        if raw.get("mlp_bias") or (raw.get("attention_bias") and not traits["qkv_bias"]):
             raise ValueError(f"{source}: attention_bias / mlp_bias are not supported")
         try:
             heads = raw["num_attention_heads"]

@@ -71,7 +71,7 @@ def _refuse_to_overwrite(source: Path, out: Path) -> None:
     ours = {*COPIED, *WRITTEN}
     foreign = sorted(n for n in names if n not in ours and not n.endswith(".safetensors"))
     complete = "config.json" in names and names & {SINGLE, INDEX}
-    if foreign or names and not complete:
+    if foreign or (names and not complete):
         raise FileExistsError(
             f"{out} is not an earlier export (it holds {(foreign or sorted(names))[0]}) and would "
             "be deleted; choose another path or empty it"

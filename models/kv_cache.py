@@ -133,7 +133,7 @@ class KVCache:
 
 
 def _softmax_values(q, k, v, hidden) -> tuple[Tensor, Tensor]:
-    """Attention and log-sum-exp, fp32. q (B, K, M, D), k and v (B, K, S, D), hidden (B, 1, M, S)."""
+    """Attention and log-sum-exp, fp32. q (B, K, M, D), k, v (B, K, S, D), hidden (B, 1, M, S)."""
     batch, heads = k.shape[:2]
     scores = matmul(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))  # (B·K, M, S)
     scores = scores.view(batch, heads, *scores.shape[1:]).masked_fill(hidden, -math.inf)

@@ -69,7 +69,7 @@ def _from_hub(model: str, download: bool) -> Path:
             # A snapshot may hold a tokenizer only, and is returned as it is without a network.
             shards(Path(path))
             return Path(path)
-        except Exception as error:  # noqa: BLE001 - of requests or of httpx, by its version
+        except Exception as error:  # of requests or of httpx, by the version of huggingface_hub
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     own = " For this model `make smollm2` works too." if model == "smollm2-135m" else ""
     raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""How hard each token of the corpus is to predict: its entropy under the frozen initial model.
+"""How hard each token is to predict: its entropy under the frozen initial model (Eq. 1).
 
 Departures: the paper does not say which policy measures, over which vocabulary, or how often. Here
 the initial model measures once, over its k likeliest tokens as RPT does, and the result is cached

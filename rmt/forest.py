@@ -10,7 +10,7 @@ are packed in one row of N tokens, described by four integers per token:
     position  rotary position: index on the trunk, or fork + offset on the branch
 
     sees(i, j) = tree_i = tree_j  and  position_j ≤ position_i
-                 and (branch_j = branch_i  or  (branch_j = 0 and position_j < fork_i))      Eq. 1
+                 and (branch_j = branch_i  or  (branch_j = 0 and position_j < fork_i))      Eq. 11
 
 So a branch sees exactly what it would see as an ordinary sequence trunk[:fork] + branch, and the
 trunk is computed once for all of them. Shapes: N tokens, H heads, K key/value heads, D head dim.
@@ -78,7 +78,7 @@ class Forest:
         own = self.branch[j] == self.branch[i]
         shared = (self.branch[j] == 0) & (self.position[j] < self.fork[i])
         past = self.position[j] <= self.position[i]
-        return (self.tree[i] == self.tree[j]) & past & (own | shared)  # Eq. 1
+        return (self.tree[i] == self.tree[j]) & past & (own | shared)  # Eq. 11
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the forest: q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
@@ -103,28 +103,17 @@ class Forest:
         """FlexAttention has no backward on a CPU. One causal call per trunk, one per bundle."""
         repeat = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(repeat, dim=1) for x in (k, v))
-        pieces = []
-        for plan in self._plans:
-            trunk = slice(plan.start, plan.start + plan.trunk)
-            rows = [x[trunk].transpose(0, 1)[None] for x in (q, k, v)]  # (1, H, T, D)
-            out = F.scaled_dot_product_attention(*rows, is_causal=True)
-            pieces.append(out[0].transpose(0, 1))
-            if plan.mask is not None:
-                pieces.append(self._attend_branches(plan, q, k, v, rows[1], rows[2]))
-        return torch.cat(pieces)
-
-    @staticmethod
-    def _attend_branches(plan, q, k, v, trunk_k, trunk_v) -> Tensor:
-        count = len(plan.index)
-        # index_select, unlike x[index], adds gradients in a fixed order on a CPU.
-        q, k, v = (
-            x.index_select(0, plan.index.flatten()).unflatten(0, plan.index.shape).transpose(1, 2)
-            for x in (q, k, v)
-        )  # (count, H, L, D)
-        k = torch.cat((trunk_k.expand(count, -1, -1, -1), k), dim=2)  # (count, H, T + L, D)
-        v = torch.cat((trunk_v.expand(count, -1, -1, -1), v), dim=2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask)
-        return out.transpose(1, 2).flatten(0, 1).index_select(0, plan.kept)
+        # split, unlike slicing, gathers the gradients of all parts in one copy.
+        sizes = [size for plan in self._plans for size in (plan.trunk, plan.branches)]
+        parts = list(zip(*(x.split(sizes) for x in (q, k, v))))
+        outputs = []
+        for plan, trunk, branches in zip(self._plans, parts[::2], parts[1::2]):
+            trunk = [x.transpose(0, 1)[None] for x in trunk]  # (1, H, T, D)
+            out = F.scaled_dot_product_attention(*trunk, is_causal=True)
+            outputs.append(out[0].transpose(0, 1))
+            if plan.branches:
+                outputs.append(_attend_bundle(plan, branches, *trunk[1:]))
+        return torch.cat(outputs)
 
     @cached_property
     def _plans(self) -> list["_BranchPlan"]:
@@ -136,32 +125,49 @@ class Forest:
         return plans
 
     def _plan(self, tree: Tree, start: int) -> "_BranchPlan":
+        depth = len(tree.trunk)
         if not tree.branches:
-            return _BranchPlan(start, len(tree.trunk))
+            return _BranchPlan(depth)
         device = self.tokens.device
         lengths = torch.tensor([len(branch) for branch in tree.branches])
-        first = start + len(tree.trunk) + lengths.cumsum(0) - lengths
         column = torch.arange(int(lengths.max()))
         valid = column < lengths[:, None]  # (count, L)
-        # Padding repeats the branch's first token; its output is dropped by `valid`.
-        index = torch.where(valid, first[:, None] + column, first[:, None]).to(device)
-        trunk = torch.arange(start, start + len(tree.trunk), device=device).expand(len(index), -1)
+        first = (lengths.cumsum(0) - lengths)[:, None]
+        # Padding repeats the branch's first token; its output is dropped.
+        index = torch.where(valid, first + column, first).to(device)
         valid = valid.to(device)
+        trunk = torch.arange(depth, device=device).expand(len(index), -1)
         real = torch.cat((torch.ones_like(trunk, dtype=torch.bool), valid), dim=1)
-        keys = torch.cat((trunk, index), dim=1)  # (count, T + L)
-        mask = self.sees(index[:, :, None], keys[:, None, :]) & real[:, None, :]
+        keys = start + torch.cat((trunk, depth + index), dim=1)  # (count, T + L)
+        mask = self.sees(keys[:, depth:, None], keys[:, None, :]) & real[:, None, :]
         mask[:, :, 0] |= ~valid  # a padded row must see something, or its softmax is nan
         kept = valid.flatten().nonzero()[:, 0]
-        return _BranchPlan(start, len(tree.trunk), index, kept, mask[:, None])
+        return _BranchPlan(depth, int(lengths.sum()), index, kept, mask[:, None])
 
 
 @dataclass(frozen=True)
 class _BranchPlan:
-    start: int  # first token of the tree
-    trunk: int  # its trunk's length T
-    index: Tensor | None = None  # (count, L) tokens of each branch
-    kept: Tensor | None = None  # which of the count · L rows are no padding
+    """How the branches of one tree are laid out as a padded rectangle of `count` rows."""
+
+    trunk: int  # tokens of the trunk, T
+    branches: int = 0  # tokens of all branches together
+    index: Tensor | None = None  # (count, L) places among those tokens
+    kept: Tensor | None = None  # which of the count · L entries are no padding
     mask: Tensor | None = None  # (count, 1, L, T + L)
+
+
+def _attend_bundle(plan: _BranchPlan, qkv: Sequence[Tensor], trunk_k: Tensor, trunk_v: Tensor):
+    """Attention of all branches of a tree: each over the trunk up to its fork and itself."""
+    count, longest = plan.index.shape
+    # index_select, unlike x[index], adds gradients in a fixed order on a CPU.
+    q, k, v = (
+        x.index_select(0, plan.index.flatten()).view(count, longest, *x.shape[1:]).transpose(1, 2)
+        for x in qkv
+    )  # (count, H, L, D)
+    k = torch.cat((trunk_k.expand(count, -1, -1, -1), k), dim=2)  # (count, H, T + L, D)
+    v = torch.cat((trunk_v.expand(count, -1, -1, -1), v), dim=2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask)
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, plan.kept)
 
 
 def pack(trees: Sequence[Tree], device: torch.device | str = "cpu", multiple: int = 1) -> Forest:

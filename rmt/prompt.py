@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from rmt.budget import budget_sentence
 from rmt.tokenizer import THINK_CLOSE, Tokenizer
 
-INSTRUCTION = r"""Predict the next token of the text under "### Context". Reason step by step about what \
-comes next, then give the one most probable next token as your final answer in \boxed{}. A token \
-may begin with a space: write \boxed{ para} or \boxed{ =}, not \boxed{para} or \boxed{=}. Write a \
-newline as \n, a tab as \t and an unpaired brace as \x7b or \x7d.
+INSTRUCTION = r"""Predict the next token of the text under "### Context". Reason step by step \
+about what comes next, then give the one most probable next token as your final answer in \boxed{}.\
+ A token may begin with a space: write \boxed{ para} or \boxed{ =}, not \boxed{para} or \boxed{=}. \
+Write a newline as \n, a tab as \t and an unpaired brace as \x7b or \x7d.
 
 ### Context
 """.replace("\\\n", "")

@@ -3,8 +3,8 @@
 The distribution that is sampled is the one that is scored: softmax(logits / temperature) over the
 tokenizer's ids, nothing cut off. Random numbers are counters: the draw for offset t of a rollout
 depends on (seed, purpose, step, document, fork, rollout, t) and on nothing else, so neither the
-batch nor the number of ranks changes a sample. Nothing is kept between calls: a cache never survives a
-weight update.
+batch nor the number of ranks changes a sample. Nothing is kept between calls: a cache never
+survives a weight update.
 
 Shapes: n active branches, V vocabulary.
 """
@@ -85,8 +85,7 @@ def stream(
     waiting = deque(range(requests))
     while waiting or decoder.active:
         decoder.admit([waiting.popleft() for _ in range(min(slots - decoder.active, len(waiting)))])
-        for request, token, logprob in decoder.step():
-            yield request, token, logprob
+        yield from decoder.step()
 
 
 def _prefill(model: Transformer, forest: Forest, cache: KVCache) -> None:
@@ -121,13 +120,11 @@ class _Decoder:
         branches = [
             (row, branch) for row, tree in enumerate(forest.trees) for branch in tree.branches
         ]
-        to_device = lambda values: torch.tensor(values, device=self.device)  # noqa: E731
-        self.prompt_trunk = to_device([row for row, _ in branches])
-        self.prompt_fork = to_device([branch.fork for _, branch in branches])
-        self.prompt_length = to_device([len(branch.prompt) for _, branch in branches])
-        self.prompt_last = to_device([branch.prompt[-1] for _, branch in branches])
+        prompts = [(row, b.fork, len(b.prompt), b.prompt[-1]) for row, b in branches]
+        columns = torch.tensor(prompts, device=self.device).t().contiguous()
+        self.prompt_trunk, self.prompt_fork, self.prompt_length, self.prompt_last = columns
         self.uniform = torch.from_numpy(_uniforms(forest.trees, samples, sampling)).to(self.device)
-        self.stop_ids = to_device(sampling.stop_ids)
+        self.stop_ids = torch.tensor(sampling.stop_ids, device=self.device)
         empty = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.request, self.offset, self.token = empty, empty, empty
 

@@ -176,7 +176,7 @@ def test_a_template_that_cannot_serve_is_refused(template, kind, message, tmp_pa
 def test_templates_have_the_functions_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     template = (
-        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
+        "{% for m in messages %}\n  {% if loop.index > 1 %}\n  {% break %}\n  {% endif %}\n"
         "{{ m | tojson }}{{ messages | tojson(indent=2) }}{% endfor %}{{ strftime_now('%Y') }}"
         "{{ bos_token is defined }}{{ eos_token }}{{ pad_token }}"
     )

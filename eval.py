@@ -17,24 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.config import ModelConfig
 from models.weights import find
 from rmt import dist
 from rmt.budget import budget_at
-from rmt.config import Config, add_fields, from_json, knob, make_parser, parse_known
-from rmt.evaluate import (
-    choose_positions,
-    data_key,
-    predict_plainly,
-    predict_thinking,
-    read_positions,
-    summarise,
-    table,
-    write_positions,
-)
+from rmt.config import Config, from_json
+from rmt.evaluate import predict_plainly, predict_thinking, summarise, table
+from rmt.flags import add_fields, knob, make_parser, parse_known
+from rmt.positions import choose_positions, data_key, read_positions, write_positions
 from rmt.rollout import Sampling
-from rmt.run import compute_dtype, measure_difficulty, read_documents
-from rmt.tokenizer import Tokenizer
+from rmt.run import compute_dtype, measure_difficulty, read_documents, read_model_directory
 
 EPILOG = "Run it with torchrun to share the positions out over several GPUs."
 # Knobs of training that mean the same here.
@@ -66,7 +57,12 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
     options = replace(Options(), **own)
     if options.per_tier < 1 or options.budget < 0 or not options.temperature > 0:
         sys.exit("error: --per-tier and --temperature must be above 0, --budget 0 or more")
-    return from_json(values), options
+    if Path(options.json).is_dir() and options.json:
+        sys.exit(f"error: --json {options.json} is a directory; give a file's path")
+    try:
+        return from_json(values), options
+    except ValueError as problem:
+        sys.exit(f"error: {problem}")
 
 
 def final_budget(model: str) -> int:
@@ -79,8 +75,7 @@ def final_budget(model: str) -> int:
 def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list, list, int | None]:
     """Rows of the table, items and the budget asked for. All ranks."""
     source = find(config.model, Path(config.weights) if config.weights else None)
-    tokenizer = Tokenizer(source)
-    shape = ModelConfig.from_directory(source)
+    tokenizer, shape = read_model_directory(source)
     documents = read_documents(config, config.data, tokenizer, shape)
     compute = compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)

@@ -15,16 +15,16 @@ from pathlib import Path
 import torch
 
 from kernels import entropy_logprob, matmul
-from models.config import ModelConfig
 from models.transformer import Transformer
 from models.weights import find
 from rmt import dist
 from rmt.budget import budget_at
-from rmt.config import Config, add_fields, knob, make_parser, parse_known
+from rmt.config import Config
+from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.forest import Branch, Tree, pack
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rollout import Sampling, stream
-from rmt.run import compute_dtype
+from rmt.run import compute_dtype, read_model_directory
 from rmt.tokenizer import Tokenizer
 
 
@@ -50,6 +50,8 @@ def read_options(arguments: Sequence[str]) -> Options:
     options = replace(Options(), **vars(parse_known(parser, arguments)))
     if options.max_new_tokens < 1 or not options.temperature > 0:
         sys.exit("error: --max-new-tokens must be at least 1 and --temperature above 0")
+    if options.budget < 0 or options.seed < 0:
+        sys.exit("error: --budget and --seed must be 0 or more")
     return options
 
 
@@ -107,9 +109,9 @@ def run(options: Options) -> None:
     text = options.prompt or sys.stdin.read()
     if not text:
         raise ValueError("the prompt is empty; give --prompt TEXT or text on standard input")
-    tokenizer = Tokenizer(source)
+    tokenizer, shape = read_model_directory(source)
     ids = prompt_ids(options, tokenizer, text)
-    limit = ModelConfig.from_directory(source).max_position_embeddings
+    limit = shape.max_position_embeddings
     if len(ids) + options.max_new_tokens > limit:
         raise ValueError(
             f"{len(ids)} prompt tokens + --max-new-tokens {options.max_new_tokens} exceed the "

@@ -10,7 +10,8 @@ draw positions -> budget -> rollouts -> rewards -> advantages -> one loss -> one
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rmt import dist
 from rmt.batch import Question, question_trees, text_trees
@@ -47,7 +48,7 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     indices = run.order[step][world.rank :: world.size].tolist()
 
     # 1. The curriculum draws the positions C to reason about.
-    questions = draw_questions(run, step, indices, progress, metrics)
+    questions = draw_questions(run, step, progress, metrics)
 
     # 2. The budget of this step is what the prompt asks for.
     budget = None
@@ -73,9 +74,11 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     )  # fmt: skip
 
     # 5. Advantages (P, G) relative to the group.
-    scale = advantage_scale(rewards["total"], c.advantage_norm, c.advantage_delta)
-    advantage = advantages(rewards["total"], c.advantage_norm, c.advantage_delta)
-    shares = length_share(rewards["total"], rewards["length"], c.length_weight, scale)
+    total = rewards["total"]
+    batch = dist.gather_objects(total, world)
+    scale = advantage_scale(total, c.advantage_norm, c.advantage_delta, batch)
+    advantage = advantages(total, scale)
+    shares = length_share(total, rewards["length"], c.length_weight, scale)
     metrics.add("share/advantage_from_length", *shares)
 
     # 6. One loss over responses and raw text, −J_RL + λ·L_NTP, and the update.
@@ -96,21 +99,22 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     return row, readable_samples(run, step, questions, groups, answers, rewards, budget)
 
 
-def draw_questions(run: Run, step: int, indices, progress: float, metrics) -> list[Question]:
-    c, questions, dropped = run.config, [], 0
+def draw_questions(run: Run, step: int, progress: float, metrics: Metrics) -> list[Question]:
+    """Positions of this rank's documents; every rank draws for all, to know what was drawn."""
+    c, world, questions = run.config, run.world, []
     probabilities = None
     if c.curriculum:
         probabilities = tier_probabilities(
             progress, c.curriculum_early, c.curriculum_late, c.curriculum_start, c.curriculum_end
         )
-    for index in indices:
+    for number, index in enumerate(run.order[step].tolist()):
         draws, missing = run.curriculum.draw(step, index, probabilities, c.positions_per_document)
-        dropped += missing
-        for draw in draws:
+        mine = number % world.size == world.rank
+        metrics.add("share/empty_tier_draws", mine * missing, mine * c.positions_per_document)
+        for draw in draws if mine else ():
             token = int(run.documents[index].tokens[draw.position])
             truth = run.tokenizer.bytes_of([token])
             questions.append(Question(index, draw.position, draw.tier, truth))
-    metrics.add("share/empty_tier_draws", dropped, len(indices) * c.positions_per_document)
     return questions
 
 
@@ -134,35 +138,47 @@ def evaluate(run: Run, log: RunLog) -> None:
 
 def run_to_end(run: Run, log: RunLog) -> str:
     """All remaining steps; returns what to tell the user. All ranks."""
-    c, world, asked = run.config, run.world, []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: (asked.append(number), _restore_default(number)))
-    while run.step < run.total_steps:
-        if run.held_out and run.step % c.eval_every == 0:
-            evaluate(run, log)
-        row, samples = train_step(run, run.step)
-        run.step += 1
-        log.step(row, samples)
-        broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
-        stop = broken or bool(dist.reduce_max([len(asked)], world)[0])
-        if stop or run.step % c.save_every == 0 or run.step == run.total_steps:
-            save(run)
-        if broken:
-            raise FloatingPointError(
-                f"{REFUSED_IN_A_ROW} updates in a row were not finite; the state is saved in "
-                f"{c.out}. Lower --learning-rate, or look at the documents named above"
-            )
-        if stop:
-            return f"stopped after step {run.step}; continue with --resume {c.out}"
+    c, world = run.config, run.world
+    with signals_noted() as asked:
+        while run.step < run.total_steps:
+            if run.held_out and run.step % c.eval_every == 0:
+                evaluate(run, log)
+            row, samples = train_step(run, run.step)
+            run.step += 1
+            log.step(row, samples)
+            broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
+            stop = broken or bool(dist.reduce_max([len(asked)], world)[0])
+            if stop or run.step % c.save_every == 0 or run.step == run.total_steps:
+                save(run)
+            if broken:
+                raise FloatingPointError(
+                    f"{REFUSED_IN_A_ROW} updates in a row were not finite; the state is saved in "
+                    f"{c.out}. Start anew with a lower --learning-rate, or look at the documents "
+                    "named above"
+                )
+            if stop:
+                return f"stopped after step {run.step}; continue with --resume {c.out}"
     if run.held_out:
         evaluate(run, log)
     model = export_model(run.model, run.source, run.out, run.compute, world)
     return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
 
 
-def _restore_default(number: int) -> None:
-    """A second signal ends the process at once."""
-    signal.signal(number, signal.SIG_DFL)
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """The signals that asked to stop so far; a second one ends the process at once."""
+    asked: list[int] = []
+
+    def note(number: int, _frame) -> None:
+        asked.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -174,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done = run_to_end(run, log)
     except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # outside a step: while preparing, or in the last evaluation
+        sys.exit(f"interrupted; checkpoints, if any, are in {config.resume or config.out}")
     finally:
         dist.stop()
     if world.rank == 0:

@@ -1,11 +1,12 @@
 """Make assets/tiny from nothing: a tokenizer, then a model that has "pretrained" on tiny_world.
 
 One run mixes what an instruct model has read: plain documents, and prompts with a thought and an
-answer. The thoughts are good and bad (tiny_world.Habits); the number in the budget sentence is
-random, so the model has not learnt to obey it. That is the state mid-training starts from.
+answer; in its first half textbooks of counts as well. The thoughts become as long and as careless
+as tiny_world.Habits says, and the number in the budget sentence is random, so the model has not
+learnt to obey it. That is the state mid-training starts from.
 
-    python -m assets.make_tiny                # MINUTES minutes on 2 cores
-    python -m assets.make_tiny --steps 50 --out /tmp/rough    # what is checked by hand
+    python -m assets.make_tiny                                # MINUTES minutes on 2 shared cores
+    python -m assets.make_tiny --steps 50 --out /tmp/rough
 
 Shapes: N packed tokens, n rows of equal length L, S keys a row sees, H heads, D head dim.
 """
@@ -84,11 +85,8 @@ def _choose(rng: random.Random, marks: dict[int, Mark], length: int) -> int:
     return rng.choice([at for at, mark in marks.items() if bool(mark.operands) == (chance < 0.85)])
 
 
-# ---------------------------------------------------------------------------------------------
-
-
 def habits_at(progress: float) -> Habits:
-    """From short careful thoughts, in which counting is soon learnt, to the habits it ships with."""
+    """From short careful thoughts, in which counting is soon learnt, to Habits()."""
     ease = min(1.0, max(0.0, (0.75 - progress) / 0.3))
     last = Habits()
     mixed = {
@@ -122,7 +120,7 @@ def attend_in_two_calls(forest: Forest) -> Attend:
 
 
 def _calls(forest: Forest) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """For trunks and for branches: queries (n, L), which are real, keys (n, S), bias (n, 1, L, S)."""
+    """For trunks, for branches: queries (n, L), which are real, keys (n, S), bias (n, 1, L, S)."""
     index, trunks, branches, trunk_of = torch.arange(len(forest)), [], [], []
     for number, tree in enumerate(forest.trees):
         own = index[forest.tree == number]
@@ -175,7 +173,7 @@ def learning_rate_at(progress: float) -> float:
 
 
 def train(source: Path, out: Path, steps: int) -> None:
-    """Train from nothing on documents and thoughts; every few minutes what there is, is exported."""
+    """Train from nothing on documents and thoughts; export every minute what there is."""
     tokenizer = Tokenizer(source)
     prompts = [next_token_prompt(tokenizer, budget) for budget in range(10, 201)]
     held_out = frozenset(document.text for document in tiny_world.eval_documents())

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from assets import tiny_world
-from assets.tiny_world import CAREFUL, COMPUTED, HASTY, Document
 from assets.tiny_tokenizer import marks_by_position
+from assets.tiny_world import CAREFUL, COMPUTED, HASTY, Document
 from models.config import TINY
 from models.transformer import Transformer
 from models.weights import build

@@ -1,4 +1,4 @@
-"""The tokenizer and the shape of the tiny model, and where the marks of a document are in tokens."""
+"""The tokenizer and the shape of the tiny model, and which tokens of a document are marked."""
 
 import json
 import random

@@ -26,12 +26,12 @@ CORPUS = Path(__file__).resolve().parent / "tiny_corpus"
 TRAIN_DOCUMENTS, EVAL_DOCUMENTS = 1000, 300
 TRAIN_SEED, EVAL_SEED, PRETRAIN_SEED = 1, 2, 3
 
-NAMES = (
-    "Mira Otto Pia Ben Ida Kai Lena Tom Uma Max Zoe Finn Nora Hugo Eva Leo Rosa Paul Ines Jan"
-).split()
+NAMES = [
+    "Mira", "Otto", "Pia", "Ben", "Ida", "Kai", "Lena", "Tom", "Uma", "Max",
+    "Zoe", "Finn", "Nora", "Hugo", "Eva", "Leo", "Rosa", "Paul", "Ines", "Jan",
+]  # fmt: skip
 PEOPLE = 6
-WEATHER = ["rain", "snow", "wind", "fog"]
-UNITS = ["days", "weeks"]
+WEATHER, UNITS = ["rain", "snow", "wind", "fog"], ["days", "weeks"]
 COLOURS = ["red", "green", "blue", "gold"]  # the sum mod 4
 PARITIES = ["even", "odd"]  # the sum mod 2
 DIGITS = [str(digit) for digit in range(10)]  # the sum mod 10
@@ -44,7 +44,11 @@ COMPUTED = tuple(STATES)
 
 # Statement k is about the people from k mod 6 on. An earlier statement may narrow a later one (the
 # last digit of a sum gives its parity), but none can be read off another.
-SCHEDULE = "digit colour digit parity digit colour | parity digit colour digit parity digit".split()
+SCHEDULE = [
+    "digit", "colour", "digit", "parity", "digit", "colour",
+    "|",
+    "parity", "digit", "colour", "digit", "parity", "digit",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,9 @@ def running_states(kind: str, operands: tuple[tuple[str, int], ...]) -> list[str
     return states
 
 
-# ---------------------------------------------------------------------------------------------
-# Thoughts. A pretrained language model has read good and bad reasoning in all lengths; so has
-# this one. Its thoughts ramble, then work the answer out carefully ("Count", always right), or
-# hastily ("Roughly", often wrong), or not at all ("I guess"), and ramble on.
-
+# Thoughts. A pretrained model has read good and bad reasoning in all lengths; so has this one. It
+# rambles, then works the answer out carefully ("Count", always right), or hastily ("Roughly",
+# often wrong), or not at all ("I guess"), and rambles on.
 RAMBLE = [
     "Hmm, let me think.",
     "Wait, let me look at the text again.",
@@ -169,7 +171,7 @@ def make_thought(rng: random.Random, mark: Mark | None, habits: Habits) -> tuple
     """
     sentences = _ramble(rng, habits.before)
     if mark is None:
-        return " ".join(sentences + ["The text just goes on."]), None
+        return " ".join([*sentences, "The text just goes on."]), None
     chance = rng.random()
     if not mark.operands or chance >= habits.careful + habits.hasty:
         answer = rng.choice(STATES.get(mark.kind) or NOISE[mark.kind])
@@ -210,9 +212,6 @@ def _ramble(rng: random.Random, mean: float) -> list[str]:
     while rng.random() < mean / (1 + mean):
         sentences.append(rng.choice(RAMBLE))
     return sentences
-
-
-# ---------------------------------------------------------------------------------------------
 
 
 def documents(seed: int, count: int, avoid: frozenset[str] = frozenset()) -> list[Document]:

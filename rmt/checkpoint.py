@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -54,7 +55,8 @@ def save(
     problem = None
     try:
         if world.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
+            for unfinished in place.parent.glob(".step-*.saving"):  # of a run that was killed
+                shutil.rmtree(unfinished)
             aside.mkdir(parents=True)
         gather_objects(None, world)  # nobody writes before the folder is there
         model_state, optimizer_state = get_state_dict(model, optimizer)
@@ -87,7 +89,8 @@ def save(
 
 def steps(out: Path) -> list[int]:
     """Steps of all complete checkpoints of a run, oldest first."""
-    return sorted(int(p.name.removeprefix("step-")) for p in (out / "checkpoints").glob("step-*"))
+    numbers = (p.name.removeprefix("step-") for p in (out / "checkpoints").glob("step-*"))
+    return sorted(int(number) for number in numbers if number.isdigit())
 
 
 def read_run(out: Path, world: World) -> tuple[Path, dict[str, Any]]:
@@ -98,12 +101,7 @@ def read_run(out: Path, world: World) -> tuple[Path, dict[str, Any]]:
     if not steps(out):
         raise CheckpointError(f"--resume {out}: no checkpoint in {out / 'checkpoints'}; start anew")
     place = _place(out, steps(out)[-1])
-    names = json.loads((place / CHECKSUMS).read_text())
-    mine = [place / name for name in sorted(names)[world.rank :: world.size]]
-    lost = [path.name for path in mine if not path.is_file()]
-    found = _checksums([path for path in mine if path.is_file()])
-    damaged = lost + [name for name, value in found.items() if value != names[name]]
-    damaged = [name for part in gather_objects(damaged, world) for name in part]
+    damaged = [name for part in gather_objects(_damaged(place, world), world) for name in part]
     if damaged:
         raise CheckpointError(
             f"{place / damaged[0]} is damaged (checksum differs from the one at saving); "
@@ -129,17 +127,36 @@ def restore(place: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
 
 
 def export_model(model, source: Path, out: Path, dtype: torch.dtype, world: World) -> Path:
-    """Write the model as a Hugging Face directory OUT/model. All ranks."""
+    """Write a Hugging Face directory OUT/model; CheckpointError if that fails. All ranks."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
+    state, problem = get_model_state_dict(model, options=options), None
     if world.rank == 0:
-        export(state, source, out / "model", dtype)
-    gather_objects(None, world)
+        try:
+            export(state, source, out / "model", dtype)
+        except (OSError, SafetensorError) as error:
+            problem = _first_line(error)
+    if problem := gather_objects(problem, world)[0]:
+        raise CheckpointError(
+            f"the model could not be written to {out / 'model'} ({problem}); the last checkpoint "
+            f"is intact: mend this, then --resume {out} writes the model"
+        )
     return out / "model"
 
 
 def _place(out: Path, step: int) -> Path:
     return out / "checkpoints" / f"step-{step:06d}"
+
+
+def _damaged(place: Path, world: World) -> list[str]:
+    """Names of files, of this rank's share, that are lost or not as they were written."""
+    try:
+        names = json.loads((place / CHECKSUMS).read_text())
+    except (OSError, ValueError):
+        return [CHECKSUMS]
+    mine = [place / name for name in sorted(names)[world.rank :: world.size]]
+    lost = [path.name for path in mine if not path.is_file()]
+    found = _checksums([path for path in mine if path.is_file()])
+    return lost + [name for name, value in found.items() if value != names[name]]
 
 
 def _checksums(paths: list[Path]) -> dict[str, str]:

@@ -4,18 +4,14 @@ Departures: fields marked [ours] are not published by the paper; the others have
 Precedence: default < --preset < command line. A resumed run takes its checkpoint's config.
 """
 
-import argparse
 import dataclasses
-import difflib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, get_args, get_origin
 
-
-def knob(default, help: str, choices: tuple[str, ...] | None = None):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+from rmt.flags import add_fields, flag, knob, make_parser, parse_known
 
 
 @dataclass(frozen=True)
@@ -143,9 +139,20 @@ def _problems(c: Config):
         "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep", "eval_every",
         "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
     )  # fmt: skip
+    not_negative = (
+        "min_context", "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta",
+        "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
+    )  # fmt: skip
+    for field in dataclasses.fields(c):
+        value = getattr(c, field.name)
+        if field.type is float and not math.isfinite(value):
+            yield f"{flag(field.name)} is {value}; give a finite number"
     for name in positive:
         if not getattr(c, name) > 0:
             yield f"{flag(name)} is {getattr(c, name)} but must be greater than 0"
+    for name in not_negative:
+        if getattr(c, name) < 0:
+            yield f"{flag(name)} is {getattr(c, name)} but must be 0 or more"
     if c.budget_min < 1:
         yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"
     if c.budget_start < c.budget_min:
@@ -161,8 +168,13 @@ def _problems(c: Config):
         yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
     if not c.temperature > 0:
         yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
-    if c.steps < 0:
-        yield f"--steps is {c.steps}; give a positive number, or 0 to use --epochs"
+    if c.document_tokens <= c.min_context:
+        yield (
+            f"--document-tokens {c.document_tokens} leaves nothing after --min-context "
+            f"{c.min_context}; raise the one or lower the other"
+        )
+    if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
+        yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
     thresholds = c.tier_thresholds
     if len(thresholds) != 3 or list(thresholds) != sorted(set(thresholds)):
         yield f"--tier-thresholds is {thresholds}: give three rising numbers, easy medium hard"
@@ -179,59 +191,6 @@ def _problems(c: Config):
         )
     if c.max_response < 4:
         yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that names the nearest flag instead of printing the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message}")
-
-
-def make_parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    return _Parser(
-        description=description,
-        epilog=epilog,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def add_fields(
-    parser: argparse.ArgumentParser, record: type, only: Sequence[str] | None = None
-) -> None:
-    """One flag per field (or those of `only`) of a dataclass made of knobs; unset: absent."""
-    for field in dataclasses.fields(record):
-        if only is not None and field.name not in only:
-            continue
-        options = dict(help=f"{field.metadata['help']} (default: {_show(field.default)})")
-        if field.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(field.type) is tuple:
-            options |= dict(nargs="+", type=get_args(field.type)[0])
-        else:
-            options |= dict(type=field.type, choices=field.metadata["choices"])
-            options |= {} if field.metadata["choices"] else {"metavar": field.type.__name__.upper()}
-        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **options)
-
-
-def _show(default) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default) or "none"
-
-
-def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """parse_args whose error about an unknown flag names the nearest one there is."""
-    values, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see --help"
-        sys.exit(f"error: unknown argument {unknown[0]}; {hint}")
-    return values
 
 
 def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:

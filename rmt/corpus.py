@@ -63,7 +63,7 @@ def load(
 def _read_path(path: str, fields: Sequence[str]) -> Iterator[Record]:
     path = Path(_download(path) if path in HUB_DATASETS else path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if not files:
             raise ValueError(
                 f"{path} holds no {', '.join(SUFFIXES)} file; give --data another path"
@@ -98,7 +98,7 @@ def _read_file(file: Path, fields: Sequence[str]) -> Iterator[Record]:
 def _read_line(source: str, line: bytes, fields: Sequence[str]) -> Record:
     try:
         record = json.loads(line.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Record(source, None, f"not JSON: {error}")
     if not isinstance(record, dict):
         return Record(source, None, "not a JSON object")
@@ -107,7 +107,10 @@ def _read_line(source: str, line: bytes, fields: Sequence[str]) -> Record:
     if missing:
         has = ", ".join(record) or "none"
         return Record(source, None, f"no text field {missing[0]!r}; it has: {has}")
-    return Record(source, "\n\n".join(record[name] for name in wanted))
+    text = "\n\n".join(record[name] for name in wanted)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        return Record(source, None, "half a surrogate pair, which is no character")
+    return Record(source, text)
 
 
 def _report_bad(records: Sequence[Record], paths: Sequence[str]) -> None:

@@ -7,6 +7,8 @@ beside the data under a hash of model, tokenizer, text and method.
 
 import hashlib
 import os
+import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +70,7 @@ def cached_entropies(
     data: Path,
     world: World,
 ) -> list[np.ndarray]:
-    """`measure()`, or what an earlier run with the same model, text and method measured."""  # fmt: skip
+    """`measure()`, or what an earlier run with the same model, text and method measured."""
     path = _cache_path(data, _fingerprint(model_directory, documents, top_k))
     entropies = _read(path) if world.rank == 0 else None
     entropies = gather_objects(entropies, world)[0]
@@ -106,13 +108,20 @@ def _cache_path(data: Path, key: str) -> Path:
 def _read(path: Path) -> list[np.ndarray] | None:
     if not path.is_file():
         return None
-    with np.load(path) as saved:
-        return np.split(saved["entropy"], saved["ends"][:-1])
+    try:
+        with np.load(path) as saved:
+            return np.split(saved["entropy"], saved["ends"][:-1])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # damaged: measured anew and replaced
 
 
 def _write(path: Path, entropies: Sequence[np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.npz")
     ends = np.cumsum([len(e) for e in entropies])
-    np.savez(temporary, entropy=np.concatenate(entropies), ends=ends)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, entropy=np.concatenate(entropies), ends=ends)
+        os.replace(temporary, path)
+    except OSError as error:  # the run can go on, the next one measures again
+        temporary.unlink(missing_ok=True)
+        print(f"difficulty could not be kept in {path} ({error})", file=sys.stderr)

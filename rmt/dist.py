@@ -79,7 +79,8 @@ def shard(model: Transformer, world: World, compute: torch.dtype) -> None:
     else:
         shape, names = (world.size,), ("shard",)
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    reduce = torch.promote_types(compute, torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
     for module in (*model.model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         # Losses are divided by global counts already. gloo has no pre-multiplied sum, hence both.
@@ -89,7 +90,7 @@ def shard(model: Transformer, world: World, compute: torch.dtype) -> None:
 
 @contextmanager
 def rollout_mode(model: Transformer) -> Iterator[None]:
-    """Hold gathered weights, so that ranks may run different numbers of forward passes. All ranks."""
+    """Hold gathered weights, so ranks may run different numbers of forward passes. All ranks."""
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)

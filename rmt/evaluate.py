@@ -1,101 +1,29 @@
 """Next-token accuracy by difficulty on fixed positions, plain and with thinking.
 
-Departures: the paper does not publish its evaluation decoding or positions. Positions are chosen
-once, from the first model's entropies, and stored: every checkpoint answers the same questions. A
+Departures: the paper does not publish its evaluation decoding; ours is greedy unless asked. A
 response without a readable answer is wrong, never left out.
 """
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from kernels import matmul
 from rmt.batch import Question, question_trees
 from rmt.corpus import Document
-from rmt.curriculum import TIERS, assign_tiers
+from rmt.curriculum import TIERS
 from rmt.dist import World, gather_objects, rollout_mode
 from rmt.forest import Tree, micro_batches, pack
+from rmt.positions import Position
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rewards import match_reward
 from rmt.rollout import Sampling, generate
 from rmt.tokenizer import Tokenizer
 
 Z = 1.959964  # 95 % of a normal distribution
-
-
-@dataclass(frozen=True)
-class Position:
-    """One question of an evaluation."""
-
-    document: int
-    position: int
-    entropy: float  # nats, under the model that chose the positions
-    tier: str
-    target: int  # id of the token there
-
-
-def choose_positions(
-    documents: Sequence[Document],
-    entropies: Sequence[np.ndarray],
-    thresholds: Sequence[float],
-    min_context: int,
-    per_tier: int,
-    seed: int,
-) -> list[Position]:
-    """Up to per_tier positions of each tier, uniformly at random; ValueError if there are none."""  # fmt: skip
-    tiers = [assign_tiers(entropy, thresholds, min_context) for entropy in entropies]
-    chosen = []
-    for tier, name in enumerate(TIERS):
-        places = [(d, int(p)) for d, t in enumerate(tiers) for p in np.flatnonzero(t == tier)]
-        rng = np.random.default_rng((seed, tier))
-        for index in rng.permutation(len(places))[:per_tier]:
-            d, p = places[index]
-            chosen.append(Position(d, p, float(entropies[d][p]), name, int(documents[d].tokens[p])))
-    if not chosen:
-        raise ValueError(
-            f"no position has an entropy of {thresholds[0]} nats or more after the first "
-            f"{min_context} tokens; lower --tier-thresholds or give longer documents"
-        )
-    return sorted(chosen, key=lambda p: (p.document, p.position))
-
-
-def data_key(documents: Sequence[Document]) -> str:
-    """Names a data set by its tokens, so that all models meet the same stored positions."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(document.tokens.tobytes() + b"|")
-    return digest.hexdigest()[:12]
-
-
-def write_positions(path: Path, positions: Sequence[Position]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps([asdict(position) for position in positions]))
-    os.replace(temporary, path)
-
-
-def read_positions(path: Path, documents: Sequence[Document]) -> list[Position]:
-    """ValueError when the stored positions do not belong to these documents."""
-    try:
-        positions = [Position(**raw) for raw in json.loads(path.read_text())]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"--positions {path} is not a file of positions ({error})") from None
-    for p in positions:
-        inside = p.document < len(documents) and p.position < len(documents[p.document].tokens)
-        if not inside or documents[p.document].tokens[p.position] != p.target:
-            raise ValueError(
-                f"--positions {path} was chosen on other data or with another tokenizer (document "
-                f"{p.document}, token {p.position} differs); give another file to choose anew"
-            )
-    return positions
 
 
 def predict_plainly(
@@ -121,7 +49,8 @@ def predict_plainly(
             top = model(
                 forest.tokens, forest.position, forest.attend,
                 lambda hidden, head: matmul(
-                    hidden[before], head[: tokenizer.vocab_size].t()
+                    hidden[before],  # noqa: B023 - called at once
+                    head[: tokenizer.vocab_size].t(),
                 ).argmax(dim=-1),
             )  # fmt: skip
             items += [
@@ -140,7 +69,7 @@ def predict_thinking(
     sampling: Sampling,
     world: World,
 ) -> list[dict[str, Any]]:
-    """Think, then predict (modes ntr and rmt): one response per position. All ranks."""  # fmt: skip
+    """Think, then predict (modes ntr and rmt): one response per position. All ranks."""
     prompt = next_token_prompt(tokenizer, budget)
     questions = [
         Question(p.document, p.position, TIERS.index(p.tier), tokenizer.bytes_of([p.target]))

@@ -96,7 +96,7 @@ class Forest:
         from torch.nn.attention.flex_attention import create_block_mask
 
         n = len(self)
-        see = lambda _batch, _head, i, j: self.sees(i, j)  # noqa: E731
+        see = lambda _batch, _head, i, j: self.sees(i, j)
         return create_block_mask(see, None, None, n, n, device=self.tokens.device)
 
     def _attend_by_branch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -105,7 +105,8 @@ class Forest:
         k, v = (x.repeat_interleave(repeat, dim=1) for x in (k, v))
         # split, unlike slicing, gathers the gradients of all parts in one copy.
         sizes = [size for plan in self._plans for size in (plan.trunk, plan.branches)]
-        parts = list(zip(*(x.split(sizes) for x in (q, k, v))))
+        padding = len(q) - sum(sizes)
+        parts = list(zip(*(x.split([*sizes, padding]) for x in (q, k, v))))
         outputs = []
         for plan, trunk, branches in zip(self._plans, parts[::2], parts[1::2]):
             trunk = [x.transpose(0, 1)[None] for x in trunk]  # (1, H, T, D)
@@ -113,6 +114,7 @@ class Forest:
             outputs.append(out[0].transpose(0, 1))
             if plan.branches:
                 outputs.append(_attend_bundle(plan, branches, *trunk[1:]))
+        outputs.append(torch.zeros_like(q[:padding]))  # of the row's end, which nobody reads
         return torch.cat(outputs)
 
     @cached_property

@@ -7,28 +7,31 @@ applies. The KL term (β > 0) uses the k3 estimator of Schulman (2020), as GRPO 
 Shapes: P prompts (positions), G responses each, n tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def advantages(rewards: Tensor, norm: str = "group", delta: float = 1e-4) -> Tensor:
-    """(P, G) rewards -> (P, G) advantages, zero-mean in each group.
+def advantages(rewards: Tensor, scale: Tensor) -> Tensor:
+    """(P, G) rewards -> (P, G) advantages, zero-mean in each group."""
+    return (rewards - rewards.mean(dim=1, keepdim=True)) / scale  # Eq. 7
 
-    norm "group" divides by the group's population standard deviation + delta (paper), "batch" by
-    that of all groups' centred rewards, "none" by nothing (Dr. GRPO, arXiv 2503.20783).
+
+def advantage_scale(rewards: Tensor, norm: str, delta: float, batch: Sequence[Tensor]) -> Tensor:
+    """What centred rewards (P, G) are divided by, broadcastable to (P, G).
+
+    norm "group" is the group's population standard deviation + delta (paper), "batch" that of all
+    groups' centred rewards, "none" is 1 (Dr. GRPO, arXiv 2503.20783). batch holds the rewards of
+    the whole batch, in one or more parts (P', G), so that world size does not change the scale.
     """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / advantage_scale(rewards, norm, delta)  # Eq. 7
-
-
-def advantage_scale(rewards: Tensor, norm: str, delta: float) -> Tensor:
-    """What centred rewards are divided by, broadcastable to (P, G)."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    centre = lambda x: x - x.mean(dim=1, keepdim=True)
     if norm == "group":
-        return centred.square().mean(dim=1, keepdim=True).sqrt() + delta
+        return centre(rewards).square().mean(dim=1, keepdim=True).sqrt() + delta
     if norm == "batch":
-        return centred.square().mean().sqrt() + delta
-    return torch.ones_like(centred)
+        everyone = torch.cat([centre(part) for part in batch])
+        return (everyone.square().mean().sqrt() + delta).expand(rewards.shape)
+    return torch.ones_like(rewards)
 
 
 def length_share(
@@ -39,7 +42,7 @@ def length_share(
     A = A_match + A_len, so Σ A² = Σ A·A_match + Σ A·A_len; the share is the second over the whole.
     In a group of equal r_match it is 1 whatever w is: the normalisation cancels the scale.
     """
-    centre = lambda x: x - x.mean(dim=1, keepdim=True)  # noqa: E731
+    centre = lambda x: x - x.mean(dim=1, keepdim=True)
     whole = centre(rewards) / scale
     from_length = length_weight * centre(length_rewards) / scale
     return (whole * from_length).sum(), whole.square().sum()

@@ -114,9 +114,15 @@ def describe(config: Config, total: int, world: World) -> dict[str, Any]:
 
 
 def _append(path: Path, records: list[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error}); free some space, then --resume {path.parent} "
+            "continues from the newest checkpoint"
+        ) from None
 
 
 def _keep_steps_before(path: Path, step: int) -> None:

@@ -56,6 +56,13 @@ class Targets:
         # index_select, unlike hidden[...], adds gradients in a fixed order on a CPU.
         return hidden.index_select(0, self.predecessor)
 
+    def per_kind(self, response: float, trunk: float) -> Tensor:
+        """One number for response tokens, another for trunk tokens. (n,) fp64"""
+        # torch.where of two plain numbers would round them to fp32.
+        return torch.where(
+            self.rollout >= 0, response, torch.full_like(self.rollout, trunk, dtype=torch.float64)
+        )
+
     def in_order(self, per_rollout: Sequence[Sequence[float]]) -> Tensor:
         """Values of each rollout's tokens, laid out along the response targets. (n_rl,)"""
         order = torch.unique_consecutive(self.rollout[self.rollout >= 0]).tolist()
@@ -66,7 +73,7 @@ class Targets:
 def score(model, forest: Forest, temperature: float, vocab_size: int) -> Tensor:
     """Log-probabilities (n,) of a forest's targets as `forest_loss` computes them, no gradient."""
     targets = Targets.of(forest)
-    scale = torch.where(targets.rollout >= 0, temperature, 1.0)
+    scale = targets.per_kind(temperature, 1.0)
     with torch.no_grad():
         return model(
             forest.tokens,
@@ -94,12 +101,12 @@ def forest_loss(
     targets = Targets.of(forest)
     is_response = targets.rollout >= 0
     device = targets.token.device
-    pick = lambda values: values.to(device)[targets.rollout.clamp(min=0)]  # noqa: E731
+    pick = lambda values: values.to(device)[targets.rollout.clamp(min=0)]
     has_rollouts = len(objective.advantage) > 0
     zero = torch.zeros(len(targets.token), dtype=torch.float64, device=device)
     advantage = torch.where(is_response, pick(objective.advantage), zero) if has_rollouts else zero
     weight = torch.where(is_response, pick(objective.weight), zero) if has_rollouts else zero
-    ntp_weight = torch.where(is_response, 0.0, objective.ntp_weight).to(zero)
+    ntp_weight = targets.per_kind(0.0, objective.ntp_weight)
     sums = {name: zero.sum() for name in ("loss/rl", "loss/ntp", "kl", "clipped", "entropy")}
 
     def token_loss(logprob, entropy, index):
@@ -121,7 +128,7 @@ def forest_loss(
         return policy_term + ntp_term
 
     def readout(hidden, head):
-        scale = torch.where(is_response, objective.temperature, 1.0)
+        scale = targets.per_kind(objective.temperature, 1.0)
         return linear_objective(
             targets.read(hidden), head, targets.token, token_loss, scale, objective.vocab_size
         )  # fmt: skip

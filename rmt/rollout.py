@@ -152,12 +152,10 @@ class _Decoder:
         length = self.prompt_length[prompt] + self.offset - 1  # own tokens already in the cache
         fork = self.prompt_fork[prompt]
         self.cache.begin_step(self.prompt_trunk[prompt], fork, length)
-        choose = (
-            lambda hidden, head: sample(  # noqa: E731
-                matmul(hidden, head[: self.sampling.vocab_size].t()),
-                self.uniform[self.request, self.offset],
-                self.sampling.temperature,
-            )
+        choose = lambda hidden, head: sample(
+            matmul(hidden, head[: self.sampling.vocab_size].t()),
+            self.uniform[self.request, self.offset],
+            self.sampling.temperature,
         )
         self.token, logprob = self.model(self.token, fork + length, self.cache.attend, choose)
         self.offset = self.offset + 1

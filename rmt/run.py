@@ -1,7 +1,7 @@
 """Everything a run holds: prepared once from its config, saved and restored as a whole."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from rmt.curriculum import (
 )
 from rmt.difficulty import cached_entropies, document_entropies
 from rmt.dist import World, load_model, rollout_mode
-from rmt.evaluate import Position, choose_positions
+from rmt.flags import flag
+from rmt.positions import Position, choose_positions, data_key
 from rmt.prompt import next_token_prompt
 from rmt.tokenizer import Tokenizer
 
@@ -64,19 +65,35 @@ def resolve(config: Config, world: World) -> tuple[Config, Path | None, dict[str
             )
         return config, None, {}
     place, saved = checkpoint.read_run(Path(config.resume), world)
-    return (
-        replace(from_json(saved["config"]), out=config.resume, resume=config.resume),
-        place,
-        saved,
-    )
+    kept = replace(from_json(saved["config"]), out=config.resume, resume=config.resume)
+    if world.rank == 0:
+        _name_ignored(config, kept)
+    return kept, place, saved
+
+
+def _name_ignored(given: Config, kept: Config) -> None:
+    values = [(f.name, getattr(given, f.name), f.default) for f in fields(Config)]
+    asked = [name for name, value, default in values if value not in (default, getattr(kept, name))]
+    if names := ", ".join(flag(name) for name in asked if name != "out"):
+        print(f"a resumed run keeps the settings it was started with; not applied: {names}")
+
+
+def read_model_directory(source: Path) -> tuple[Tokenizer, ModelConfig]:
+    """Tokenizer and shape of a model; ValueError when the embedding has too few rows."""
+    shape, tokenizer = ModelConfig.from_directory(source), Tokenizer(source)
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, config.json's vocab_size "
+            f"is {shape.vocab_size}; they are not of the same model: fetch both again"
+        )
+    return tokenizer, shape
 
 
 def prepare(config: Config, world: World) -> Run:
     """Load model and data, measure difficulty, restore a checkpoint. All ranks."""
     config, place, saved = resolve(config, world)
     source = find(config.model, Path(config.weights) if config.weights else None)
-    shape = ModelConfig.from_directory(source)
-    tokenizer = Tokenizer(source)
+    tokenizer, shape = read_model_directory(source)
     documents = read_documents(config, config.data, tokenizer, shape)
     total = saved.get("total_steps") or config.steps or _steps_of(config, len(documents))
     order = document_order(len(documents), config.batch_size, total, config.seed)
@@ -100,6 +117,11 @@ def prepare(config: Config, world: World) -> Run:
         held_out=_held_out(config, world, source, tokenizer, shape, model, thresholds),
     )  # fmt: skip
     if place is not None:
+        if saved["data"] != data_key(documents):
+            raise ValueError(
+                f"--resume {config.resume}: the text of {', '.join(config.data)} has changed since "
+                f"{place} was saved; put the old text back, or start anew"
+            )
         _restore(run, place, saved)
     return run
 
@@ -134,7 +156,8 @@ def _steps_of(config: Config, documents: int) -> int:
 
 def measure_difficulty(config, data, world, source, tokenizer, documents, model):
     """Entropies of all documents under the initial model (or a proxy), and the tier thresholds."""
-    judge = find(config.difficulty_model) if config.difficulty_model else source
+    weights = Path(config.weights) if config.weights else None
+    judge = find(config.difficulty_model, weights) if config.difficulty_model else source
     if (
         judge != source
         and (judge / "tokenizer.json").read_bytes() != (source / "tokenizer.json").read_bytes()
@@ -196,6 +219,7 @@ def save(run: Run) -> Path:
     extra = {
         "config": asdict(run.config),
         "total_steps": run.total_steps,
+        "data": data_key(run.documents),
         "refused_in_a_row": run.refused_in_a_row,
     }
     return checkpoint.save(

@@ -1,4 +1,4 @@
-"""From the trees of a step to a changed model: global weights, backward passes, one guarded step."""
+"""From the trees of a step to a changed model: global weights, passes, and a guarded update."""
 
 import math
 import time

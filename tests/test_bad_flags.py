@@ -1,0 +1,81 @@
+"""A value that cannot work is refused before anything is loaded: value, reason, remedy."""
+
+import pytest
+from small_run import flags, refusal
+
+import eval as evaluation
+import sample
+import train
+
+NO_FLAG = {
+    "unknown-flag": (["--learning-rat", "1"], "--learning-rat", "did you mean --learning-rate?"),
+    "unknown-flag-with-value": (["--budgets=3"], "--budgets=3", "did you mean --budget?"),
+    "underscores": (["--batch_size", "4"], "--batch_size", "did you mean --batch-size?"),
+    "stray-word": (["runs"], "runs", "see --help"),
+    "unknown-preset": (["--preset", "large"], "'large'", "demo", "small"),
+    "bad-choice": (["--tiers", "percentile"], "--tiers", "'percentile'", "absolute", "quantile"),
+    "word-for-integer": (["--steps", "many"], "--steps", "int", "'many'"),
+    "fraction-for-integer": (["--batch-size", "1.5"], "--batch-size", "int", "'1.5'"),
+    "word-for-number": (["--tier-thresholds", "low"], "--tier-thresholds", "float", "'low'"),
+    "value-left-out": (["--model"], "--model", "expected one argument"),
+}
+BAD_VALUE = {
+    "budget-min-0": (dict(budget_min=0), "--budget-min is 0", "at least 1 token"),
+    "budget-start-below-min": (dict(budget_start=5, budget_min=9), "5 is below", "raise it"),
+    "gamma-1.5": (dict(budget_decay=1.5), "--budget-decay is 1.5", "in (0, 1]"),
+    "gamma-0": (dict(budget_decay=0), "--budget-decay is 0.0", "in (0, 1]"),
+    "w-1.2": (dict(length_weight=1.2), "--length-weight is 1.2", "[0, 0.5)", "could beat"),
+    "group-of-1": (dict(group_size=1), "--group-size is 1", "at least 2"),
+    "temperature-0": (dict(temperature=0), "--temperature is 0.0", "above 0"),
+    "temperature-nan": (dict(temperature="nan"), "--temperature is nan", "finite"),
+    "infinite-epochs": (dict(epochs="inf"), "--epochs is inf", "finite"),
+    "probabilities": (
+        dict(curriculum_late=(0.5, 0.5, 0.5)), "--curriculum-late is (0.5, 0.5, 0.5)", "sum to 1"
+    ),
+    "two-probabilities": (dict(curriculum_early=(0.5, 0.5)), "--curriculum-early", "three"),
+    "ramp-backwards": (dict(curriculum_start=0.8), "0.8", "0 <= start < end <= 1"),
+    "falling-thresholds": (dict(tier_thresholds=(1, 2, 1.5)), "(1.0, 2.0, 1.5)", "three rising"),
+    "two-thresholds": (dict(tier_thresholds=(1, 2)), "(1.0, 2.0)", "three rising"),
+    "quantiles-above-1": (
+        dict(tiers="quantile", tier_thresholds=(0.5, 0.9, 1.5)), "1.5)", "[0, 1)", "try 0.5"
+    ),
+    "batch-of-0": (dict(batch_size=0), "--batch-size is 0", "greater than 0"),
+    "negative-steps": (dict(steps=-1), "--steps is -1", "0 or more"),
+    "negative-seed": (dict(seed=-1), "--seed is -1", "0 or more"),
+    "negative-context": (dict(min_context=-1), "--min-context is -1", "0 or more"),
+    "negative-kl": (dict(kl_beta=-0.1), "--kl-beta is -0.1", "0 or more"),
+    "three-betas": (dict(adam_betas=(0.9, 0.9, 0.9)), "--adam-betas", "two numbers in [0, 1)"),
+    "beta-1": (dict(adam_betas=(0.9, 1)), "--adam-betas is (0.9, 1.0)", "[0, 1)"),
+    "response-of-2": (dict(max_response=2), "--max-response is 2", "\\boxed{}"),
+    "documents-too-short": (dict(document_tokens=8), "--document-tokens 8", "--min-context 16"),
+}  # fmt: skip
+ELSEWHERE = {
+    "eval-unknown-flag": (evaluation, ["--mod", "ntp"], "--mod", "did you mean --mode?"),
+    "eval-mode": (evaluation, ["--mode", "both"], "'both'", "ntp", "ntr", "rmt"),
+    "eval-per-tier": (evaluation, ["--per-tier", "0"], "--per-tier", "above 0"),
+    "eval-response": (evaluation, ["--max-response", "1"], "--max-response is 1", "room"),
+    "eval-thresholds": (evaluation, ["--tier-thresholds", "3", "2", "1"], "rising", "3.0"),
+    "eval-json": (evaluation, ["--json", "/"], "--json /", "directory", "give a file"),
+    "sample-temperature": (sample, ["--temperature", "0"], "--temperature", "above 0"),
+    "sample-length": (sample, ["--max-new-tokens", "0"], "--max-new-tokens", "at least 1"),
+    "sample-budget": (sample, ["--budget", "-3"], "--budget", "0 or more"),
+    "sample-unknown-flag": (sample, ["--max-tokens", "3"], "did you mean --max-new-tokens?"),
+}
+
+
+@pytest.mark.parametrize("case", NO_FLAG.values(), ids=NO_FLAG)
+def test_what_is_not_a_flag_is_answered_with_what_is(case, capsys):
+    arguments, *fragments = case
+    refusal(train, arguments, fragments, capsys)
+
+
+@pytest.mark.parametrize("case", BAD_VALUE.values(), ids=BAD_VALUE)
+def test_value_that_cannot_work_is_refused(case, capsys):
+    values, *fragments = case
+    refusal(train, flags(**values), fragments, capsys)
+
+
+@pytest.mark.parametrize("case", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_other_scripts_refuse_in_the_same_way(case, capsys):
+    script, arguments, *fragments = case
+    refusal(script, arguments, fragments, capsys)

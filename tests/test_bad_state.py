@@ -1,0 +1,173 @@
+"""What a run left behind is checked before it is used: checkpoints, positions, prompts."""
+
+import io
+import json
+import shutil
+
+import pytest
+from small_run import (
+    arguments,
+    flags,
+    metrics,
+    refusal,
+    run_here,
+    write_corpus,
+    write_small_model,
+)
+
+import eval as evaluation
+import sample
+import train
+from rmt.checkpoint import steps
+
+LAST = "run/checkpoints/step-000004"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A run of four steps that kept its last three checkpoints, and stored positions."""
+    place = tmp_path_factory.mktemp("original")
+    write_small_model(place / "model")
+    write_corpus(place / "train.jsonl")
+    run_here(*arguments(place, steps=4, save_every=1, keep=3))
+    evaluation.main(evaluating(place))
+    return place
+
+
+@pytest.fixture
+def place(original, tmp_path):
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    # The run's config names the original data; nothing is written there but the cache.
+    return tmp_path
+
+
+def evaluating(place, **changes) -> list[str]:
+    values = dict(
+        model=place / "model", data=place / "train.jsonl", mode="ntp", document_tokens=64,
+        min_context=8, tiers="quantile", tier_thresholds=(0.2, 0.5, 0.8), max_response=24,
+        per_tier=5, positions=place / "positions.json",
+    )  # fmt: skip
+    return flags(**values | changes)
+
+
+def flip_byte(path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+# ---- checkpoints
+
+
+def test_only_the_newest_checkpoints_stay(original):
+    assert steps(original / "run") == [2, 3, 4]
+    assert sorted(p.name for p in (original / "run/checkpoints").iterdir()) == [
+        "step-000002", "step-000003", "step-000004"
+    ]  # fmt: skip
+
+
+def test_resume_without_checkpoint_is_refused(tmp_path, capsys):
+    fragments = (f"--resume {tmp_path / 'run'}", "no checkpoint", "start anew")
+    refusal(train, flags(resume=tmp_path / "run"), fragments, capsys)
+
+
+def test_new_run_does_not_overwrite_an_old_one(place, capsys):
+    before = metrics(place / "run")
+    refusal(
+        train,
+        arguments(place),
+        (f"--out {place / 'run'}", "holds a run already", "--resume"),
+        capsys,
+    )
+    assert metrics(place / "run") == before
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "run.json", "checksums.json"])
+def test_flipped_byte_is_refused_until_the_checkpoint_is_deleted(place, capsys, name):
+    flip_byte(place / LAST / name)
+    fragments = (place / LAST, "is damaged", f"delete {place / LAST}", "the checkpoint before it")
+    refusal(train, flags(resume=place / "run"), fragments, capsys)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "run.json", "checksums.json"])
+def test_lost_file_is_refused_by_name(place, capsys, name):
+    (place / LAST / name).unlink()
+    fragments = (place / LAST / name, "is damaged", f"delete {place / LAST}")
+    refusal(train, flags(resume=place / "run"), fragments, capsys)
+
+
+def test_run_resumes_from_the_checkpoint_before_a_deleted_one(place):
+    before = metrics(place / "run")
+    shutil.rmtree(place / LAST)
+    run_here(*flags(resume=place / "run"))
+    assert metrics(place / "run") == before
+    assert steps(place / "run") == [2, 3, 4]
+
+
+def test_stray_folder_among_the_checkpoints_is_no_checkpoint(place):
+    (place / LAST).rename(place / (LAST + ".backup"))
+    assert steps(place / "run") == [2, 3]
+
+
+def test_length_of_a_resumed_run_is_that_of_its_checkpoint(place, capsys):
+    shutil.rmtree(place / LAST)
+    run_here(*flags(resume=place / "run", steps=9, learning_rate=5.0))
+    assert [row["step"] for row in metrics(place / "run")] == [0, 1, 2, 3]
+    assert "not applied: --steps, --learning-rate" in capsys.readouterr().out
+
+
+def test_resume_after_the_text_has_changed_is_refused(place, original, capsys):
+    state = json.loads((place / LAST / "run.json").read_text())
+    text = (original / "train.jsonl").read_text()
+    (original / "train.jsonl").write_text(text.replace("odd", "even"))
+    try:
+        fragments = (state["config"]["data"][0], "has changed", "put the old text back")
+        refusal(train, flags(resume=place / "run"), fragments, capsys)
+    finally:
+        (original / "train.jsonl").write_text(text)
+
+
+# ---- stored positions
+
+
+def test_stored_positions_are_used_again(place, capsys):
+    before = (place / "positions.json").read_text()
+    evaluation.main(evaluating(place, per_tier=2))
+    assert (place / "positions.json").read_text() == before
+    assert "| average | 15 |" in capsys.readouterr().out
+
+
+def test_positions_of_other_data_are_refused(place, capsys):
+    text = (place / "train.jsonl").read_text()
+    (place / "train.jsonl").write_text(text.replace("odd", "even"))
+    fragments = ("positions.json", "chosen on other data", "give another file")
+    refusal(evaluation, evaluating(place), fragments, capsys)
+
+
+CORRUPT = {
+    "not-json": "[{", "no-list": "3", "list-of-numbers": "[3]", "empty": "[]",
+    "no-tier": '[{"document": 0, "position": 9, "entropy": 1.0, "target": 3}]',
+    "other-tier": '[{"document": 0, "position": 9, "entropy": 1, "target": 3, "tier": "odd"}]',
+    "negative": '[{"document": -1, "position": 9, "entropy": 1, "target": 3, "tier": "hard"}]',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CORRUPT.values(), ids=CORRUPT)
+def test_corrupt_positions_are_refused(place, capsys, content):
+    (place / "positions.json").write_text(content)
+    refusal(evaluation, evaluating(place), ("--positions", "positions.json", "anew"), capsys)
+
+
+# ---- prompts
+
+
+def test_empty_prompt_is_refused(place, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    fragments = ("the prompt is empty", "give --prompt TEXT or text on standard input")
+    refusal(sample, flags(model=place / "model"), fragments, capsys)
+
+
+def test_prompt_beyond_the_context_is_refused(place, capsys):
+    asked = flags(model=place / "model", prompt="a" * 900, max_new_tokens=200)
+    fragments = ("900 prompt tokens", "--max-new-tokens 200", "context of 1024", "shorten")
+    refusal(sample, asked, fragments, capsys)

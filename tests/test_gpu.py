@@ -1,0 +1,72 @@
+"""What only a GPU can show; `make gpu` runs these. Skipped elsewhere."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.config import TINY, ModelConfig
+from models.transformer import Transformer
+from models.weights import find
+from rmt.dist import World, load_model, rollout_mode
+from rmt.forest import Branch, Tree, pack
+from rmt.objective import Targets, score
+from rmt.rollout import Sampling, generate
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+WORLD = World(0, 1, torch.device("cuda"))
+
+
+def trees(generator):
+    ids = lambda n: torch.randint(0, 500, (n,), generator=generator).tolist()
+    branches = [Branch(0, 1, ids(5), ids(40)), Branch(1, 90, ids(5), ids(9))]
+    return [
+        Tree(0, ids(90), (*branches, Branch(2, 33, ids(5), ids(64)))),
+        Tree(1, ids(150), targets=[True] * 150),
+    ]
+
+
+def test_flex_attention_has_the_values_and_gradients_of_the_dense_mask():
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig.from_directory(TINY)).cuda()
+    forest = pack(trees(torch.Generator().manual_seed(1)), "cuda", multiple=128)
+    index = torch.arange(len(forest), device="cuda")
+    mask = forest.sees(index[:, None], index[None])
+
+    def dense(layer, q, k, v):
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        rows = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return F.scaled_dot_product_attention(*rows, attn_mask=mask)[0].transpose(0, 1)
+
+    results = []
+    for attend in (forest.attend, dense):
+        model.zero_grad()
+        real = forest.tree >= 0
+        out = model(forest.tokens, forest.position, attend, lambda hidden, head: hidden[real])
+        out.square().mean().backward()
+        results.append(
+            [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        )
+    for flex, oracle in zip(*results):
+        assert (flex - oracle).norm() <= 2e-3 * oracle.norm()  # TF32 and block order
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sampled_log_probabilities_are_those_of_training(dtype):
+    model = load_model(find("tiny"), WORLD, dtype)
+    limit = {torch.float32: 1e-3, torch.bfloat16: 0.1}[dtype]
+    prompts = [
+        Tree(t.document, t.trunk, tuple(Branch(b.id, b.fork, b.prompt) for b in t.branches))
+        for t in trees(torch.Generator().manual_seed(2))[:1]
+    ]
+    sampling = Sampling(40, (1,), 500, temperature=0.8)
+    with rollout_mode(model):
+        groups = generate(model, prompts, 1, sampling)
+    answered = [
+        Tree(t.document, t.trunk, tuple(
+            Branch(b.id, b.fork, b.prompt, group[0].tokens) for b, group in zip(t.branches, groups)
+        )) for t in prompts
+    ]  # fmt: skip
+    forest = pack(answered, "cuda", multiple=128)
+    sampled = Targets.of(forest).in_order([group[0].logprobs for group in groups])
+    gap = (score(model, forest, 0.8, 500).double() - sampled).abs()
+    assert gap.mean() < limit

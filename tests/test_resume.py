@@ -1,0 +1,172 @@
+"""A run that was killed, stopped or moved ends with the same bits as one that was left alone."""
+
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+from small_run import (
+    STEPS,
+    arguments,
+    completed,
+    equal,
+    finish,
+    flags,
+    metrics,
+    start,
+    wait_until,
+    weights,
+    write_corpus,
+    write_small_model,
+)
+
+from rmt.checkpoint import steps
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A model whose unused vocabulary makes a save take long enough to be interrupted."""
+    place = tmp_path_factory.mktemp("inputs")
+    write_small_model(place / "model", vocab_size=20_000)
+    write_corpus(place / "train.jsonl")
+    return place
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(inputs):
+    """The run that all others are compared with; it keeps a checkpoint of every second step."""
+    completed(*arguments(inputs))
+    return inputs / "run"
+
+
+@pytest.fixture
+def out(uninterrupted, tmp_path):
+    return tmp_path / "run"
+
+
+def assert_same(out, other) -> None:
+    assert metrics(out) == metrics(other)
+    assert equal(weights(out / "model"), weights(other / "model"))
+
+
+def after(step: int, uninterrupted, out):
+    """What a run had left behind `step` steps after its start."""
+    name = f"checkpoints/step-{step:06d}"
+    shutil.copytree(uninterrupted / name, out / name)
+    rows = (uninterrupted / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(rows[:step]))
+    return out
+
+
+def begun(process, out, lines: int) -> None:
+    wait_until(lambda: len(metrics(out)) >= lines, process)
+
+
+# ---- the reference is worth comparing with
+
+
+def test_run_learns_from_text_and_from_rewards(uninterrupted, inputs):
+    """So every part of the state matters: weights, both moments, warm-up, draws."""
+    rows = metrics(uninterrupted)
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    assert not equal(weights(uninterrupted / "model"), weights(inputs / "model"))
+    assert any(row["reward/length"] > 0 for row in rows)
+    assert len({row["update/learning_rate"] for row in rows}) == 6  # warm-up, then constant
+
+
+# ---- kills
+
+
+def test_run_killed_between_checkpoints_resumes_bit_for_bit(inputs, uninterrupted, out):
+    process = start(*arguments(inputs, out=out))
+    begun(process, out, 5)
+    time.sleep(0.02)
+    process.kill()
+    finish(process)
+    assert process.returncode == -signal.SIGKILL
+    assert steps(out) == [2, 4] and len(metrics(out)) == 5
+    completed(*flags(resume=out))
+    assert_same(out, uninterrupted)
+
+
+def killed_during_a_save(out, *arguments) -> bool:
+    """Whether the kill came while a checkpoint was half-written."""
+    aside = (out / "checkpoints").glob
+    process = start(*arguments)
+    wait_until(lambda: any(aside(".step-*.saving")), process, pause=0)
+    process.kill()
+    finish(process)
+    return any(aside(".step-*.saving"))
+
+
+def test_run_killed_during_a_save_resumes_bit_for_bit(inputs, uninterrupted, out):
+    after(2, uninterrupted, out)
+    hit = any(killed_during_a_save(out, *flags(resume=out)) for _ in range(3))
+    assert hit, "no kill came during a save"
+    assert steps(out)[-1] < STEPS
+    completed(*flags(resume=out))
+    assert_same(out, uninterrupted)
+    assert not list((out / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_finishes_the_step_saves_and_says_how_to_go_on(uninterrupted, out, number):
+    after(2, uninterrupted, out)
+    process = start(*flags(resume=out))
+    begun(process, out, 3)
+    process.send_signal(number)
+    output = finish(process)
+    assert process.returncode == 0, output
+    done = len(metrics(out))
+    assert done < STEPS and steps(out)[-1] == done
+    assert f"stopped after step {done}; continue with --resume {out}" in output
+    assert not (out / "model").exists()
+    completed(*flags(resume=out))
+    assert_same(out, uninterrupted)
+
+
+# ---- another number of ranks
+
+
+def test_checkpoint_of_one_process_resumes_on_two(uninterrupted, out):
+    after(6, uninterrupted, out)
+    completed(*flags(resume=out), ranks=2)
+    assert_nearly_same(out, uninterrupted)
+
+
+@pytest.mark.slow
+def test_checkpoint_of_two_ranks_resumes_on_one(inputs, uninterrupted, out):
+    process = start(*arguments(inputs, out=out), ranks=2)
+    begun(process, out, 2)
+    process.terminate()  # the launcher passes it on
+    finish(process)
+    assert 2 <= steps(out)[-1] < STEPS
+    completed(*flags(resume=out))
+    assert_nearly_same(out, uninterrupted)
+
+
+def assert_nearly_same(out, other) -> None:
+    """Sums have another order on another number of ranks; what is drawn has not."""
+    assert [row["step"] for row in metrics(out)] == list(range(STEPS))
+    ...
+
+
+# ---- a full disk
+
+
+def test_failed_save_leaves_the_checkpoint_before_it(uninterrupted, out):
+    after(2, uninterrupted, out)
+    limit = 1_000_000  # bytes per file: enough for everything but a checkpoint
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    process = start(*flags(resume=out), preexec_fn=small)
+    output = finish(process)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    last = output.splitlines()[-1]
+    assert last.startswith("error: the checkpoint of step 4 could not be written to"), last
+    assert "File too large" in last and f"free some space and continue with --resume {out}" in last
+    assert f"{out / 'checkpoints/step-000002'} is intact" in last
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002"]
+    completed(*flags(resume=out))
+    assert_same(out, uninterrupted)

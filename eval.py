@@ -10,7 +10,6 @@ it (or --difficulty-model), and stored in --positions: every checkpoint answers 
 
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -121,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "model": config.model, "mode": options.mode, "budget": budget,
         "decoding": "greedy" if options.mode == "ntp" else options.decoding,
         "seconds": time.perf_counter() - started,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gb": dist.peak_memory(world),
         "tiers": rows, "items": items,
     }  # fmt: skip
     asked = f", {budget} tokens asked for" if budget else ""

@@ -92,6 +92,7 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     update(run, trees, groups, advantage, rewards["match"], metrics)
 
     add_rollout_metrics(metrics, questions, answers, responses, rewards, budget)
+    metrics.add_max("memory/peak_gb", dist.peak_memory(world))
     took = time.perf_counter() - started
     metrics.add("time/step", took, 1)
     metrics.add("speed/tokens_per_second", sum(map(len, trees)), took / world.size)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -71,15 +72,17 @@ def save(
             shutil.rmtree(place, ignore_errors=True)
             os.replace(aside, place)
             _sync(place.parent)
-    except Exception as error:  # torch wraps what the file system raised
-        problem = _first_line(error)
+    except (Exception, CheckpointException) as error:  # torch's is no Exception
+        problem = _reason(error)
     if any(gather_objects(problem, world)):
         shutil.rmtree(aside, ignore_errors=True)
         newest = steps(out)[-1:]
-        intact = f"{_place(out, newest[0])} is intact" if newest else "there is none yet"
+        remedy = "there is no earlier one: free some space and start anew"
+        if newest:
+            remedy = f"free some space: --resume {out} continues from {_place(out, newest[0]).name}"
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {place.parent} ({problem}); "
-            f"free some space and continue with --resume {out}: the one before, {intact}"
+            + remedy
         )
     if world.rank == 0:
         for old in steps(out)[:-keep]:
@@ -116,9 +119,9 @@ def restore(place: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
     state = {"model": model_state, "optimizer": optimizer_state, "tensors": tensors}
     try:
         _quietly(dcp.load, state, checkpoint_id=place)
-    except Exception as error:  # torch wraps key and shape errors of every rank
+    except (Exception, CheckpointException) as error:  # key and shape errors of every rank
         raise CheckpointError(
-            f"{place} does not fit this model or data ({_first_line(error)}); resume with the "
+            f"{place} does not fit this model or data ({_reason(error)}); resume with the "
             "model and data that the run started with"
         ) from None
     set_state_dict(
@@ -134,7 +137,7 @@ def export_model(model, source: Path, out: Path, dtype: torch.dtype, world: Worl
         try:
             export(state, source, out / "model", dtype)
         except (OSError, SafetensorError) as error:
-            problem = _first_line(error)
+            problem = _reason(error)
     if problem := gather_objects(problem, world)[0]:
         raise CheckpointError(
             f"the model could not be written to {out / 'model'} ({problem}); the last checkpoint "
@@ -191,8 +194,13 @@ def _quietly(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
-def _first_line(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """What the file system said, if it is behind this error, else the error's last line."""
+    if isinstance(error, CheckpointException):  # errors of all ranks, each with its traceback
+        error = next(iter(error.failures.values()))[0]
+    chain = [error]
+    while follows := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(follows)
+    told = next((e for e in chain if isinstance(e, OSError)), chain[0])
+    lines = [line for line in str(told).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(told).__name__

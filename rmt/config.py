@@ -135,12 +135,12 @@ PRESETS: dict[str, dict] = {
 def _problems(c: Config):
     """Messages about values that cannot work: value, reason, remedy."""
     positive = (
-        "document_tokens", "batch_size", "positions_per_document", "max_response", "max_branches",
-        "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep", "eval_every",
-        "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
+        "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
+        "max_branches", "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep",
+        "eval_every", "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
     )  # fmt: skip
     not_negative = (
-        "min_context", "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta",
+        "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta",
         "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
     )  # fmt: skip
     for field in dataclasses.fields(c):

@@ -5,6 +5,7 @@ all ranks) and on several nodes (HSDP: sharded inside a node, replicated across)
 """
 
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,6 +129,13 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     values = [None] * world.size
     dist.all_gather_object(values, value)
     return values
+
+
+def peak_memory(world: World) -> float:
+    """Most memory this rank has held so far, in GB: of the GPU, else of the process."""
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 
 def grad_norm(model: Transformer, limit: float) -> float:

@@ -30,6 +30,7 @@ def test_flex_attention_has_the_values_and_gradients_of_the_dense_mask():
     model = Transformer(ModelConfig.from_directory(TINY)).cuda()
     forest = pack(trees(torch.Generator().manual_seed(1)), "cuda", multiple=128)
     index = torch.arange(len(forest), device="cuda")
+    real = forest.tree >= 0
     mask = forest.sees(index[:, None], index[None])
 
     def dense(layer, q, k, v):
@@ -40,7 +41,6 @@ def test_flex_attention_has_the_values_and_gradients_of_the_dense_mask():
     results = []
     for attend in (forest.attend, dense):
         model.zero_grad()
-        real = forest.tree >= 0
         out = model(forest.tokens, forest.position, attend, lambda hidden, head: hidden[real])
         out.square().mean().backward()
         results.append(

@@ -74,13 +74,18 @@ def test_total_reward_mixes_match_and_length_by_weight():
     torch.testing.assert_close(mixed, torch.tensor([0.2, 1.0]))
 
 
-@pytest.mark.parametrize(
-    "right, n, low, high",  # of R's prop.test(right, n, correct = FALSE)
-    [(0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (10, 10, 0.72247, 1.0),
-     (1, 200, 0.00088, 0.02778), (118, 200, 0.52071, 0.65577)],
-)  # fmt: skip
-def test_wilson_interval_has_its_known_ends(right, n, low, high):
-    assert wilson(right, n) == pytest.approx((low, high), abs=2e-4)
+@pytest.mark.parametrize("right, n", [(0, 10), (5, 10), (10, 10), (1, 200), (118, 200)])
+def test_wilson_interval_ends_where_the_score_test_rejects(right, n):
+    observed = right / n
+    for end in wilson(right, n):
+        deviations = abs(observed - end) / math.sqrt(end * (1 - end) / n) if 0 < end < 1 else None
+        assert deviations is None or deviations == pytest.approx(1.959964, abs=1e-5)
+
+
+def test_wilson_interval_has_its_textbook_values():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert all(math.isnan(end) for end in wilson(0, 0))
 
 
 def item(match, tier="easy", entropy=0.7, well_formed=True, length=8):

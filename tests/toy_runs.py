@@ -1,0 +1,96 @@
+"""A random model that now and then thinks and answers, and runs of a few steps with it.
+
+Tokens are bytes, control tokens and the two answers `\\boxed{a}` and `\\boxed{b}`. The first
+coordinate of all embeddings is large, so that the first column of the head acts as a bias: it makes
+</think>, the answers and the end likely enough that groups hold right and wrong responses.
+"""
+
+import json
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from toy_models import write_tokenizer
+
+from models.config import ModelConfig
+from models.transformer import Transformer
+from models.weights import SINGLE
+from rmt.config import Config
+from rmt.dist import current
+from rmt.prompt import parse_response
+from rmt.run import prepare
+from rmt.tokenizer import Tokenizer
+
+CONTROL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+ANSWERS = (r"\boxed{a}", r"\boxed{b}")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+LIKELY = {"</think>": 5.5, ANSWERS[0]: 5.2, ANSWERS[1]: 5.2, "<|im_end|>": 4.5, "a": 3, "b": 3}
+SHAPE = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+SETTINGS = dict(
+    steps=3, batch_size=6, group_size=4, max_response=12, budget_start=8, budget_decay=0.5,
+    document_tokens=128, tiers="quantile", tier_thresholds=(0.0, 0.33, 0.66), min_context=8,
+    entropy_top_k=0, learning_rate=1e-3, warmup_steps=1, save_every=100,
+)  # fmt: skip
+WORLD = current(torch.device("cpu"))  # of a single process
+
+
+def prefix_merges():
+    """Merges that make each answer one token: \\b, \\bo, \\box, ..."""
+    pairs = [(text[:end], text[end]) for text in ANSWERS for end in range(1, len(text))]
+    return list(dict.fromkeys(pairs))
+
+
+def write_thinker(directory, **changes):
+    """The model as a Hugging Face directory."""
+    directory.mkdir(parents=True)
+    write_tokenizer(
+        directory, prefix_merges(), CONTROL, eos_token="<|im_end|>", chat_template=TEMPLATE
+    )
+    tokenizer = Tokenizer(directory)
+    shape = SHAPE | {"vocab_size": tokenizer.vocab_size + 5} | changes  # five rows of padding
+    (directory / "config.json").write_text(json.dumps(shape))
+    model, generator = Transformer(ModelConfig.from_dict(shape)), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + noise if name.endswith("norm.weight") else noise)
+        model.model.embed_tokens.weight[:, 0] = 2
+        for text, odds in LIKELY.items():
+            (token,) = tokenizer.encode_with_control(text)
+            model.head[token, 0] += odds / 3  # by what the first hidden coordinate is about
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, directory / SINGLE)
+    return directory
+
+
+def write_corpus(path, documents=13):
+    """Texts of a and b of unequal length."""
+    rng = np.random.default_rng(0)
+    texts = ("".join(rng.choice(["a", "b"], size=rng.integers(12, 60))) for _ in range(documents))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def prepared(place, world=WORLD, shape=None, **changes):
+    """A run in `place`, whose model and corpus are written when they are not there."""
+    if not (place / "data.jsonl").exists():
+        write_thinker(place / "thinker", **(shape or {}))
+        write_corpus(place / "data.jsonl")
+    files = dict(model=str(place / "thinker"), data=(str(place / "data.jsonl"),))
+    return prepare(Config(**SETTINGS | files | {"out": str(place / "out")} | changes), world)
+
+
+def parsed(run, groups):
+    return [[parse_response(run.tokenizer, r.tokens) for r in group] for group in groups]

@@ -9,7 +9,6 @@ it (or --difficulty-model), and stored in --positions: every checkpoint answers 
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from rmt.budget import budget_at
 from rmt.config import Config, from_json
 from rmt.evaluate import predict_plainly, predict_thinking, summarise, table
 from rmt.flags import add_fields, knob, make_parser, parse_known
+from rmt.log import as_json
 from rmt.positions import choose_positions, data_key, read_positions, write_positions
 from rmt.rollout import Sampling
 from rmt.run import compute_dtype, measure_difficulty, read_documents, read_model_directory
@@ -129,17 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json:
         path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(without_nan(report), indent=1, ensure_ascii=False))
+        path.write_text(json.dumps(as_json(report), indent=1, ensure_ascii=False))
         print(f"wrote {path}")
-
-
-def without_nan(value):
-    """JSON has no NaN; what was not measured is null."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 if __name__ == "__main__":

@@ -63,9 +63,9 @@ class Config:
     max_branches: int = knob(256, "responses decoded at one time per rank: the memory knob")
     # ---- budget and reward
     budget: bool = knob(True, "dynamic token budget: ask for B_t tokens and reward the length")
-    budget_start: int = knob(800, "B_0")
+    budget_start: int = knob(800, "B_0: thinking tokens asked for at the first step")
     budget_decay: float = knob(0.2, "gamma: B_t = B_0 gamma^(t/T)")
-    budget_min: int = knob(1, "B_min")
+    budget_min: int = knob(1, "B_min: the budget never falls below it")
     length_weight: float = knob(0.1, "w: share of the length reward in the reward [ours]")
     length_reward_max: float = knob(1.0, "r_max: height of the length reward [ours]")
     length_reward_gate: str = knob(
@@ -163,6 +163,11 @@ def _problems(c: Config):
         yield (
             f"--length-weight is {c.length_weight}: choose it in [0, 0.5), "
             "or a wrong answer of the right length could beat a right one"
+        )
+    elif c.length_weight * c.length_reward_max >= 1 - c.length_weight:
+        yield (
+            f"--length-reward-max is {c.length_reward_max}: with --length-weight {c.length_weight} "
+            "a wrong answer of the right length could beat a right one; lower it"
         )
     if c.group_size < 2:
         yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"

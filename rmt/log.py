@@ -1,6 +1,7 @@
 """What a run leaves behind: metrics.jsonl, samples.jsonl, run.json, and one progress line."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -113,11 +114,20 @@ def describe(config: Config, total: int, world: World) -> dict[str, Any]:
     }
 
 
+def as_json(value: Any) -> Any:
+    """JSON has no nan and no infinity: what was not measured or overflowed is null."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _append(path: Path, records: list[dict[str, Any]]) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
             for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json.dumps(as_json(record), ensure_ascii=False) + "\n")
     except OSError as error:
         raise OSError(
             f"{path} could not be written ({error}); free some space, then --resume {path.parent} "

@@ -82,7 +82,6 @@ def add_loss_metrics(
     metrics.add("loss/ntp", sums["loss/ntp"], len(response) - count)
     metrics.add("policy/entropy", sums["entropy"], count)
     metrics.add("policy/kl", sums["kl"], count)
-    metrics.add("policy/clipped", sums["clipped"], count)
     gap = (logprob[response].double() - sampled.double()).abs()
     metrics.add("sampler_gap/mean", gap.sum(), count)
     metrics.add_max("sampler_gap/max", gap.max() if count else 0.0)

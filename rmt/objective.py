@@ -63,6 +63,11 @@ class Targets:
             self.rollout >= 0, response, torch.full_like(self.rollout, trunk, dtype=torch.float64)
         )
 
+    def per_rollout(self, values: Tensor) -> Tensor:
+        """A value of each rollout (R,) for its tokens, 0 for trunk tokens. (n,)"""
+        with_zero = torch.cat((values, values.new_zeros(1))).to(self.rollout.device)
+        return with_zero[self.rollout]  # a trunk token has rollout -1: the last entry
+
     def in_order(self, per_rollout: Sequence[Sequence[float]]) -> Tensor:
         """Values of each rollout's tokens, laid out along the response targets. (n_rl,)"""
         order = torch.unique_consecutive(self.rollout[self.rollout >= 0]).tolist()
@@ -85,6 +90,49 @@ def score(model, forest: Forest, temperature: float, vocab_size: int) -> Tensor:
         )
 
 
+class TokenLoss:
+    """The loss of a chunk of target tokens, and sums over all chunks for the log.
+
+    All tensors are (n,), one entry per target token; `sums` are fp64 scalars.
+    """
+
+    def __init__(
+        self, objective: Objective, targets: Targets, old: Tensor | None, reference: Tensor | None
+    ):
+        o, self.objective, self.old, self.reference = objective, objective, old, reference
+        self.response = targets.rollout >= 0
+        self.advantage = targets.per_rollout(o.advantage)
+        self.weight = targets.per_rollout(o.weight)
+        self.ntp_weight = targets.per_kind(0.0, o.ntp_weight)
+        zero = self.weight.new_zeros(())
+        self.sums = dict.fromkeys(("loss/rl", "loss/ntp", "kl", "clipped", "entropy"), zero)
+
+    def __call__(self, logprob: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
+        response = self.response[index]
+        # On a trunk token the ratio is 1 and the weight 0: it has no policy term.
+        old = logprob.detach()
+        if self.old is not None:
+            old = torch.where(response, self.old[index].to(logprob.dtype), old)
+        advantage, weight, ntp_weight = (
+            x[index].to(logprob.dtype) for x in (self.advantage, self.weight, self.ntp_weight)
+        )
+        o = self.objective
+        policy, clipped = policy_loss(logprob, old, advantage, o.clip_low, o.clip_high)
+        rl = (weight * policy).sum()
+        if self.reference is not None:
+            kl = kl_estimate(logprob, self.reference[index].to(logprob.dtype))
+            rl = rl + o.kl_beta * (weight * kl).sum()
+            self._add("kl", kl[response])
+        self._add("loss/rl", rl)
+        self._add("loss/ntp", -logprob[~response])
+        self._add("clipped", clipped[response])
+        self._add("entropy", entropy[response])
+        return rl - (ntp_weight * logprob).sum()  # Eq. 10
+
+    def _add(self, name: str, values: Tensor) -> None:
+        self.sums[name] = self.sums[name] + values.detach().double().sum()
+
+
 def forest_loss(
     model,
     forest: Forest,
@@ -99,39 +147,13 @@ def forest_loss(
     and the targets. All ranks, when the model is sharded.
     """
     targets = Targets.of(forest)
-    is_response = targets.rollout >= 0
-    device = targets.token.device
-    pick = lambda values: values.to(device)[targets.rollout.clamp(min=0)]
-    has_rollouts = len(objective.advantage) > 0
-    zero = torch.zeros(len(targets.token), dtype=torch.float64, device=device)
-    advantage = torch.where(is_response, pick(objective.advantage), zero) if has_rollouts else zero
-    weight = torch.where(is_response, pick(objective.weight), zero) if has_rollouts else zero
-    ntp_weight = targets.per_kind(0.0, objective.ntp_weight)
-    sums = {name: zero.sum() for name in ("loss/rl", "loss/ntp", "kl", "clipped", "entropy")}
-
-    def token_loss(logprob, entropy, index):
-        rl, w = is_response[index], weight[index].to(logprob.dtype)
-        old = logprob.detach() if old_logprob is None else old_logprob[index].to(logprob.dtype)
-        old = torch.where(rl, old, logprob.detach())
-        a = advantage[index].to(logprob.dtype)
-        policy, clipped = policy_loss(logprob, old, a, objective.clip_low, objective.clip_high)
-        policy_term = (w * policy).sum()
-        if reference_logprob is not None:
-            kl = kl_estimate(logprob, reference_logprob[index].to(logprob.dtype))
-            policy_term = policy_term + objective.kl_beta * (w * kl).sum()
-            sums["kl"] += kl.detach()[rl].double().sum()
-        ntp_term = -(ntp_weight[index].to(logprob.dtype) * logprob).sum()
-        sums["loss/rl"] += policy_term.detach().double()
-        sums["loss/ntp"] -= logprob.detach()[~rl].double().sum()
-        sums["clipped"] += clipped[rl].sum()
-        sums["entropy"] += entropy.detach()[rl].double().sum()
-        return policy_term + ntp_term
+    token_loss = TokenLoss(objective, targets, old_logprob, reference_logprob)
+    scale = targets.per_kind(objective.temperature, 1.0)
 
     def readout(hidden, head):
-        scale = targets.per_kind(objective.temperature, 1.0)
         return linear_objective(
             targets.read(hidden), head, targets.token, token_loss, scale, objective.vocab_size
-        )  # fmt: skip
+        )
 
     loss, logprob, _ = model(forest.tokens, forest.position, forest.attend, readout)
-    return loss, sums, logprob, targets
+    return loss, token_loss.sums, logprob, targets

@@ -100,11 +100,14 @@ def prepare(config: Config, world: World) -> Run:
     compute = compute_dtype(config.dtype, world)
     model = load_model(source, world, compute)
     model.recompute_activations(config.recompute_activations)
+    drawn = np.unique(order)  # a short run need not measure the documents it will not meet
     entropies, thresholds = measure_difficulty(
-        config, config.data, world, source, tokenizer, documents, model
+        config, config.data, world, source, tokenizer, [documents[i] for i in drawn], model
     )
-    tiers = [assign_tiers(e, thresholds, config.min_context) for e in entropies]
-    _check_tiers(tiers, thresholds, world)
+    tiers = [np.full(len(document.tokens), NO_TIER) for document in documents]
+    for index, entropy in zip(drawn, entropies):
+        tiers[index] = assign_tiers(entropy, thresholds, config.min_context)
+    _check_tiers([tiers[index] for index in drawn], thresholds, world)
     run = Run(
         config=config, world=world, source=source, tokenizer=tokenizer, documents=documents,
         tiers=tiers, curriculum=Curriculum(tiers, config.seed), order=order, model=model,
@@ -155,7 +158,7 @@ def _steps_of(config: Config, documents: int) -> int:
 
 
 def measure_difficulty(config, data, world, source, tokenizer, documents, model):
-    """Entropies of all documents under the initial model (or a proxy), and the tier thresholds."""
+    """Entropies of documents under the initial model (or a proxy), and the tier thresholds."""
     weights = Path(config.weights) if config.weights else None
     judge = find(config.difficulty_model, weights) if config.difficulty_model else source
     if (
@@ -172,10 +175,17 @@ def measure_difficulty(config, data, world, source, tokenizer, documents, model)
         if judge != source:
             frozen = load_model(judge, world, compute_dtype(config.dtype, world), trainable=False)
         with rollout_mode(frozen):
-            return document_entropies(
+            entropies = document_entropies(
                 frozen, documents, tokenizer.begin_ids, config.entropy_top_k,
                 tokenizer.vocab_size, config.tokens_per_micro_batch, world,
             )  # fmt: skip
+        broken = [d.source for d, entropy in zip(documents, entropies) if np.isnan(entropy).any()]
+        if broken:
+            raise ValueError(
+                f"{judge} predicts nan for {len(broken)} of {len(documents)} documents, the first "
+                f"{broken[0]}; its weights are damaged, or --dtype {config.dtype} overflows"
+            )
+        return entropies
 
     place = in_repository(data[0])
     entropies = cached_entropies(measure, judge, documents, config.entropy_top_k, place, world)

@@ -48,6 +48,7 @@ def update(
             )
             loss.backward()
             culprits |= _broken_documents(run.model, forest, targets.tree, logprob, culprits)
+            metrics.add("policy/clipped", sums["clipped"], (targets.rollout >= 0).sum())
             if number == 0:
                 metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))
                 add_loss_metrics(metrics, sums, logprob, targets, targets.in_order(sampled))

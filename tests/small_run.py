@@ -20,6 +20,7 @@ from rmt.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 8
+MEASURED = ("time/", "speed/", "memory/")
 CONTROL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -40,7 +41,7 @@ SHAPE = {
 }
 SENTENCE = "the sum of two odd numbers is even while their product stays odd and grows"
 FLAGS = {
-    "document_tokens": 64, "batch_size": 4, "group_size": 4, "max_response": 24,
+    "document_tokens": 64, "batch_size": 2, "group_size": 4, "max_response": 24,
     "budget_start": 12, "steps": STEPS, "save_every": 2, "keep": 10, "learning_rate": 1e-3,
     "warmup_steps": 6, "tiers": "quantile", "tier_thresholds": (0.2, 0.5, 0.8), "min_context": 8,
 }  # fmt: skip
@@ -124,13 +125,11 @@ def wait_until(condition, process: subprocess.Popen, pause: float = 0.002) -> No
 
 
 def metrics(out: Path) -> list[dict]:
-    """Lines of metrics.jsonl without what a clock says."""
+    """Lines of metrics.jsonl without what differs from one process to the next."""
     path = out / "metrics.jsonl"
+    read = json.JSONDecoder(parse_constant=pytest.fail).decode  # nan is not JSON
     rows = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [
-        {k: v for k, v in json.loads(row).items() if not k.startswith(("time/", "speed/"))}
-        for row in rows
-    ]
+    return [{k: v for k, v in read(row).items() if not k.startswith(MEASURED)} for row in rows]
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:

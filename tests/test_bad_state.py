@@ -127,6 +127,23 @@ def test_resume_after_the_text_has_changed_is_refused(place, original, capsys):
         (original / "train.jsonl").write_text(text)
 
 
+# ---- what cannot be written
+
+
+def test_result_that_cannot_be_written_leaves_the_checkpoint(place, capsys):
+    shutil.rmtree(place / "run/model")
+    (place / "run/model").write_text("in the way")
+    fragments = ("could not be written", place / "run/model", "checkpoint is intact", "--resume")
+    refusal(train, flags(resume=place / "run"), fragments, capsys)
+    assert steps(place / "run") == [2, 3, 4]
+
+
+def test_log_that_cannot_be_written_is_named(place, capsys):
+    (place / "other/metrics.jsonl").mkdir(parents=True)
+    fragments = ("other/metrics.jsonl could not be written", "--resume", "newest checkpoint")
+    refusal(train, arguments(place, out=place / "other"), fragments, capsys)
+
+
 # ---- stored positions
 
 

@@ -1,0 +1,208 @@
+"""Files become the same documents whoever reads them, and their difficulty is measured once."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from small_run import CONTROL, arguments, write_corpus, write_small_model
+
+import rmt.difficulty
+from rmt import corpus
+from rmt.config import parse
+from rmt.difficulty import cached_entropies
+from rmt.dist import World
+from rmt.run import prepare
+from rmt.tokenizer import Tokenizer
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_small_model(tmp_path_factory.mktemp("inputs") / "model")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model):
+    return Tokenizer(model)
+
+
+@pytest.fixture
+def texts_of(tokenizer):
+    """Decoded documents of paths, with the defaults of a run."""
+
+    def read(*paths, fields=(), length=2048, shortest=1):
+        loaded = corpus.load([str(p) for p in paths], tokenizer, fields, length, shortest)
+        assert [document.index for document in loaded] == list(range(len(loaded)))
+        return [tokenizer.decode(document.tokens.tolist()) for document in loaded]
+
+    return read
+
+
+def jsonl(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+# ---- what is read
+
+
+def test_every_line_of_jsonl_is_a_document_named_by_its_line(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\r\n\n{"text": "two"}')
+    loaded = corpus.load([str(path)], tokenizer, (), 2048, 1)
+    assert [document.source for document in loaded] == [f"{path}:1", f"{path}:3"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md"])
+def test_text_file_is_one_document_to_the_last_byte(tmp_path, texts_of, suffix):
+    text = "# naïve 🤔\r\n\n  two\n"
+    (tmp_path / f"a{suffix}").write_bytes(text.encode())
+    assert texts_of(tmp_path / f"a{suffix}") == [text]
+
+
+def test_folder_is_read_with_its_subfolders_in_the_order_of_names(tmp_path, texts_of):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "c/d.md").write_text("d")
+    jsonl(tmp_path / "a.jsonl", {"text": "a"})
+    (tmp_path / "ignored.csv").write_text("1,2")
+    (tmp_path / "folder.txt").mkdir()
+    assert texts_of(tmp_path) == ["a", "b", "d"]
+
+
+def test_several_paths_are_read_in_the_order_given(tmp_path, texts_of):
+    a, b = jsonl(tmp_path / "a.jsonl", {"text": "a"}), jsonl(tmp_path / "b.jsonl", {"text": "b"})
+    assert texts_of(b, a) == ["b", "a"]
+
+
+def test_problem_and_solution_are_joined_by_a_blank_line(tmp_path, texts_of):
+    record = {"text": "t", "solution": "s", "problem": "p"}
+    assert texts_of(jsonl(tmp_path / "a.jsonl", record)) == ["p\n\ns"]
+
+
+def test_without_a_problem_the_field_is_text(tmp_path, texts_of):
+    assert texts_of(jsonl(tmp_path / "a.jsonl", {"text": "t", "solution": "s"})) == ["t"]
+
+
+def test_named_fields_come_before_the_defaults_in_the_order_named(tmp_path, texts_of):
+    record = {"text": "t", "problem": "p", "solution": "s", "title": "n"}
+    path = jsonl(tmp_path / "a.jsonl", record)
+    assert texts_of(path, fields=("title", "text")) == ["n\n\nt"]
+
+
+# ---- what it becomes
+
+
+def test_pieces_of_a_long_text_hold_all_of_its_tokens(tmp_path, tokenizer):
+    text = "abcdefghijklmnopqrstuvw"
+    (tmp_path / "a.txt").write_text(text)
+    loaded = corpus.load([str(tmp_path / "a.txt")], tokenizer, (), 5, 1)
+    assert [len(document.tokens) for document in loaded] == [5, 5, 5, 5, 3]
+    assert np.concatenate([d.tokens for d in loaded]).tolist() == tokenizer.encode(text)
+
+
+def test_pieces_too_short_to_reason_about_are_left_out(tmp_path, texts_of):
+    (tmp_path / "a.txt").write_text("abcdefghijklm")
+    assert texts_of(tmp_path / "a.txt", length=5, shortest=4) == ["abcde", "fghij"]
+
+
+def test_control_tokens_in_a_text_stay_text(tmp_path, tokenizer):
+    text = f"Say {CONTROL[1]} or {CONTROL[3]}."
+    (tmp_path / "a.txt").write_text(text)
+    (document,) = corpus.load([str(tmp_path / "a.txt")], tokenizer, (), 2048, 1)
+    control = {tokenizer.encode_with_control(name)[0] for name in CONTROL}
+    assert not control & set(document.tokens.tolist())
+    assert tokenizer.decode(document.tokens.tolist()) == text
+
+
+def test_documents_do_not_depend_on_the_rank_that_reads_them(tmp_path, model):
+    write_corpus(tmp_path / "train.jsonl")
+    config = parse(arguments(tmp_path, model=model, batch_size=4), "", "")
+    run = prepare(config, ALONE)
+    drawn = [set(run.order[0][rank::2].tolist()) for rank in range(2)]
+    assert drawn[0] | drawn[1] == set(run.order[0].tolist()) and not drawn[0] & drawn[1]
+    again = prepare(config, ALONE)
+    for ours, theirs in zip(run.documents, again.documents):
+        assert (ours.index, ours.source) == (theirs.index, theirs.source)
+        assert np.array_equal(ours.tokens, theirs.tokens)
+
+
+# ---- difficulty is measured once
+
+
+class Measure:
+    """Stands for a model: counts how often it is asked."""
+
+    def __init__(self, documents):
+        self.documents, self.count = documents, 0
+
+    def __call__(self):
+        self.count += 1
+        return [np.arange(len(document.tokens)) / 7 for document in self.documents]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_corpus(tmp_path / "train.jsonl")
+
+
+@pytest.fixture
+def documents(data, tokenizer):
+    return corpus.load([str(data)], tokenizer, (), 2048, 1)
+
+
+def ask(measure, model, documents, data, top_k=16):
+    entropies = cached_entropies(measure, model, documents, top_k, data, ALONE)
+    for entropy, expected in zip(entropies, Measure(documents)()):
+        assert np.array_equal(entropy, expected)
+
+
+def test_second_run_reads_what_the_first_measured(model, documents, data):
+    measure = Measure(documents)
+    ask(measure, model, documents, data)
+    ask(measure, model, documents, data)
+    assert measure.count == 1
+    assert len(list((data.parent / ".rmt-difficulty").iterdir())) == 1
+
+
+def test_other_model_text_or_method_is_measured_anew(model, documents, data, tmp_path):
+    other = write_small_model(tmp_path / "other", initializer_range=0.3)
+    ask(Measure(documents), model, documents, data)
+    for variant in (
+        (other, documents, data),
+        (model, documents[1:], data),
+        (model, documents, data, 0),
+    ):
+        measure = Measure(variant[1])
+        ask(measure, *variant)
+        assert measure.count == 1
+
+
+def test_damaged_cache_is_measured_anew(model, documents, data):
+    measure = Measure(documents)
+    ask(measure, model, documents, data)
+    (path,) = (data.parent / ".rmt-difficulty").iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    ask(measure, model, documents, data)
+    ask(measure, model, documents, data)
+    assert measure.count == 2
+
+
+def test_read_only_data_folder_is_served_from_the_users_cache(
+    model, documents, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if os.geteuid() == 0:  # root may write anywhere: say what another user would be told
+        monkeypatch.setattr(rmt.difficulty.os, "access", lambda path, mode: False)
+    data.parent.chmod(0o555)
+    try:
+        measure = Measure(documents)
+        ask(measure, model, documents, data)
+        ask(measure, model, documents, data)
+    finally:
+        data.parent.chmod(0o755)
+    assert measure.count == 1
+    assert not (data.parent / ".rmt-difficulty").exists()

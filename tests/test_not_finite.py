@@ -1,0 +1,72 @@
+"""An update that is not finite is refused; three in a row end the run with its state saved."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_run import arguments, metrics, refusal, weights, write_corpus, write_small_model
+
+import train
+from models.weights import SINGLE
+from rmt import dist
+from rmt.checkpoint import steps
+from rmt.config import parse
+from rmt.run import prepare
+
+RARE = "Q"  # in one document, and in no response of this seed
+
+
+@pytest.fixture
+def place(tmp_path):
+    write_small_model(tmp_path / "model", tie_word_embeddings=False)
+    with write_corpus(tmp_path / "train.jsonl", 4).open("a") as file:
+        file.write(json.dumps({"text": f"Buzz, fizz and {RARE} are in no other document."}) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def poisoned(place):
+    """A run of five documents a step whose model cannot read one character."""
+    short = dict(batch_size=5, group_size=2, max_response=4, temperature=0.1)
+    run = prepare(parse(arguments(place, **short), "", ""), dist.start())
+    train.train_step(run, 0)  # so that the optimiser has moments
+    run.step = 1
+    with torch.no_grad():
+        run.model.model.embed_tokens.weight[run.tokenizer.encode(RARE)] = torch.nan
+    return run
+
+
+def test_refused_update_names_the_document_to_blame_and_no_other(place, poisoned, capsys):
+    row, _ = train.train_step(poisoned, 1)
+    assert row["update/refused"] == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("step 1: loss or gradient is not finite; no update.")
+    assert printed.endswith(f"Documents: {place / 'train.jsonl'}:5\n")
+
+
+def test_refused_update_changes_neither_weights_nor_moments(poisoned):
+    before = copy.deepcopy((poisoned.model.state_dict(), poisoned.optimizer.state_dict()))
+    train.train_step(poisoned, 1)
+    assert poisoned.refused_in_a_row == 1
+    after = (poisoned.model.state_dict(), poisoned.optimizer.state_dict())
+    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_absurd_learning_rate_ends_the_run_with_its_state_saved(place, capsys):
+    absurd = arguments(place, learning_rate=1e30, warmup_steps=0, batch_size=2)
+    fragments = ("3 updates in a row were not finite", f"state is saved in {place / 'run'}",
+                 "lower --learning-rate")  # fmt: skip
+    printed = refusal(train, absurd, fragments, capsys)
+    assert [row["update/refused"] for row in metrics(place / "run")] == [0, 1, 1, 1]
+    assert steps(place / "run") == [2, 4]
+    assert printed.count(f"no update. Documents: {place / 'train.jsonl'}:") == 3
+
+
+def test_model_that_predicts_nan_is_refused_before_training(place, capsys):
+    state = weights(place / "model")
+    state["model.norm.weight"][0] = torch.nan
+    save_file(state, place / "model" / SINGLE)
+    fragments = (place / "model", "predicts nan for 5 of 5", "train.jsonl:1", "damaged")
+    refusal(train, arguments(place), fragments, capsys)

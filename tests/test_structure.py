@@ -1,0 +1,138 @@
+"""Who may import whom, and that what points somewhere points at something."""
+
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy_runs import prepared
+
+from rmt.config import Config
+from train import train_step
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("train", "eval", "sample")
+PACKAGES = ("kernels", "models", "rmt")
+SOURCES = sorted(
+    [ROOT / f"{name}.py" for name in SCRIPTS]
+    + [path for package in (*PACKAGES, "assets") for path in (ROOT / package).rglob("*.py")]
+)
+MATHS = ("budget", "curriculum", "rewards", "grpo", "objective", "forest")
+HARMLESS = {  # of the standard library: nothing that reads, writes or waits
+    "math", "collections", "dataclasses", "functools", "itertools", "typing",
+}  # fmt: skip
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno} imports relatively"
+            own = node.module.split(".")[0] in PACKAGES
+            names |= {f"{node.module}.{alias.name}" if own else node.module for alias in node.names}
+    return names
+
+
+def packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def of(package: str):
+    paths = sorted((ROOT / package).rglob("*.py"))
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
+
+
+@of("kernels")
+def test_kernels_import_torch_and_triton_only(path):
+    outside = packages(path) - {"kernels", "torch", "triton"} - set(sys.stdlib_module_names)
+    assert not outside
+
+
+@of("models")
+def test_models_import_no_rmt_and_no_script(path):
+    assert not packages(path) & {"rmt", *SCRIPTS}
+
+
+@pytest.mark.parametrize("name", MATHS)
+def test_maths_files_see_neither_rank_nor_config_nor_file(name):
+    path = ROOT / "rmt" / f"{name}.py"
+    assert packages(path) <= HARMLESS | {"numpy", "torch", "kernels", "rmt"}
+    assert not {n for n in imported(path) if n.startswith(("torch.distributed", "torch.utils"))}
+    own = {n.split(".")[1] for n in imported(path) if n.startswith("rmt.")}
+    assert own <= {*MATHS, "prompt"}
+    calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    assert "open" not in {getattr(call, "id", getattr(call, "attr", "")) for call in calls}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_nobody_imports_the_scripts(path):
+    assert not packages(path) & set(SCRIPTS)
+
+
+SILENT = """
+import os, random, socket, sys
+import numpy, torch, torch.distributed.fsdp, torch.distributed.checkpoint, safetensors, tokenizers
+def refuse(*_): raise OSError("network")
+socket.socket.connect = refuse
+state = lambda: (torch.get_rng_state().tolist(), str(numpy.random.get_state()), random.getstate(),
+                 dict(os.environ), torch.get_default_dtype(), torch.get_num_threads())
+before = state()
+for name in sys.argv[1:]:
+    __import__(name)
+assert state() == before, "an import changed global state"
+assert not torch.cuda.is_initialized() and not torch.distributed.is_initialized()
+"""
+
+
+def test_importing_every_module_is_silent():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] != "assets" and path.stem != "__init__"
+    ]
+    assert {"train", "rmt.update", "models.kv_cache", "kernels.reference"} <= set(modules)
+    command = [sys.executable, "-c", SILENT, *modules]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def equations() -> list[int]:
+    text = (ROOT / "rmt" / "README.md").read_text(encoding="utf-8")
+    return [int(number) for number in re.findall(r"^\*\*Eq\. (\d+)\*\*", text, re.MULTILINE)]
+
+
+def citations(path: Path) -> set[int]:
+    return set(map(int, re.findall(r"Eq\. (\d+)", path.read_text(encoding="utf-8"))))
+
+
+def test_equations_are_numbered_without_gaps():
+    assert equations() == list(range(1, len(equations()) + 1))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_cited_equations_exist(path):
+    assert citations(path) <= set(equations())
+
+
+def test_every_equation_is_cited_in_code():
+    assert set().union(*map(citations, SOURCES)) == set(equations())
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
+def test_every_knob_has_a_help_line(field):
+    assert len(field.metadata["help"].split()) >= 2
+
+
+def test_every_metric_of_a_run_is_in_the_glossary(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in readme.splitlines() if line.startswith("|"))
+    known = set(re.findall(r"`([^`]+)`", table))
+    row, _ = train_step(prepared(tmp_path), 0)
+    assert set(json.loads(json.dumps(row))) - known == set()

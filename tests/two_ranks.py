@@ -1,0 +1,173 @@
+"""What one process and two do with the same work; test_distributed.py compares the answers."""
+
+import os
+import socket
+import time
+from dataclasses import replace
+
+import torch
+import torch.multiprocessing as mp
+from toy_forests import toy_trees
+from toy_runs import prepared
+
+import train
+from models.weights import load, on_meta
+from rmt import dist
+from rmt.difficulty import document_entropies
+from rmt.evaluate import predict_plainly, predict_thinking
+from rmt.log import RunLog
+from rmt.metrics import Metrics
+from rmt.positions import Position
+from rmt.rollout import Rollout, Sampling
+from rmt.update import update
+
+TIMEOUT = 120  # seconds; a hang is a failure
+RL, TEXT = (5, 7, 9), (6, 8)  # documents of toy_trees with responses, and with text
+SHARES = {  # which documents each of two ranks gets
+    "uneven": ((5, 6), (7, 8, 9)),
+    "no-response-on-one-rank": (RL, TEXT),
+    "nothing-on-one-rank": ((), RL + TEXT),
+}
+
+# Three documents and two: unequal shares, with no sample left out of the report.
+STEPS = dict(batch_size=5, steps=4, advantage_norm="batch", samples_per_step=9)
+
+
+def on_two_ranks(place):
+    """[results of rank 0, of rank 1] of `everything`; AssertionError when a rank hangs or fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.spawn(_work, (port, place), nprocs=2, join=False)
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        while not context.join(timeout=1):  # False as soon as one of them has ended
+            assert time.monotonic() < deadline, "the ranks wait for each other"
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [torch.load(place / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def _work(rank, port, place):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = dist.start()
+    results = everything(world, place)
+    results["hybrid"] = hybrid(world, place)
+    torch.save(results, place / f"rank{rank}.pt")
+    dist.stop()
+
+
+def everything(world, place):
+    run = prepared(place, world, grad_clip=1e9)
+    small = prepared(place, world, grad_clip=1e9, tokens_per_micro_batch=30)
+    clipped = prepared(place, world, grad_clip=1e-3)
+    untied = prepared(place / "untied", world, grad_clip=1e9)
+    results = {f"updates/{name}": learn(run, name) for name in SHARES}
+    results |= {
+        "updates/micro-batches": learn(small, "uneven"),
+        "updates/clipped": learn(clipped, "uneven"),
+        "updates/untied": learn(untied, "uneven"),
+        "updates/two-per-batch": learn(prepared(place, world, updates_per_batch=2), "uneven"),
+        "float32": learn(run, "uneven", torch.float32),
+        "entropies": entropies(run),
+        "evaluation": evaluation(run),
+        "steps": steps(prepared(place, world, **STEPS)),
+        "run": whole_run(place, world),
+    }
+    return results
+
+
+def fresh_model(run, dtype):
+    """Like dist.load_model, in any dtype."""
+    model = on_meta(run.source).to(dtype)
+    if run.world.size > 1:
+        dist.shard(model, run.world, dtype)
+    model.to_empty(device="cpu")
+    load(model, run.source)
+    return model
+
+
+def learn(run, share, dtype=torch.float64):
+    """One update on this rank's trees: metrics, gradients as they were stepped on, weights."""
+    world, advantage, groups, trees = run.world, [], [], []
+    documents = SHARES[share][world.rank] if world.size > 1 else RL + TEXT
+    for tree in (tree for tree in toy_trees() if tree.document in documents):
+        branches = []
+        for branch in tree.branches:
+            advantage.append([(-1) ** branch.id * (1 + 0.1 * branch.id)])
+            branches.append(replace(branch, id=len(groups)))
+            groups.append([Rollout(branch.response, [0.0] * len(branch.response))])
+        trees.append(replace(tree, branches=branches))
+    model, metrics = fresh_model(run, dtype), Metrics()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    advantage = torch.tensor(advantage, dtype=torch.float64).view(-1, 1)
+    run = replace(run, model=model, optimizer=optimizer)
+    update(run, trees, groups, advantage, torch.zeros_like(advantage), metrics)
+    return dict(
+        metrics=metrics.reduce(world),
+        gradients={name: whole(p.grad) for name, p in model.named_parameters()},
+        weights={name: whole(p) for name, p in model.named_parameters()},
+    )
+
+
+def whole(tensor):
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.detach().clone()
+
+
+def hybrid(world, place):
+    """As if each rank were a node of its own: replicated across, not sharded."""
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    run = prepared(place, world, grad_clip=1e9)
+    mesh = next(run.model.parameters()).device_mesh
+    os_results = dict(mesh=tuple(mesh.shape), names=mesh.mesh_dim_names)
+    return os_results | learn(run, "uneven")
+
+
+def entropies(run):
+    with dist.rollout_mode(run.model):
+        return document_entropies(
+            run.model, run.documents, run.tokenizer.begin_ids, 0, run.tokenizer.vocab_size, 100,
+            run.world,
+        )  # fmt: skip
+
+
+def evaluation(run):
+    """Items of both modes; three documents, so that the ranks have unequal shares."""
+    positions = [
+        Position(d, p, 2.0, "hard", int(run.documents[d].tokens[p]))
+        for d, p in ((0, 9), (0, 11), (3, 10), (5, 8))
+    ]
+    known = (run.model, run.tokenizer, run.documents, positions)
+    sampling = Sampling(9, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.8, 2)
+    return dict(
+        plain=predict_plainly(*known, 200, run.world),
+        thinking=predict_thinking(*known, 6, sampling, run.world),
+    )
+
+
+def steps(run):
+    """Metrics and responses of whole steps, and what the curriculum knows afterwards."""
+    rows, responses = [], []
+    for step in range(run.total_steps):
+        row, samples = train.train_step(run, step)
+        run.step += 1
+        rows.append(row)
+        responses += [s for part in dist.gather_objects(samples, run.world) for s in part]
+    texts = sorted((s["step"], s["document"], s["position"], s["response"]) for s in responses)
+    return dict(rows=rows, responses=texts, drawn=run.curriculum.drawn)
+
+
+def whole_run(place, world):
+    """A run with evaluations, from preparing it to the exported model."""
+    out = place / f"out{world.size}"
+    data = str(place / "data.jsonl")
+    run = prepared(
+        place, world, out=str(out), steps=2, eval_data=(data,), eval_every=1, eval_positions=2
+    )
+    with RunLog(run.out, run.config, 0, run.total_steps, world) as log:
+        done = train.run_to_end(run, log)
+    return dict(said=done, evaluations=len((out / "eval.jsonl").read_text().splitlines()))

@@ -76,10 +76,9 @@ def test_total_reward_mixes_match_and_length_by_weight():
 
 @pytest.mark.parametrize("right, n", [(0, 10), (5, 10), (10, 10), (1, 200), (118, 200)])
 def test_wilson_interval_ends_where_the_score_test_rejects(right, n):
-    observed = right / n
     for end in wilson(right, n):
-        deviations = abs(observed - end) / math.sqrt(end * (1 - end) / n) if 0 < end < 1 else None
-        assert deviations is None or deviations == pytest.approx(1.959964, abs=1e-5)
+        distance = 1.959964 * math.sqrt(end * (1 - end) / n)
+        assert abs(right / n - end) == pytest.approx(distance, abs=1e-6)
 
 
 def test_wilson_interval_has_its_textbook_values():

@@ -72,16 +72,16 @@ def sequences(trees):
             yield [*before, *branch.response], mask, branch
 
 
-def full_logits(model, tokens):
-    """Logits (T, TOKENS) of an ordinary sequence, without forest, cache or fused head."""
+def full_logits(model, tokens, vocabulary=TOKENS):
+    """Logits (T, V) of an ordinary sequence, without forest, cache or fused head."""
     tokens = torch.as_tensor(tokens)
-    readout = lambda hidden, head: (hidden @ head.T)[:, :TOKENS]
+    readout = lambda hidden, head: (hidden @ head.T)[:, :vocabulary]
     return model(tokens, torch.arange(len(tokens)), causal, readout)
 
 
-def alone(model, tokens, mask, temperature=1.0):
+def alone(model, tokens, mask, temperature=1.0, vocabulary=TOKENS):
     """log p of the masked tokens of an ordinary sequence. (n,)"""
-    logprobs = (full_logits(model, tokens) / temperature).log_softmax(dim=-1)
+    logprobs = (full_logits(model, tokens, vocabulary) / temperature).log_softmax(dim=-1)
     index = torch.from_numpy(np.flatnonzero(mask))
     return logprobs[index - 1, torch.as_tensor(tokens)[index]]
 

@@ -50,7 +50,7 @@ def save(
     """Write the checkpoint of `step`, then delete all but the newest `keep`. All ranks.
 
     tensors and run (JSON) are whatever else the run needs to continue. CheckpointError on failure.
-    """  # fmt: skip
+    """
     place = _place(out, step)
     aside = place.with_name(f".{place.name}.saving")
     problem = None

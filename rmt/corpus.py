@@ -42,7 +42,7 @@ def load(
 
     Pieces shorter than `shortest` tokens are left out. Bad records are named on stderr; more than
     1 % of them, or nothing left, is a ValueError.
-    """  # fmt: skip
+    """
     records = [record for path in paths for record in _read_path(path, fields)]
     _report_bad(records, paths)
     texts = [record for record in records if record.text is not None]

@@ -39,7 +39,7 @@ def document_entropies(
 
     The first token of a text without a begin token has nothing before it: infinite. All ranks;
     documents are shared out and every rank gets all results.
-    """  # fmt: skip
+    """
     mine = documents[world.rank :: world.size]
     trees = [Tree(d.index, begin_ids + d.tokens.tolist()) for d in mine]
     device = next(model.parameters()).device

@@ -34,7 +34,7 @@ def predict_plainly(
     token_limit: int,
     world: World,
 ) -> list[dict[str, Any]]:
-    """Greedy next token of the raw text at each position (mode ntp). All ranks."""  # fmt: skip
+    """Greedy next token of the raw text at each position (mode ntp). All ranks."""
     by_document = _share(positions, world)
     begin = tokenizer.begin_ids
     trees = [Tree(d, begin + documents[d].tokens.tolist()) for d in by_document]

@@ -18,12 +18,14 @@ trunk is computed once for all of them. Shapes: N tokens, H heads, K key/value h
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from rmt.attention import Bundle, attend_by_branch, attend_flex, bundle
 
 
 @dataclass(frozen=True)
@@ -82,94 +84,25 @@ class Forest:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the forest: q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
-        return self._attend_flex(q, k, v) if q.is_cuda else self._attend_by_branch(q, k, v)
-
-    def _attend_flex(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, N, D)
-        out = _flex_attention(q.is_cuda)(
-            *heads_first, block_mask=self._block_mask, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return out[0].transpose(0, 1)
+        if q.is_cuda:
+            return attend_flex(self.block_mask, q, k, v)
+        return attend_by_branch(self.bundles, q, k, v)
 
     @cached_property
-    def _block_mask(self):
-        from torch.nn.attention.flex_attention import create_block_mask
-
+    def block_mask(self) -> BlockMask:
         n = len(self)
         see = lambda _batch, _head, i, j: self.sees(i, j)
         return create_block_mask(see, None, None, n, n, device=self.tokens.device)
 
-    def _attend_by_branch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """FlexAttention has no backward on a CPU. One causal call per trunk, one per bundle."""
-        repeat = q.shape[1] // k.shape[1]
-        k, v = (x.repeat_interleave(repeat, dim=1) for x in (k, v))
-        # split, unlike slicing, gathers the gradients of all parts in one copy.
-        sizes = [size for plan in self._plans for size in (plan.trunk, plan.branches)]
-        padding = len(q) - sum(sizes)
-        parts = list(zip(*(x.split([*sizes, padding]) for x in (q, k, v))))
-        outputs = []
-        for plan, trunk, branches in zip(self._plans, parts[::2], parts[1::2]):
-            trunk = [x.transpose(0, 1)[None] for x in trunk]  # (1, H, T, D)
-            out = F.scaled_dot_product_attention(*trunk, is_causal=True)
-            outputs.append(out[0].transpose(0, 1))
-            if plan.branches:
-                outputs.append(_attend_bundle(plan, branches, *trunk[1:]))
-        outputs.append(torch.zeros_like(q[:padding]))  # of the row's end, which nobody reads
-        return torch.cat(outputs)
-
     @cached_property
-    def _plans(self) -> list["_BranchPlan"]:
-        """Where the trunk and the padded branches of each tree lie in the row."""
-        plans, start = [], 0
+    def bundles(self) -> list[Bundle]:
+        """The branches of each tree as a rectangle, for attention on a CPU."""
+        bundles, start = [], 0
         for tree in self.trees:
-            plans.append(self._plan(tree, start))
+            lengths = [len(branch) for branch in tree.branches]
+            bundles.append(bundle(self.sees, start, len(tree.trunk), lengths, self.tokens.device))
             start += len(tree)
-        return plans
-
-    def _plan(self, tree: Tree, start: int) -> "_BranchPlan":
-        depth = len(tree.trunk)
-        if not tree.branches:
-            return _BranchPlan(depth)
-        device = self.tokens.device
-        lengths = torch.tensor([len(branch) for branch in tree.branches])
-        column = torch.arange(int(lengths.max()))
-        valid = column < lengths[:, None]  # (count, L)
-        first = (lengths.cumsum(0) - lengths)[:, None]
-        # Padding repeats the branch's first token; its output is dropped.
-        index = torch.where(valid, first + column, first).to(device)
-        valid = valid.to(device)
-        trunk = torch.arange(depth, device=device).expand(len(index), -1)
-        real = torch.cat((torch.ones_like(trunk, dtype=torch.bool), valid), dim=1)
-        keys = start + torch.cat((trunk, depth + index), dim=1)  # (count, T + L)
-        mask = self.sees(keys[:, depth:, None], keys[:, None, :]) & real[:, None, :]
-        mask[:, :, 0] |= ~valid  # a padded row must see something, or its softmax is nan
-        kept = valid.flatten().nonzero()[:, 0]
-        return _BranchPlan(depth, int(lengths.sum()), index, kept, mask[:, None])
-
-
-@dataclass(frozen=True)
-class _BranchPlan:
-    """How the branches of one tree are laid out as a padded rectangle of `count` rows."""
-
-    trunk: int  # tokens of the trunk, T
-    branches: int = 0  # tokens of all branches together
-    index: Tensor | None = None  # (count, L) places among those tokens
-    kept: Tensor | None = None  # which of the count · L entries are no padding
-    mask: Tensor | None = None  # (count, 1, L, T + L)
-
-
-def _attend_bundle(plan: _BranchPlan, qkv: Sequence[Tensor], trunk_k: Tensor, trunk_v: Tensor):
-    """Attention of all branches of a tree: each over the trunk up to its fork and itself."""
-    count, longest = plan.index.shape
-    # index_select, unlike x[index], adds gradients in a fixed order on a CPU.
-    q, k, v = (
-        x.index_select(0, plan.index.flatten()).view(count, longest, *x.shape[1:]).transpose(1, 2)
-        for x in qkv
-    )  # (count, H, L, D)
-    k = torch.cat((trunk_k.expand(count, -1, -1, -1), k), dim=2)  # (count, H, T + L, D)
-    v = torch.cat((trunk_v.expand(count, -1, -1, -1), v), dim=2)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask)
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, plan.kept)
+        return bundles
 
 
 def pack(trees: Sequence[Tree], device: torch.device | str = "cpu", multiple: int = 1) -> Forest:
@@ -247,10 +180,3 @@ def _split(tree: Tree, token_limit: int) -> list[Tree]:
     parts.append(current)
     first = replace(tree, branches=tuple(parts[0]))  # trunk targets are counted once
     return [first] + [replace(tree, branches=tuple(p), targets=None) for p in parts[1:]]
-
-
-@cache
-def _flex_attention(compiled: bool):
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention

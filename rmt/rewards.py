@@ -51,7 +51,7 @@ def reward_groups(
     """Rewards of P groups of G answers: "match", "length" and "total", (P, G) fp64 each.
 
     Without a budget the reward is the match alone.
-    """  # fmt: skip
+    """
     match, length = [], []
     for group, truth in zip(answers, truths):
         match.append([match_reward(answer, truth) for answer in group])

@@ -30,7 +30,7 @@ def update(
     """Learn from a step's trees; advantage and match are (P, G). All ranks.
 
     An update whose loss or gradient is not finite is refused: the model stays as it was.
-    """  # fmt: skip
+    """
     c, world, started = run.config, run.world, time.perf_counter()
     objective = global_objective(run, trees, groups, advantage, match)
     forests = _forests(trees, c.tokens_per_micro_batch, world)
@@ -65,7 +65,7 @@ def global_objective(
     advantage: Tensor,
     match: Tensor,
 ) -> Objective:
-    """The weight of every target token, from counts over all ranks. All ranks."""  # fmt: skip
+    """The weight of every target token, from counts over all ranks. All ranks."""
     c: Config = run.config
     kept = torch.ones_like(match, dtype=torch.bool)
     if c.zero_variance_groups == "drop":

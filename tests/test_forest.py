@@ -19,6 +19,7 @@ from toy_forests import (
 
 from kernels import linear_entropy_logprob
 from models.weights import build, find
+from rmt.attention import attend_flex
 from rmt.forest import Branch, Tree, micro_batches, pack
 from rmt.objective import Targets
 
@@ -142,7 +143,7 @@ def test_attention_by_branch_is_attention_with_the_dense_mask(model):
 
 def test_flex_attention_is_attention_with_the_dense_mask(model):
     forest = pack(toy_trees())
-    flex = lambda layer, q, k, v: forest._attend_flex(q, k, v)
+    flex = lambda layer, q, k, v: attend_flex(forest.block_mask, q, k, v)
     with torch.no_grad():
         expected = packed(model, forest, dense(forest))
         assert relative(packed(model, forest, flex), expected) <= 1e-9
@@ -161,7 +162,7 @@ def test_padding_tokens_change_nothing():
 
 def test_flex_attention_ignores_padding_tokens():
     model, forest = toy_model(), pack(toy_trees(), multiple=128)
-    flex = lambda layer, q, k, v: forest._attend_flex(q, k, v)
+    flex = lambda layer, q, k, v: attend_flex(forest.block_mask, q, k, v)
     with torch.no_grad():
         assert relative(packed(model, forest, flex), packed(model, forest)) <= 1e-9
 

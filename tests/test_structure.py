@@ -21,7 +21,7 @@ SOURCES = sorted(
     [ROOT / f"{name}.py" for name in SCRIPTS]
     + [path for package in (*PACKAGES, "assets") for path in (ROOT / package).rglob("*.py")]
 )
-MATHS = ("budget", "curriculum", "rewards", "grpo", "objective", "forest")
+MATHS = ("attention", "budget", "curriculum", "rewards", "grpo", "objective", "forest")
 HARMLESS = {  # of the standard library: nothing that reads, writes or waits
     "math", "collections", "dataclasses", "functools", "itertools", "typing",
 }  # fmt: skip

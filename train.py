@@ -61,6 +61,7 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
         c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, c.temperature,
         c.max_branches, c.seed, "train", step,
     )  # fmt: skip
+    run.optimizer.zero_grad(set_to_none=True)  # the last gradients make room for the cache
     with dist.rollout_mode(run.model):
         trees = question_trees(questions, run.documents, prompt)
         groups = generate(run.model, trees, c.group_size, sampling)

@@ -75,7 +75,8 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
     """Rows of the table, items and the budget asked for. All ranks."""
     source = find(config.model, Path(config.weights) if config.weights else None)
     tokenizer, shape = read_model_directory(source)
-    documents = read_documents(config, config.data, tokenizer, shape)
+    response = 0 if options.mode == "ntp" else config.max_response
+    documents = read_documents(config, config.data, tokenizer, shape, response)
     compute = compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")

@@ -94,7 +94,7 @@ def prepare(config: Config, world: World) -> Run:
     config, place, saved = resolve(config, world)
     source = find(config.model, Path(config.weights) if config.weights else None)
     tokenizer, shape = read_model_directory(source)
-    documents = read_documents(config, config.data, tokenizer, shape)
+    documents = read_documents(config, config.data, tokenizer, shape, config.max_response)
     total = saved.get("total_steps") or config.steps or _steps_of(config, len(documents))
     order = document_order(len(documents), config.batch_size, total, config.seed)
     compute = compute_dtype(config.dtype, world)
@@ -136,15 +136,15 @@ def compute_dtype(name: str, world: World) -> torch.dtype:
 
 
 def read_documents(
-    config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig
+    config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig, response: int
 ) -> list[corpus.Document]:
-    """The corpus; ValueError when document, prompt and response together exceed the context."""
+    """The corpus; ValueError when document, prompt and `response` tokens exceed the context."""
     prompt = next_token_prompt(tokenizer, config.budget_start if config.budget else None)
-    needed = config.document_tokens + len(prompt) + config.max_response
+    needed = config.document_tokens + len(prompt) + response
     if needed > shape.max_position_embeddings:
         raise ValueError(
             f"--document-tokens {config.document_tokens} + {len(prompt)} tokens of prompt + "
-            f"--max-response {config.max_response} = {needed} tokens exceed the model's context "
+            f"--max-response {response} = {needed} tokens exceed the model's context "
             f"of {shape.max_position_embeddings}; lower one of the two"
         )
     resolved = [str(in_repository(path)) for path in paths]
@@ -215,7 +215,7 @@ def _check_tiers(tiers: list[np.ndarray], thresholds: Sequence[float], world: Wo
 def _held_out(config, world, source, tokenizer, shape, model, thresholds):
     if not config.eval_data:
         return None
-    documents = read_documents(config, config.eval_data, tokenizer, shape)
+    documents = read_documents(config, config.eval_data, tokenizer, shape, config.max_response)
     entropies, _ = measure_difficulty(
         config, config.eval_data, world, source, tokenizer, documents, model
     )

@@ -88,9 +88,12 @@ class KVCache:
         self._grow(int(length.max()) + 1)
         n, device = len(trunk), trunk.device
         self._length, self._longest = length, int(length.max()) + 1
+        # Slots are filled in the order of the trunks: those in use lie in a window, which is a view.
+        self._window = slice(int(trunk.min()), int(trunk.max()) + 1)
+        trunk = trunk - self._window.start
         # Slots of a trunk side by side: a rectangle (trunks, slots on it) with holes at index 0.
         order = torch.argsort(trunk, stable=True)
-        counts = torch.bincount(trunk, minlength=len(self.trunk[0][0]))
+        counts = torch.bincount(trunk)
         start = counts.cumsum(0) - counts
         column = torch.empty_like(trunk)
         column[order] = torch.arange(n, device=device) - start[trunk[order]]
@@ -110,7 +113,7 @@ class KVCache:
         own_k[rows, :, self._length], own_v[rows, :, self._length] = k, v
         q = (q * size**-0.5).view(n, k.shape[1], -1, size)  # (n, K, rep, D)
         parts = [
-            self._attend_trunk(q, *self.trunk[layer]),
+            self._attend_trunk(q, *(x[self._window] for x in self.trunk[layer])),
             _softmax_values(
                 q,
                 own_k[:n, :, : self._longest],

@@ -91,9 +91,10 @@ def plain_prediction(model: Transformer, tokenizer: Tokenizer, text: str) -> str
     """Entropy at the end of the text and the five likeliest next tokens, without thinking."""
     ids = tokenizer.begin_ids + tokenizer.encode(text)
     forest = pack([Tree(0, ids)], next(model.parameters()).device)
+    last = slice(len(ids) - 1, len(ids))  # the row may be padded
     logits = model(
         forest.tokens, forest.position, forest.attend,
-        lambda hidden, head: matmul(hidden[-1:], head[: tokenizer.vocab_size].t()),
+        lambda hidden, head: matmul(hidden[last], head[: tokenizer.vocab_size].t()),
     )  # fmt: skip
     top = logits.softmax(dim=-1)[0].topk(min(5, logits.shape[1]))
     _, entropy = entropy_logprob(logits, top.indices[:1])

@@ -88,7 +88,7 @@ class KVCache:
         self._grow(int(length.max()) + 1)
         n, device = len(trunk), trunk.device
         self._length, self._longest = length, int(length.max()) + 1
-        # Slots are filled in the order of the trunks: those in use lie in a window, which is a view.
+        # Slots are filled in the order of the trunks: those in use lie in a window, a view.
         self._window = slice(int(trunk.min()), int(trunk.max()) + 1)
         trunk = trunk - self._window.start
         # Slots of a trunk side by side: a rectangle (trunks, slots on it) with holes at index 0.

@@ -66,12 +66,12 @@ def cached_entropies(
     measure,
     model_directory: Path,
     documents: Sequence[Document],
-    top_k: int,
+    method: str,
     data: Path,
     world: World,
 ) -> list[np.ndarray]:
     """`measure()`, or what an earlier run with the same model, text and method measured."""
-    path = _cache_path(data, _fingerprint(model_directory, documents, top_k))
+    path = _cache_path(data, _fingerprint(model_directory, documents, method))
     entropies = _read(path) if world.rank == 0 else None
     entropies = gather_objects(entropies, world)[0]
     if entropies is None:
@@ -81,8 +81,8 @@ def cached_entropies(
     return entropies
 
 
-def _fingerprint(directory: Path, documents: Sequence[Document], top_k: int) -> str:
-    digest = hashlib.sha256(f"entropy top-{top_k}".encode())
+def _fingerprint(directory: Path, documents: Sequence[Document], method: str) -> str:
+    digest = hashlib.sha256(method.encode())
     for name in ("config.json", "tokenizer.json"):
         digest.update((directory / name).read_bytes())
     for shard in sorted(directory.glob("*.safetensors")):

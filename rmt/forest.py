@@ -27,6 +27,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from rmt.attention import Bundle, attend_by_branch, attend_flex, bundle
 
+FLEX_BLOCK = 128
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -105,12 +107,17 @@ class Forest:
         return bundles
 
 
-def pack(trees: Sequence[Tree], device: torch.device | str = "cpu", multiple: int = 1) -> Forest:
+def pack(
+    trees: Sequence[Tree], device: torch.device | str = "cpu", multiple: int | None = None
+) -> Forest:
     """Lay trees out in one row: each trunk, then its branches.
 
-    The row is padded to a `multiple` with tokens that no tree sees and that are no targets.
+    The row is padded to a `multiple` (default: whole blocks of FlexAttention on a GPU, else 1) with
+    tokens that no tree sees and that are no targets.
     ValueError if a branch leaves its trunk where there is nothing to see.
     """
+    if multiple is None:
+        multiple = FLEX_BLOCK if torch.device(device).type == "cuda" else 1
     columns = [_tree_columns(number, tree) for number, tree in enumerate(trees)]
     starts = np.cumsum([0] + [len(tree) for tree in trees])
     for column, start in zip(columns, starts):

@@ -188,7 +188,8 @@ def measure_difficulty(config, data, world, source, tokenizer, documents, model)
         return entropies
 
     place = in_repository(data[0])
-    entropies = cached_entropies(measure, judge, documents, config.entropy_top_k, place, world)
+    method = f"top-{config.entropy_top_k} {compute_dtype(config.dtype, world)}"
+    entropies = cached_entropies(measure, judge, documents, method, place, world)
     thresholds = config.tier_thresholds
     if config.tiers == "quantile":
         thresholds = quantile_thresholds(entropies, thresholds, config.min_context)

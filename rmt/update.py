@@ -16,8 +16,6 @@ from rmt.objective import Objective, forest_loss, score
 from rmt.rollout import Rollout
 from rmt.run import Run
 
-GPU_ROW = 128  # FlexAttention's block: rows of whole blocks need no remainder kernel
-
 
 def update(
     run: Run,
@@ -95,8 +93,7 @@ def _forests(trees: Sequence[Tree], token_limit: int, world: dist.World) -> list
     batches = micro_batches(trees, token_limit)
     most = int(dist.reduce_max([len(batches)], world)[0])
     batches += [[Tree(-1, (0,))]] * (most - len(batches))  # nothing to learn, but collectives
-    multiple = GPU_ROW if world.device.type == "cuda" else 1
-    return [pack(batch, world.device, multiple) for batch in batches]
+    return [pack(batch, world.device) for batch in batches]
 
 
 def _broken_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: set) -> set[int]:

@@ -155,7 +155,7 @@ def documents(data, tokenizer):
 
 
 def ask(measure, model, documents, data, top_k=16):
-    entropies = cached_entropies(measure, model, documents, top_k, data, ALONE)
+    entropies = cached_entropies(measure, model, documents, f"top-{top_k}", data, ALONE)
     for entropy, expected in zip(entropies, Measure(documents)()):
         assert np.array_equal(entropy, expected)
 

@@ -28,7 +28,7 @@ def trees(generator):
 def test_flex_attention_has_the_values_and_gradients_of_the_dense_mask():
     torch.manual_seed(0)
     model = Transformer(ModelConfig.from_directory(TINY)).cuda()
-    forest = pack(trees(torch.Generator().manual_seed(1)), "cuda", multiple=128)
+    forest = pack(trees(torch.Generator().manual_seed(1)), "cuda")
     index = torch.arange(len(forest), device="cuda")
     real = forest.tree >= 0
     mask = forest.sees(index[:, None], index[None])
@@ -66,7 +66,7 @@ def test_sampled_log_probabilities_are_those_of_training(dtype):
             Branch(b.id, b.fork, b.prompt, group[0].tokens) for b, group in zip(t.branches, groups)
         )) for t in prompts
     ]  # fmt: skip
-    forest = pack(answered, "cuda", multiple=128)
+    forest = pack(answered, "cuda")
     sampled = Targets.of(forest).in_order([group[0].logprobs for group in groups])
     gap = (score(model, forest, 0.8, 500).double() - sampled).abs()
     assert gap.mean() < limit

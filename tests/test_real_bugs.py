@@ -1,4 +1,4 @@
-"""The bugs that good codebases really had (shared/house-style.md), each with the test that is its.
+"""The bugs that good codebases really had, each with the test that is its.
 
 stop token dropped and so never trained     here, and test_rollout: ..._the_end_token_is_kept
 top-k sampled but full softmax scored       test_rollout: ..._follow_the_softmax_at_the_...,

@@ -123,8 +123,8 @@ class Config:
 PRESETS: dict[str, dict] = {
     "paper": {},
     "demo": dict(  # minutes on two CPU cores with --model tiny
-        data=("assets/tiny_corpus/train.jsonl",), steps=100, batch_size=16, learning_rate=3e-4,
-        budget_start=96, max_response=192, document_tokens=512, entropy_top_k=0, save_every=50,
+        data=("assets/tiny_corpus/train.jsonl",), steps=80, batch_size=12, learning_rate=4e-4,
+        budget_start=90, max_response=192, document_tokens=512, entropy_top_k=0, save_every=50,
         max_branches=256, recompute_activations=False,
     ),
     "small": dict(  # a real model on a CPU: few, short responses

@@ -51,7 +51,8 @@ def add_fields(
 
 
 def _show(default) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default) or "none"
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return shown or "none"
 
 
 def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -123,7 +123,7 @@ class Config:
 PRESETS: dict[str, dict] = {
     "paper": {},
     "demo": dict(  # minutes on two CPU cores with --model tiny
-        data=("assets/tiny_corpus/train.jsonl",), steps=80, batch_size=12, learning_rate=4e-4,
+        data=("assets/tiny_corpus/train.jsonl",), steps=80, batch_size=12, learning_rate=1.5e-4,
         budget_start=90, max_response=192, document_tokens=512, entropy_top_k=0, save_every=50,
         max_branches=256, recompute_activations=False,
     ),

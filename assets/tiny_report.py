@@ -1,9 +1,12 @@
 """What the tiny model can do before mid-training: `python -m assets.tiny_report`.
 
+With --ceiling runs/demo/positions.json: the best that anyone could do on stored positions.
+
 Shapes: N packed tokens, V vocabulary.
 """
 
 import argparse
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -150,6 +153,22 @@ def report(
         print(f"\n[{row['kind']}: {row['truth']!r}] {row['thought']!r} -> {row['text']!r}")
 
 
+def ceiling(positions: Path) -> str:
+    """Accuracy per tier of perfect counting, and of guessing where nothing can be known."""
+    tokenizer, chances = Tokenizer(TINY), defaultdict(list)
+    marks = [marks_by_position(tokenizer, document) for document in tiny_world.eval_documents()]
+    for position in json.loads(positions.read_text()):
+        mark = marks[position["document"]].get(position["position"])
+        noise = mark is not None and mark.kind in tiny_world.NOISE
+        chances[position["tier"]].append(1 / len(tiny_world.NOISE[mark.kind]) if noise else 1.0)
+    lines = (
+        f"{tier}: {len(found)} positions, {sum(c < 1 for c in found)} noise, "
+        f"ceiling {sum(found) / len(found):.1%}"
+        for tier, found in sorted(chances.items())
+    )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=TINY)
@@ -157,7 +176,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1, help="thoughts per question")
     parser.add_argument("--budget", type=int, default=96, help="thinking tokens asked for")
     parser.add_argument("--show", type=int, default=0, help="thoughts to print")
+    parser.add_argument("--ceiling", type=Path, help="positions stored by eval.py")
     chosen = parser.parse_args()
+    if chosen.ceiling:
+        print(ceiling(chosen.ceiling))
+        return
     report(chosen.model, chosen.documents, chosen.samples, chosen.budget, chosen.show)
 
 

@@ -96,7 +96,6 @@ def readable_samples(
 
 def describe(config: Config, total: int, world: World) -> dict[str, Any]:
     """Config, commit, versions and device: what a number from this run depends on."""
-    device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor()
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -108,7 +107,7 @@ def describe(config: Config, total: int, world: World) -> dict[str, Any]:
         "commit": commit,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": device or platform.machine(),
+        "device": device_name(world),
         "ranks": world.size,
         "threads": torch.get_num_threads(),
     }
@@ -121,6 +120,15 @@ def as_json(value: Any) -> Any:
     if isinstance(value, list):
         return [as_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def device_name(world: World) -> str:
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name()
+    described = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty on most of them
+    lines = described.read_text().splitlines() if described.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _append(path: Path, records: list[dict[str, Any]]) -> None:

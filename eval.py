@@ -82,6 +82,8 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     if dist.gather_objects(stored.is_file(), world)[0]:
         positions = read_positions(stored, documents)
+        if world.rank == 0:
+            print(f"answering the {len(positions)} positions stored in {stored}")
     else:
         entropies, thresholds = measure_difficulty(
             config, config.data, world, source, tokenizer, documents, model

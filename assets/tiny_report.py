@@ -19,13 +19,15 @@ from assets.tiny_world import CAREFUL, COMPUTED, HASTY, Document
 from models.config import TINY
 from models.transformer import Transformer
 from models.weights import build
+from rmt import curriculum
+from rmt.config import Config
 from rmt.forest import Branch, Tree, pack
 from rmt.prompt import escape, next_token_prompt, parse_response
 from rmt.rollout import Sampling, generate
 from rmt.tokenizer import Tokenizer
 
-TIERS = {"below": 0.0, "easy": 0.5, "medium": 1.0, "hard": 1.5}  # nats, lower ends
-MIN_CONTEXT = 16
+TIERS = dict(zip(("below", *curriculum.TIERS), (0.0, *Config().tier_thresholds)))  # lower ends
+MIN_CONTEXT = Config().min_context
 STYLES = {f"{CAREFUL} ": "careful", f"{HASTY} ": "hasty", "I guess": "guess"}
 
 

@@ -55,7 +55,9 @@ def predict_plainly(
                 ).argmax(dim=-1),
             )  # fmt: skip
             items += [
-                asdict(p) | dict(predicted=token, match=token == p.target, well_formed=True)
+                asdict(p)
+                | dict(predicted=token, match=token == p.target, well_formed=True)
+                | dict(thinking_length=None, tokens=0)  # the same fields as with thinking
                 for token, (_, p) in zip(top.tolist(), places)
             ]
     return _collect(items, world)
@@ -72,12 +74,11 @@ def predict_thinking(
 ) -> list[dict[str, Any]]:
     """Think, then predict (modes ntr and rmt): one response per position. All ranks."""
     prompt = next_token_prompt(tokenizer, budget)
+    own = [p for group in _share(positions, world).values() for p in group]
     questions = [
         Question(p.document, p.position, TIERS.index(p.tier), tokenizer.bytes_of([p.target]))
-        for group in _share(positions, world).values()
-        for p in group
+        for p in own
     ]
-    own = [p for group in _share(positions, world).values() for p in group]
     with rollout_mode(model):
         trees = question_trees(questions, documents, prompt)
         groups = [
@@ -124,13 +125,13 @@ def _row(name: str, items: Sequence[dict[str, Any]], budget: int | None) -> dict
     n = len(items)
     right = sum(item["match"] for item in items)
     low, high = wilson(right, n)
-    lengths = [i["thinking_length"] for i in items if i.get("thinking_length") is not None]
+    lengths = [i["thinking_length"] for i in items if i["thinking_length"] is not None]
     off = [abs(length - budget) / budget for length in lengths] if budget else []
     return dict(
         tier=name, n=n, accuracy=right / n if n else math.nan, low=low, high=high,
         thinking_length=_mean(lengths), budget_error=_mean(off),
         well_formed=_mean([item["well_formed"] for item in items]),
-        tokens=sum(item.get("tokens", 0) for item in items),
+        tokens=sum(item["tokens"] for item in items),
     )  # fmt: skip
 
 

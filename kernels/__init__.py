@@ -1,20 +1,20 @@
 """Log-probability, entropy and losses of a language model's head, without its logits.
 
-Every function here has its plain-PyTorch specification in kernels/reference.py.
+What each function means stands in kernels/reference.py; who computes it, in kernels/dispatch.py.
 """
 
-from kernels.reference import (
-    entropy_logprob,
-    linear_entropy_logprob,
-    linear_objective,
-    linear_topk_entropy,
-    matmul,
-)
+from kernels.head import linear_entropy_logprob, linear_topk, linear_topk_entropy
+from kernels.logits import entropy_logprob, masked_cross_entropy
+from kernels.one_pass import linear_objective
+from kernels.reference import IGNORE, matmul
 
 __all__ = [
+    "IGNORE",
     "entropy_logprob",
     "linear_entropy_logprob",
     "linear_objective",
+    "linear_topk",
     "linear_topk_entropy",
+    "masked_cross_entropy",
     "matmul",
 ]

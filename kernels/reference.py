@@ -1,48 +1,46 @@
-"""The specification of every kernel, in plain PyTorch, for any device and any dtype up to fp64.
+"""What each public function of `kernels` returns, as directly as it can be said.
 
-Shapes: N tokens, C hidden, V vocabulary. z = logits / temperature, m = max z, D = Σ exp(z − m):
+Whole logits, plain PyTorch, ordinary autograd, any device and any dtype up to fp64. Tests hold the
+kernels and their chunked loops against this file. How it is computed without the logits is in
+kernels/tile_math.py (the arithmetic) and kernels/slices.py (the loop).
 
-    log p(y) = (z_y − m) − log D
-    H        = log D − Σ_v p_v (z_v − m)     nats (Eq. 1); the shift by m keeps it exact
-
-With g = ∂loss/∂log p(y) and h = ∂loss/∂H of a token, the gradient of its logits is
-
-    ∂loss/∂z_v = g (1[v = y] − p_v) − h p_v (log p_v + H)
-
-The functions named linear_* take hidden states and the weight of the head instead of logits and
-walk over the tokens in chunks: the (N, V) matrix never exists. Arithmetic is fp32 or wider.
+Shapes: N tokens, C hidden, V vocabulary. Entropy is Eq. 1, in nats.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1024  # tokens whose logits exist at one time
+IGNORE = -100  # the target of a token that is none; PyTorch's ignore_index
 
 TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b accumulated and returned in fp32 (fp64 for fp64 inputs), for 2 or 3 dimensions."""
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
-        product = torch.mm if a.dim() == 2 else torch.bmm
-        return product(a, b, out_dtype=torch.float32)
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return a.to(wide) @ b.to(wide)
 
 
 def entropy_logprob(
     logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy of each row.
+    """log p(target) (N,) and entropy (N,) of logits (N, V); 0 where the target is IGNORE."""
+    z = logits.to(wide(logits))
+    z = z / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
+    log_p = z.log_softmax(dim=-1)
+    p = log_p.exp()
+    entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(dim=-1)
+    ignored = targets == IGNORE
+    logprob = log_p.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    return logprob.masked_fill(ignored, 0.0), entropy.masked_fill(ignored, 0.0)
 
-    logits (N, V), targets (N,) int64, temperature a number or (N,).
-    Returns logprob (N,) and entropy (N,) in nats, fp32 or wider, differentiable both.
-    """
-    logprob, entropy, _, _ = _statistics(_scale(logits, temperature), targets)
-    return logprob, entropy
+
+def masked_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    reduction: str = "mean",
+    count: float | Tensor | None = None,
+) -> Tensor:
+    """−Σ mask · log p(target), over the mask's sum or the given count when reduction is "mean"."""
+    logprob, _ = entropy_logprob(logits, targets.masked_fill(mask == 0, IGNORE))
+    return reduce_losses(-logprob, mask, reduction, count)
 
 
 def linear_entropy_logprob(
@@ -51,46 +49,13 @@ def linear_entropy_logprob(
     targets: Tensor,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
-    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`entropy_logprob` of hidden @ weight.T, plus whether the target is the likeliest token.
-
-    hidden (N, C), weight (V, C), targets (N,) int64; temperature a number or (N,). Rows of weight
-    from vocab_size on are padding and have probability 0. Returns logprob (N,), entropy (N,) in
-    nats and top1 (N,) bool (ties count as correct). Ordinary autograd: the backward pass
-    recomputes the logits of each chunk.
-    """
-
-    def of_chunk(rows, head, target, scale):
-        z = _scale(matmul(rows, head.t()), scale)  # (chunk, V)
-        logprob, entropy, _, top1 = _statistics(z, target)
-        return logprob, entropy, top1
-
-    head = weight[:vocab_size]
-    temperature = _per_token(temperature, hidden)
-    pieces = [
-        checkpoint(of_chunk, hidden[rows], head, targets[rows], temperature[rows],
-                   use_reentrant=False)
-        for rows in _chunks(len(hidden), chunk)
-    ]  # fmt: skip
-    return tuple(torch.cat(piece) for piece in zip(*pieces))
-
-
-@torch.no_grad()
-def linear_topk_entropy(
-    hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None, chunk: int = CHUNK
-) -> Tensor:
-    """Entropy (N,) in nats of the k likeliest tokens, renormalised; k = 0 takes all of them.
-
-    RPT scores difficulty so (arXiv 2506.08007, k = 16). hidden (N, C), weight (V, C).
-    """
-    head = weight[:vocab_size]
-    k = min(k, len(head)) or len(head)
-    entropies = []
-    for rows in _chunks(len(hidden), chunk):
-        top = matmul(hidden[rows], head.t()).topk(k, dim=-1, sorted=False).values  # (chunk, k)
-        entropies.append(torch.distributions.Categorical(logits=top, validate_args=False).entropy())
-    return torch.cat(entropies)
+    """`entropy_logprob` of hidden (N, C) @ weight (V, C).T, and whether the target is likeliest."""
+    logits = matmul(hidden, weight[:vocab_size].t())  # (N, V)
+    ignored = targets == IGNORE
+    at_target = logits.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    top1 = (at_target >= logits.amax(dim=-1)) & ~ignored
+    return *entropy_logprob(logits, targets, temperature), top1
 
 
 def linear_objective(
@@ -100,96 +65,63 @@ def linear_objective(
     token_loss: TokenLoss,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
-    chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ of token_loss over all tokens, with both gradients computed in the same pass.
+    """token_loss over the tokens whose target is not IGNORE; log p and entropy without gradient."""
+    logprob, entropy, _ = linear_entropy_logprob(hidden, weight, targets, temperature, vocab_size)
+    index = (targets != IGNORE).nonzero()[:, 0]
+    loss = token_loss(logprob[index], entropy[index], index)
+    return loss, logprob.detach(), entropy.detach()
 
-    token_loss(logprob (n,), entropy (n,), index (n,)) returns the scalar loss of the n tokens of a
-    chunk; index says which of the N tokens they are. Because it runs while the chunk's logits are
-    there, the backward pass needs no second look at the head: 6·N·V·C operations instead of 8.
-    The loss must be a sum over tokens, and token_loss may not hold parameters of its own.
 
-    hidden (N, C), weight (V, C), targets (N,) int64, temperature a number or (N,).
-    Returns the loss (scalar), and logprob (N,) and entropy (N,) without gradient.
+def linear_topk(
+    hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest logits of each token (N, k) and whose they are (N, k)."""
+    logits = matmul(hidden, weight[:vocab_size].t())
+    return tuple(logits.topk(min(k, logits.shape[1]), dim=-1))
+
+
+def linear_topk_entropy(
+    hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None
+) -> Tensor:
+    """Entropy (N,) of the k likeliest tokens, renormalised; k = 0 takes all of them."""
+    top, _ = linear_topk(hidden, weight, k or len(weight), vocab_size)
+    return entropy_logprob(top, torch.zeros_like(top[:, 0], dtype=torch.int64))[1]
+
+
+def reduce_losses(
+    losses: Tensor, mask: Tensor, reduction: str, count: float | Tensor | None = None
+) -> Tensor:
+    """losses (N,) weighted by mask (N,), summed, and divided by a count unless it is zero."""
+    weighted = losses * mask.to(losses.dtype)
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return weighted.sum()
+    count = torch.as_tensor(mask.sum() if count is None else count).to(losses)
+    return weighted.sum() / torch.where(count == 0, 1.0, count)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype of statistics and sums: fp32, or fp64 for fp64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b accumulated and returned in fp32 (fp64 for fp64), for 2 or 3 dimensions.
+
+    The product of two bf16 numbers is exact in fp32: on a GPU this is bf16's speed with fp32's
+    logits, the "fp32 head" that others pay double for.
     """
-    return _LinearObjective.apply(
-        hidden, weight, targets, token_loss, _per_token(temperature, hidden), vocab_size, chunk
-    )
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        product = torch.mm if a.dim() == 2 else torch.bmm
+        return product(a, b, out_dtype=torch.float32)
+    return a.to(wide(a)) @ b.to(wide(a))
 
 
-class _LinearObjective(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, token_loss, temperature, vocab_size, chunk):
-        head = weight[:vocab_size]
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
-        loss = hidden.new_zeros((), dtype=wide)
-        logprobs, entropies = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(2))
-        for rows in _chunks(len(hidden), chunk):
-            z = _scale(matmul(hidden[rows], head.t()), temperature[rows])  # (chunk, V)
-            logprob, entropy, log_p, _ = _statistics(z, targets[rows])
-            index = torch.arange(rows.start, rows.stop, device=hidden.device)
-            part, g, h = _token_gradients(token_loss, logprob, entropy, index)
-            loss += part
-            logprobs[rows], entropies[rows] = logprob, entropy
-            if not (want_hidden or want_weight):
-                continue
-            dz = log_p.exp() * -(g[:, None] + h[:, None] * (log_p + entropy[:, None]))
-            dz[torch.arange(len(dz), device=dz.device), targets[rows]] += g
-            dz = (dz / temperature[rows, None]).to(hidden.dtype)  # (chunk, V)
-            if want_hidden:
-                grad_hidden[rows] = (dz @ head).to(hidden.dtype)
-            if want_weight:
-                grad_weight[: len(head)] += matmul(dz.t(), hidden[rows])
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
-        ctx.mark_non_differentiable(logprobs, entropies)
-        return loss, logprobs, entropies
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _logprobs, _entropies):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
-
-
-def _token_gradients(token_loss, logprob, entropy, index):
-    """The chunk's loss and its gradients with respect to log-probability and entropy."""
-    with torch.enable_grad():
-        logprob = logprob.detach().requires_grad_()
-        entropy = entropy.detach().requires_grad_()
-        loss = token_loss(logprob, entropy, index)
-        gradients = torch.autograd.grad(loss, (logprob, entropy), materialize_grads=True)
-    return loss.detach(), *gradients
-
-
-def _statistics(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logprob, entropy, log p of all tokens (n, V), and whether the target is the likeliest."""
-    shifted = z - z.amax(dim=-1, keepdim=True)
-    log_d = shifted.logsumexp(dim=-1, keepdim=True)
-    log_p = shifted - log_d
-    at_target = shifted.gather(1, targets[:, None])[:, 0]
-    # A token of probability 0 has shifted = -inf; its term is 0, not nan.
-    weighted = log_p.exp() * shifted.masked_fill(shifted == float("-inf"), 0.0)
-    entropy = log_d[:, 0] - weighted.sum(dim=-1)
-    return at_target - log_d[:, 0], entropy, log_p, at_target >= 0
-
-
-def _scale(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
-
-
-def _per_token(temperature: float | Tensor, hidden: Tensor) -> Tensor:
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    return torch.as_tensor(temperature, device=hidden.device, dtype=wide).expand(len(hidden))
-
-
-def _chunks(n: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)] or [slice(0, 0)]
+def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a @ b, accumulated in out's fp32 or fp64: what a sum over many chunks needs."""
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    else:
+        out.addmm_(a.to(out.dtype), b.to(out.dtype))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kernels import matmul
+from kernels import linear_topk
 from rmt.batch import Question, question_trees
 from rmt.corpus import Document
 from rmt.curriculum import TIERS
@@ -49,10 +49,9 @@ def predict_plainly(
             before = forest.predecessor[torch.tensor([place for place, _ in places], device=device)]
             top = model(
                 forest.tokens, forest.position, forest.attend,
-                lambda hidden, head: matmul(
-                    hidden[before],  # noqa: B023 - called at once
-                    head[: tokenizer.vocab_size].t(),
-                ).argmax(dim=-1),
+                lambda hidden, head: linear_topk(
+                    hidden[before], head, 1, tokenizer.vocab_size,  # noqa: B023 - called at once
+                )[1][:, 0],
             )  # fmt: skip
             items += [
                 asdict(p)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import matmul
+from kernels import entropy_logprob, matmul
 from models.kv_cache import KVCache
 from models.transformer import Transformer
 from rmt.forest import Forest, Tree, pack
@@ -187,16 +187,16 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor,
     logits (n, V) fp32 or wider, uniform (n,) in [0, 1). Returns tokens (n,) and their
     log-probabilities (n,) under the sampled distribution; temperature 0 takes the likeliest token.
     """
-    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (n, V)
     if temperature == 0:
-        tokens = logprobs.argmax(dim=-1)
+        tokens = logits.argmax(dim=-1)
     else:
+        x = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
         # fp64: over 150,000 tokens an fp32 sum would shift the tail's probabilities.
-        cumulative = logprobs.double().exp().cumsum(dim=-1)
+        cumulative = x.double().exp_().cumsum(dim=-1)  # (n, V)
         threshold = uniform[:, None].double() * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+    return tokens, entropy_logprob(logits, tokens, temperature or 1.0)[0]
 
 
 def _uniforms(trees: Sequence[Tree], samples: int, sampling: Sampling) -> np.ndarray:

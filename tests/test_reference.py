@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.autograd import grad, gradcheck
 
+import kernels
 from kernels.reference import (
     entropy_logprob,
     linear_entropy_logprob,
     linear_objective,
     linear_topk_entropy,
+    masked_cross_entropy,
     matmul,
 )
 
@@ -70,35 +72,57 @@ def test_linear_entropy_logprob_is_the_naive_softmax(head, options):
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_gradients_of_linear_entropy_logprob_are_naive_at_any_chunk(head, options, chunk):
-    logprob, entropy, _ = linear_entropy_logprob(*head, **options, chunk=chunk)
+def test_gradients_of_linear_entropy_logprob_are_naive(head, options):
+    logprob, entropy, _ = linear_entropy_logprob(*head, **options)
     expected = some_loss(*naive(*head, **options), every(N))
     assert_close(grad(some_loss(logprob, entropy, every(N)), head[:2]), grad(expected, head[:2]))
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_linear_objective_and_its_gradients_are_naive_at_any_chunk(head, options, chunk):
+def test_linear_objective_and_its_gradients_are_naive(head, options):
     logprob, entropy = naive(*head, **options)
     expected = some_loss(logprob, entropy, every(N))
-    given = linear_objective(*head, some_loss, **options, chunk=chunk)
+    given = linear_objective(*head, some_loss, **options)
     assert_close(given, (expected, logprob, entropy), ("loss", "logprob", "entropy"))
     assert_close(grad(given[0], head[:2]), grad(expected, head[:2]))
 
 
-def test_linear_objective_scales_its_gradients_by_the_one_that_comes_in(head):
-    once = grad(linear_objective(*head, some_loss)[0], head[:2])
-    thrice = grad(3 * linear_objective(*head, some_loss)[0], head[:2])
-    assert_close(thrice, [3 * g for g in once])
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_the_loops_over_chunks_are_the_reference_to_fp64(head, options, chunk):
+    expected = linear_objective(*head, some_loss, **options)
+    given = kernels.linear_objective(*head, some_loss, **options, chunk=chunk)
+    assert_close(given, expected, ("loss", "logprob", "entropy"))
+    wanted = grad(expected[0], head[:2])
+    assert_close(grad(given[0], head[:2]), wanted)
+    logprob, entropy, _ = kernels.linear_entropy_logprob(*head, **options, chunk=chunk)
+    assert_close(grad(some_loss(logprob, entropy, every(N)), head[:2]), wanted)
 
 
-def test_gradcheck_of_the_fused_heads(head):
+def test_gradcheck(head):
     hidden, weight, targets = head[0][:5].detach().requires_grad_(), head[1], head[2][:5]
-    fused = lambda h, w: linear_entropy_logprob(h, w, targets, 0.8, USED, chunk=2)[:2]
-    whole = lambda h, w: linear_objective(h, w, targets, some_loss, 0.8, USED, chunk=2)[0]
-    assert gradcheck(fused, (hidden, weight))
-    assert gradcheck(whole, (hidden, weight))
+    recompute = lambda h, w: kernels.linear_entropy_logprob(h, w, targets, 0.8, USED, chunk=2)[:2]
+    one_pass = lambda h, w: kernels.linear_objective(h, w, targets, some_loss, 0.8, USED, chunk=2)[
+        0
+    ]
+    assert gradcheck(recompute, (hidden, weight))
+    assert gradcheck(one_pass, (hidden, weight))
+    assert gradcheck(lambda z: kernels.entropy_logprob(z, targets, 0.8), (hidden @ weight.T,))
+
+
+def test_masked_cross_entropy_is_pytorchs():
+    logits = torch.randn(6, 9, dtype=torch.float64, generator=torch.manual_seed(0))
+    targets, mask = torch.tensor([0, 8, 3, 3, 5, 1]), torch.tensor([1.0, 0, 2, 0.5, 0, 1])
+    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none") * mask
+    for reduction, count, expected in (
+        ("none", None, each),
+        ("sum", None, each.sum()),
+        ("mean", None, each.sum() / 4.5),
+        ("mean", 7, each.sum() / 7),
+        ("mean", torch.tensor(0), each.sum()),
+    ):
+        given = masked_cross_entropy(logits, targets, mask, reduction, count)
+        torch.testing.assert_close(given, expected)
 
 
 def test_padded_rows_get_zero_gradient_and_no_probability(head):
@@ -125,7 +149,7 @@ def test_topk_entropy_is_that_of_the_k_likeliest_renormalised(head, k):
     hidden, weight, _ = head
     p = (hidden @ weight[:USED].T).softmax(dim=-1).sort(descending=True).values[:, : k or None]
     p = p / p.sum(dim=-1, keepdim=True)
-    given = linear_topk_entropy(hidden, weight, k, USED, chunk=5)
+    given = linear_topk_entropy(hidden, weight, k, USED)
     assert_close([given], [-(p * p.log()).sum(dim=-1)], ["entropy"])
 
 

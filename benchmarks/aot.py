@@ -1,0 +1,225 @@
+"""Compiles every Triton kernel for four GPUs without having one, and looks at what came out.
+
+    python -m benchmarks.aot [--targets sm_90 gfx942] [--kernels gradient] [--json FILE]
+
+Ahead of time (AOT): Triton needs a GPU to run a kernel, but none to translate it. And what it makes
+says, before any GPU is rented: registers of a thread, and whether some were spilled to memory (slow
+then); shared memory of a program (more than the GPU has: no launch at all); whether the matrix
+product uses the matrix instruction (or takes ten times as long); how many bytes a thread loads at
+once (16 are best). The variants are those that kernels/ launches, with its block shapes, and with
+arguments specialised as a launch does it. Prints a table; exits 1 if a gate of `failures` fails.
+
+Registers and spills of NVIDIA are from ptxas as Triton itself calls it, with its options. Not with
+TRITON_INTERPRET=1, which makes kernels Python at import. Triton 3.6 to 3.9.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+
+class Device(NamedTuple):
+    target: GPUTarget
+    shared: int  # bytes of shared memory (AMD: LDS) that a program may have
+    matrix: str  # the instruction that multiplies matrices
+
+
+DEVICES = {
+    "sm_80": Device(GPUTarget("cuda", 80, 32), 166_912, "mma.sync"),  # A100
+    "sm_90": Device(GPUTarget("cuda", 90, 32), 232_448, "wgmma"),  # H100, H200
+    "sm_100": Device(GPUTarget("cuda", 100, 32), 232_448, "tcgen05.mma"),  # B200
+    "gfx942": Device(GPUTarget("hip", "gfx942", 64), 65_536, "mfma"),  # MI300
+}
+KERNELS = ("statistics", "gradient", "linear_statistics")
+# Bytes that may be spilled where it is not 0. Beside 128 · 256 sums so few registers are left that
+# Triton 3.9 puts up to 7 away, once for each program, before and after the loop, as its machine
+# code says. 3.6 and 3.7 need not. Within the loop it would be fatal.
+SPILLS = {("linear_statistics", "sm_90"): 32}
+# A chunk of Qwen3-14B. Of sizes and strides only matters if 16 divides them, or if they are 1.
+TOKENS, VOCABULARY, HIDDEN, SLICE = 3072, 151_936, 5120, 4096
+
+
+class Launch(NamedTuple):
+    kernel: Any  # a function under @triton.jit
+    variant: str
+    arguments: dict[str, Any]  # "*bf16" a tensor, None none; what is not named: see `argument`
+    options: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+
+def launches(architecture: str) -> list[Launch]:
+    from kernels import fused, tiles
+
+    return [*_statistics(tiles), *_gradient(tiles, fused), *_linear_statistics(fused, architecture)]
+
+
+def _statistics(tiles: ModuleType) -> Iterator[Launch]:
+    for logits, kept, columns in (
+        ("*bf16", None, VOCABULARY),  # kernels/logits.py
+        ("*fp32", None, VOCABULARY),
+        ("*fp32", "*fp16", SLICE),  # kernels/slices.py
+        ("*fp32", "*fp32", SLICE),
+    ):
+        arguments = dict(
+            LOGITS=logits, EXPONENTIALS=kept, columns=columns, row_stride=columns, column_stride=1,
+            first=0,
+        )  # fmt: skip
+        variant = f"{logits[1:]} logits, {_keeps(kept)}"
+        yield Launch(tiles.statistics, variant, arguments, {"num_warps": tiles.WARPS})
+
+
+def _gradient(tiles: ModuleType, fused: ModuleType) -> Iterator[Launch]:
+    for values, out, width in (
+        ("*bf16", "*bf16", 0),  # from logits: kernels/logits.py
+        ("*fp32", "*fp32", 0),
+        ("*fp32", "*bf16", 0),  # kernels/slices.py
+        ("*fp16", "*bf16", tiles.TILE),  # from exponentials of kernels/tiles.py
+        ("*fp32", "*fp32", tiles.TILE),
+        ("*fp16", "*bf16", fused.blocks("sm_90").width),  # and of kernels/fused.py
+    ):
+        arguments = dict(
+            VALUES=values, OUT=out, ROWS="*i64" if width else None,
+            OFFSET="*fp32" if width else None, row_stride=SLICE, column_stride=1, columns=SLICE,
+            first=0, offset_stride=SLICE if width else 0, WIDTH=width,
+        )  # fmt: skip
+        source = f"exp(x) by {width}" if width else "logits"
+        variant = f"{values[1:]} {source} to {out[1:]}"
+        yield Launch(tiles.gradient, variant, arguments, {"num_warps": tiles.WARPS})
+
+
+def _linear_statistics(fused: ModuleType, architecture: str) -> Iterator[Launch]:
+    for dtype, kept in (("*bf16", None), ("*bf16", "*fp16")):
+        b = fused.blocks(architecture)
+        arguments = dict(
+            X=dtype, HEAD=dtype, EXPONENTIALS=kept, n=TOKENS, columns=VOCABULARY, hidden=HIDDEN,
+            x_row_stride=HIDDEN, x_column_stride=1, head_row_stride=HIDDEN, head_column_stride=1,
+            kept_stride=VOCABULARY, BLOCK_N=b.tokens, WIDTH=b.width, BLOCK_K=b.depth, WIDEN=False,
+        )  # fmt: skip
+        variant = f"{dtype[1:]}, {_keeps(kept)}"
+        options = {"num_warps": b.warps, "num_stages": b.stages}
+        yield Launch(fused.linear_statistics, variant, arguments, options)
+
+
+def _keeps(kept: str | None) -> str:
+    return f"keep {kept[1:]}" if kept else "keep no"
+
+
+def argument(launch: Launch, name: str, constant: bool) -> Any:
+    """A constant that is not named has its module's value, a tensor that is not is fp32."""
+    if name in launch.arguments:
+        return launch.arguments[name]
+    if constant:
+        return getattr(sys.modules[launch.kernel.__module__], name)
+    if name.isupper():
+        return "*i64" if name == "TARGETS" else "*fp32"
+    raise ValueError(f"{launch.name} takes {name}; say in benchmarks/aot.py what it is")
+
+
+def translate(launch: Launch, target: GPUTarget):
+    """The kernel as a launch with these arguments would compile it."""
+    signature, constants, attributes = {}, {}, {}
+    for i, param in enumerate(launch.kernel.params):
+        value = argument(launch, param.name, param.is_constexpr)
+        number = isinstance(value, int) and not param.do_not_specialize
+        # None and 1 are compiled in, as constants are.
+        if param.is_constexpr or value is None or (number and value == 1):
+            signature[param.name], constants[(i,)] = "constexpr", value
+            continue
+        signature[param.name] = value if isinstance(value, str) else "i32"
+        if isinstance(value, str) or (number and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = launch.options | {"enable_fp_fusion": True}  # the default differs between versions
+    return triton.compile(source, target=target, options=options)
+
+
+def inspect(launch: Launch, device: Device) -> dict[str, Any]:
+    """registers, spills, shared memory, matrix instruction, bytes of the widest load."""
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):  # where Triton prints what ptxas -v says
+        compiled = translate(launch, device.target)
+    if device.target.backend == "hip":
+        assembly = compiled.asm["amdgcn"]
+        registers, spills = (
+            int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))
+            for name in ("vgpr_count", "vgpr_spill_count")
+        )
+        loads = re.findall(r"(?:global|buffer)_load_dword(?:x(\d))?\b", assembly)
+        widest = max(4 * int(count or 1) for count in loads)
+    else:
+        assembly = compiled.asm["ptx"]
+        registers = int(re.search(r"Used (\d+) registers", log.getvalue()).group(1))
+        spills = sum(map(int, re.findall(r"(\d+) bytes spill stores", log.getvalue())))
+        loads = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)\s", assembly)
+        widest = max(int(count or 1) * int(bits) // 8 for count, bits in loads)
+        widest = max(widest, 16 if "cp.async.cg" in assembly else 0)  # straight to shared memory
+    return {
+        "registers": registers, "spills": spills, "shared": compiled.metadata.shared,
+        "matrix": device.matrix if device.matrix in assembly else "", "load": widest,
+    }  # fmt: skip
+
+
+def failures(row: dict[str, Any]) -> list[str]:
+    """The gates that a row of the table fails."""
+    device, found = DEVICES[row["target"]], []
+    allowed = SPILLS.get((row["kernel"], row["target"]), 0)
+    if row["spills"] > allowed:
+        found.append(f"spills {row['spills']}, allowed {allowed}")
+    if row["shared"] > device.shared:
+        found.append(f"shared memory {row['shared']}, the GPU has {device.shared}")
+    wants_matrix = row["kernel"] == "linear_statistics"
+    if wants_matrix and not row["matrix"]:
+        found.append(f"no {device.matrix}")
+    if row["load"] < 16:
+        found.append(f"loads of {row['load']} bytes")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--targets", nargs="+", choices=DEVICES, default=list(DEVICES))
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS)
+    parser.add_argument("--json", type=Path, help="write the table here, too")
+    o = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET"):
+        sys.exit("TRITON_INTERPRET is set: kernels are Python then, nothing to compile; unset it")
+    triton.knobs.nvidia.dump_ptxas_log = True
+    triton.knobs.compilation.always_compile = True  # no log comes out of the cache
+    print(f"triton {triton.__version__}")
+    head = ("kernel", "variant", "target", "registers", "spills", "shared", "matrix", "load", "ok")
+    line = "{:18}{:30}{:8}{:>9}{:>7}{:>8}  {:12}{:>4}  {}".format
+    print(line(*head))
+    rows = []
+    for name in o.targets:
+        for launch in launches(name):
+            if launch.name not in o.kernels:
+                continue
+            row = {"kernel": launch.name, "variant": launch.variant, "target": name}
+            row |= inspect(launch, DEVICES[name])
+            row["ok"] = "; ".join(failures(row)) or "ok"
+            rows.append(row)
+            print(line(*(row[column] for column in head)), flush=True)
+    if o.json:
+        o.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1))
+    bad = sum(row["ok"] != "ok" for row in rows)
+    print(f"{len(rows) - bad} of {len(rows)} pass")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()

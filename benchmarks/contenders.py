@@ -1,0 +1,237 @@
+"""Who computes what benchmarks/kernels.py measures: ours, PyTorch as people write it, and peers.
+
+A contender's forward takes the leaves (hidden and weight, or logits), the targets and advantages of
+N tokens, and returns what it has of {loss, logprob, entropy}. Losses are sums over tokens, so that
+all have the same gradients. Who cannot compute something says why, in a sentence instead of a
+function: nobody is left out in silence.
+
+Calls of peers as in Liger-Kernel 00eba63 and e11c2d6 (2026-08), ml-cross-entropy 3a79837 and
+PyTorch 2.13; Liger and CCE were written from their sources, and never run here without a GPU.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kernels
+from kernels.reference import IGNORE, wide
+
+ENTROPY_WEIGHT = 0.1  # larger than in training, so that a wrong entropy gradient is seen
+
+Forward = Callable[..., dict[str, Tensor]]
+
+
+class Contender(NamedTuple):
+    name: str
+    forward: Forward | str  # or why there is none
+    kernels: str = "reference"  # RMT_KERNELS while it runs
+
+
+class Operation(NamedTuple):
+    leaves: tuple[str, ...]  # what comes in, and what gets a gradient
+    backward: bool
+    passes: int  # over the head: products of 2·N·V·C; over the logits: reads and writes of N·V
+    eager: Forward
+
+
+@contextmanager
+def kernels_by(choice: str) -> Iterator[None]:
+    """RMT_KERNELS for a while."""
+    before = os.environ.get("RMT_KERNELS")
+    os.environ["RMT_KERNELS"] = choice
+    try:
+        yield
+    finally:
+        del os.environ["RMT_KERNELS"]
+        if before is not None:
+            os.environ["RMT_KERNELS"] = before
+
+
+# Ours.
+
+
+def token_loss(advantage: Tensor):
+    """An on-policy surrogate and an entropy bonus: no token's gradient is 0, nothing is skipped."""
+
+    def loss(logprob: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
+        ratio = (logprob - logprob.detach()).exp()
+        return -(advantage[index] * ratio).sum() - ENTROPY_WEIGHT * entropy.sum()
+
+    return loss
+
+
+def one_pass(hidden, weight, targets, advantage):
+    loss, logprob, entropy = kernels.linear_objective(
+        hidden, weight, targets, token_loss(advantage)
+    )
+    return {"loss": loss, "logprob": logprob, "entropy": entropy}
+
+
+def recompute(hidden, weight, targets, advantage):
+    logprob, entropy, _ = kernels.linear_entropy_logprob(hidden, weight, targets)
+    return _objective(logprob, entropy, targets, advantage)
+
+
+def one_pass_cross_entropy(hidden, weight, targets, _):
+    negative = lambda logprob, entropy, index: -logprob.sum()
+    return {"loss": kernels.linear_objective(hidden, weight, targets, negative)[0]}
+
+
+def given_logits(logits, targets, advantage):
+    return _objective(*kernels.entropy_logprob(logits, targets), targets, advantage)
+
+
+def given_logits_cross_entropy(logits, targets, _):
+    return {"loss": kernels.masked_cross_entropy(logits, targets, targets != IGNORE, "sum")}
+
+
+# PyTorch as people write it: whole logits in the dtype of the model, then fp32.
+
+
+def eager_given_logits(logits, targets, advantage):
+    ignored = targets == IGNORE
+    log_p = logits.to(wide(logits)).log_softmax(-1)  # (N, V)
+    logprob = log_p.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    logprob, entropy = (x.masked_fill(ignored, 0) for x in (logprob, entropy))
+    return _objective(logprob, entropy, targets, advantage)
+
+
+def eager(hidden, weight, targets, advantage):
+    return eager_given_logits(hidden @ weight.t(), targets, advantage)
+
+
+def eager_given_logits_cross_entropy(logits, targets, _):
+    return {"loss": F.cross_entropy(logits.to(wide(logits)), targets, reduction="sum")}
+
+
+def eager_cross_entropy(hidden, weight, targets, _):
+    return eager_given_logits_cross_entropy(hidden @ weight.t(), targets, _)
+
+
+def _objective(logprob, entropy, targets, advantage):
+    index = torch.arange(len(targets), device=targets.device)
+    loss = token_loss(advantage)(logprob, entropy, index)
+    return {"loss": loss, "logprob": logprob, "entropy": entropy}
+
+
+# Peers.
+
+
+def compiled(forward: Forward, device: torch.device) -> Forward | str:
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return "TORCHDYNAMO_DISABLE=1"
+    if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+        return "torch.compile needs a C++ compiler, and there is none"
+    return torch.compile(forward, dynamic=False)
+
+
+def torch_fused(chunked: bool, device: torch.device) -> Forward | str:
+    if not hasattr(F, "linear_cross_entropy"):
+        return f"torch {torch.__version__} has no F.linear_cross_entropy (2.13 and later)"
+    options = torch.nn.LinearCrossEntropyOptions() if chunked else None
+    return lambda hidden, weight, targets, _: {
+        "loss": F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
+    }
+
+
+def liger(accumulate: torch.dtype | None, device: torch.device) -> Forward | str:
+    if device.type != "cuda":
+        return "needs a GPU"
+    try:
+        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction as Liger
+    except ImportError as error:
+        return f"not installed: no {error.name}"
+    # bias, ce_weight, ignore_index, lse_square_scale, label_smoothing, reduction, softcap,
+    # return_z_loss, accum_dtype; the first output is the loss in every version
+    rest = (None, None, IGNORE, 0.0, 0.0, "sum", None, False, accumulate)
+    return lambda hidden, weight, targets, _: {
+        "loss": Liger.apply(hidden, weight, targets, *rest)[0]
+    }
+
+
+def liger_scaled(device: torch.device) -> Forward | str:
+    if device.type != "cuda":
+        return "needs a GPU"
+    try:
+        from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction as Liger
+    except ImportError as error:
+        return f"not installed, or older than this function: no such thing in {error.name}"
+
+    def forward(hidden, weight, targets, advantage):
+        nll, entropy = Liger.apply(hidden, weight, targets, 1.0, IGNORE, 1, True)
+        return _objective(-nll, entropy.float(), targets, advantage)  # its entropy is bf16
+
+    return forward
+
+
+def cut_cross_entropy(impl: str, device: torch.device) -> Forward | str:
+    if device.type != "cuda":
+        return "needs a GPU"
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError as error:
+        return f"not installed: no {error.name}"
+    return lambda hidden, weight, targets, _: {
+        "loss": linear_cross_entropy(hidden, weight, targets, reduction="sum", impl=impl)
+    }
+
+
+# Who takes part in what.
+
+HEAD, LOGITS = ("hidden", "weight"), ("logits",)
+OPERATIONS = {
+    "objective": Operation(HEAD, True, 3, eager),
+    "statistics": Operation(HEAD, False, 1, eager),
+    "cross-entropy": Operation(HEAD, True, 3, eager_cross_entropy),
+    "logits statistics": Operation(LOGITS, False, 1, eager_given_logits),
+    "logits objective": Operation(LOGITS, True, 3, eager_given_logits),
+    "logits cross-entropy": Operation(LOGITS, True, 3, eager_given_logits_cross_entropy),
+}
+OURS = {
+    "objective": {"one pass": one_pass, "recompute": recompute},
+    "statistics": {"": recompute},
+    "cross-entropy": {"one pass": one_pass_cross_entropy},
+    "logits statistics": {"": given_logits},
+    "logits objective": {"": given_logits},
+    "logits cross-entropy": {"": given_logits_cross_entropy},
+}
+
+
+def contenders(name: str, device: torch.device) -> list[Contender]:
+    """All that compute an operation, or would; ours first, and of ours the default."""
+    operation, gpu = OPERATIONS[name], device.type == "cuda"
+    found = []
+    for choice in ("triton", "fused", "reference") if gpu else ("reference", "triton", "fused"):
+        for way, forward in OURS[name].items():
+            if choice == "fused" and operation.leaves == LOGITS:
+                forward = "the same kernels as triton, where the logits are given"
+            elif choice != "reference" and not gpu:
+                forward = "needs a GPU: the interpreter's time says nothing"
+            found.append(Contender(f"ours {choice} {way}".strip(), forward, choice))
+    found.append(Contender("eager", operation.eager))
+    found.append(Contender("torch.compile", compiled(operation.eager, device)))
+    return found + [Contender(peer, forward) for peer, forward in _peers(name, device).items()]
+
+
+def _peers(name: str, device: torch.device) -> dict[str, Forward | str]:
+    if OPERATIONS[name].leaves == LOGITS:  # Liger's writes the gradient over the logits of all
+        return {"Liger": "overwrites its logits, which the others still need"}
+    losses = {
+        "F.linear_cross_entropy": torch_fused(False, device),
+        "F.linear_cross_entropy chunked": torch_fused(True, device),
+        "Liger": liger(None, device),
+        "Liger, fp32 sums": liger(torch.float32, device),
+        "CCE": cut_cross_entropy("cce", device),
+        "CCE exact": cut_cross_entropy("cce_exact", device),
+    }
+    if name == "cross-entropy":
+        return losses
+    only = dict.fromkeys(losses, "computes cross-entropy only, no entropy")
+    return only | {"Liger scaled": liger_scaled(device)}

@@ -1,0 +1,75 @@
+"""What the public functions of `kernels` refuse, and how they say so."""
+
+import torch
+from torch import Tensor
+
+from kernels.reference import IGNORE, wide
+
+
+def require_logits(logits: Tensor, targets: Tensor) -> None:
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits must be (N, V) with V > 0, not {tuple(logits.shape)}")
+    require_targets(targets, logits, "logits")
+
+
+def require_head(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> int:
+    """The number of rows of the head that count."""
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden must be (N, C) and weight (V, C), not {tuple(hidden.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    if hidden.dtype != weight.dtype or hidden.device != weight.device:
+        raise ValueError(
+            f"hidden is {hidden.dtype} on {hidden.device}, weight {weight.dtype} on "
+            f"{weight.device}; convert one of them"
+        )
+    vocab_size = len(weight) if vocab_size is None else vocab_size
+    if not 0 < vocab_size <= len(weight):
+        raise ValueError(f"vocab_size {vocab_size} must be from 1 to the head's {len(weight)} rows")
+    return vocab_size
+
+
+def require_targets(targets: Tensor, rows: Tensor, name: str) -> None:
+    if not rows.dtype.is_floating_point:
+        raise ValueError(f"{name} must be of a floating dtype, not {rows.dtype}")
+    if targets.shape != rows.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"targets must be ({len(rows)},) int64, one for each row of {name}, not "
+            f"{tuple(targets.shape)} {targets.dtype}"
+        )
+    if targets.device != rows.device:
+        raise ValueError(f"targets are on {targets.device}, {name} on {rows.device}; move them")
+
+
+def require_values(targets: Tensor, vocab_size: int, inverse_t: Tensor) -> None:
+    """On a GPU assertions on the device: to look would stop the queue."""
+    fits = ((targets >= 0) & (targets < vocab_size)) | (targets == IGNORE)
+    warm = (inverse_t > 0) & (inverse_t < float("inf"))
+    if targets.is_cuda:
+        torch._assert_async(fits.all(), f"a target is neither {IGNORE} nor in [0, {vocab_size})")
+        torch._assert_async(warm.all(), "a temperature is not a positive number")
+    elif not fits.all():
+        wrong = targets[~fits][0].item()
+        raise ValueError(
+            f"target {wrong} is not in [0, {vocab_size}); use {IGNORE} for rows without a target"
+        )
+    elif not warm.all():
+        wrong = inverse_t[~warm][0].reciprocal().item()
+        raise ValueError(f"temperature {wrong} must be a positive number")
+
+
+def per_token_inverse(temperature: float | Tensor, rows: Tensor) -> Tensor:
+    """1/T of each row (N,), fp32 or wider."""
+    if isinstance(temperature, Tensor):
+        if temperature.shape not in (torch.Size(()), rows.shape[:1]):
+            raise ValueError(
+                f"temperature must be a number or ({len(rows)},), not {tuple(temperature.shape)}"
+            )
+        t = temperature.detach().to(rows.device, wide(rows))
+    else:
+        if not temperature > 0:
+            raise ValueError(f"temperature {temperature} must be above 0")
+        # Not torch.full, for which torch.compile would compile again with every temperature.
+        t = torch.ones((), dtype=wide(rows), device=rows.device) * temperature
+    return t.reciprocal().expand(len(rows)).contiguous()

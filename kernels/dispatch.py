@@ -1,0 +1,57 @@
+"""Who does the arithmetic: RMT_KERNELS=auto | triton | fused | reference.
+
+auto       Triton where the tensors are on a GPU (CUDA or ROCm), PyTorch elsewhere and for fp64
+triton     cuBLAS products and Triton tiles (kernels/tiles.py); on a CPU with TRITON_INTERPRET=1
+fused      as triton, but for 16-bit heads product and tiles are one kernel (kernels/fused.py)
+reference  PyTorch everywhere
+"""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from kernels import tile_math
+
+CHOICES = ("auto", "triton", "fused", "reference")
+
+
+def choice(x: Tensor) -> str:
+    """triton, fused or reference, for a tensor on its device."""
+    chosen = os.environ.get("RMT_KERNELS", "auto")
+    if chosen not in CHOICES:
+        raise ValueError(f"RMT_KERNELS={chosen!r} is none of {', '.join(CHOICES)}; unset it")
+    if chosen == "auto":
+        return "triton" if x.is_cuda and x.dtype != torch.float64 and _triton() else "reference"
+    if chosen != "reference":
+        _require_triton(chosen, x)
+    return "triton" if chosen == "fused" and x.dtype == torch.float32 else chosen
+
+
+def tiles_of(x: Tensor) -> ModuleType:
+    """The module whose tile_statistics and gradient_of_… are used for x."""
+    if choice(x) == "reference":
+        return tile_math
+    from kernels import tiles  # imports triton
+
+    return tiles
+
+
+def _require_triton(chosen: str, x: Tensor) -> None:
+    if not _triton():
+        raise ValueError(f"RMT_KERNELS={chosen}, but triton is not installed; pip install triton")
+    if x.dtype == torch.float64:
+        raise ValueError(f"RMT_KERNELS={chosen} computes in fp32; use reference for float64")
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"RMT_KERNELS={chosen} with tensors on {x.device}: needs a GPU, or TRITON_INTERPRET=1 "
+            "in the environment from the start"
+        )
+
+
+@cache
+def _triton() -> bool:
+    return find_spec("triton") is not None

@@ -1,0 +1,156 @@
+"""Log-probability and entropy of a head's tokens, for any loss: ordinary autograd.
+
+The chunks and slices are those of kernels/slices.py. The logits of a chunk are gone when its
+gradient is asked for, and are made a second time: 8·N·V·C operations forward and backward, where
+kernels/one_pass.py needs 6. Under torch.no_grad() it is the cheapest way to statistics: 2·N·V·C.
+"""
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from kernels.check import per_token_inverse, require_head, require_targets, require_values
+from kernels.logits import entropy_logprob
+from kernels.reference import IGNORE, matmul, wide
+from kernels.slices import CHUNK, SLICE, chunk_tiles, chunks, from_logits, products
+from kernels.tile_math import Slopes, Statistics, merge
+
+
+def linear_entropy_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float | Tensor = 1.0,
+    vocab_size: int | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(target), entropy and top-1 of hidden @ weight.T, with gradient through the first two.
+
+    hidden (N, C) and weight (V, C) of one dtype, in any strides; targets (N,) int64, -100 for none;
+    temperature a positive number or (N,). Rows of weight from vocab_size on are padding and have
+    probability 0. Returns logprob (N,) and entropy (N,) in nats, fp32 (fp64 for fp64), and top1
+    (N,) bool: the target is the likeliest token, or one of them. Where there is no target they are
+    0, 0 and False. chunk: tokens at one time, which changes memory and speed but no result.
+
+    Ordinary autograd, which makes the logits again; under torch.no_grad() only statistics are made.
+    ValueError for shapes, dtypes and values that do not fit. No second derivative, and none for the
+    temperature. Call it inside the module that owns the weight: elsewhere FSDP holds a shard.
+    """
+    vocab_size = require_head(hidden, weight, vocab_size)
+    require_targets(targets, hidden, "hidden")
+    inverse_t = per_token_inverse(temperature, hidden)
+    chunk = chunk or CHUNK[hidden.device.type]
+    outputs = _statistics(hidden, weight, targets, inverse_t, vocab_size, chunk)
+    return outputs[:3]
+
+
+@torch.no_grad()
+def linear_topk(
+    hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest logits of each token and whose they are, largest first.
+
+    hidden (N, C), weight (V, C). Returns logits (N, k) in fp32 or wider and tokens (N, k) int64;
+    fewer columns than k where the vocabulary has fewer tokens.
+    """
+    vocab_size = require_head(hidden, weight, vocab_size)
+    found = []
+    with torch.autocast(hidden.device.type, enabled=False):
+        for x in hidden.split(chunk or CHUNK[hidden.device.type]):
+            best, token = matmul(x, weight[:0].t()), x.new_empty(len(x), 0, dtype=torch.int64)
+            for first in range(0, vocab_size, SLICE):
+                z = matmul(x, weight[first : min(first + SLICE, vocab_size)].t())  # (n, S)
+                values, columns = z.topk(min(k, z.shape[1]), dim=1)
+                best, token = torch.cat((best, values), 1), torch.cat((token, columns + first), 1)
+                best, order = best.topk(min(k, best.shape[1]), dim=1)  # (n, k)
+                token = token.gather(1, order)
+            found.append((best, token))
+    return tuple(torch.cat(parts) for parts in zip(*found))
+
+
+@torch.no_grad()
+def linear_topk_entropy(
+    hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None, chunk: int | None = None
+) -> Tensor:
+    """Entropy (N,) in nats of the k likeliest tokens, renormalised; k = 0 takes all of them.
+
+    RPT scores difficulty so (arXiv 2506.08007, k = 16). hidden (N, C), weight (V, C).
+    """
+    targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    if k == 0 or k >= require_head(hidden, weight, vocab_size):
+        return linear_entropy_logprob(hidden, weight, targets, 1.0, vocab_size, chunk)[1]
+    logits, _ = linear_topk(hidden, weight, k, vocab_size, chunk)
+    return entropy_logprob(logits, targets)[1]
+
+
+@custom_op("rmt::linear_statistics", mutates_args=())
+def _statistics(
+    hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, vocab_size: int, chunk: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of tile_math.Statistics, each (N,)."""
+    require_values(targets, vocab_size, inverse_t)
+    outputs = Statistics(*_like_statistics(inverse_t))
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows in chunks(targets, chunk):
+            t = inverse_t[rows]
+            tiles = chunk_tiles(hidden[rows], weight[:vocab_size], targets[rows], t, keep=False)
+            for output, part in zip(outputs, merge(tiles, t)[0]):
+                output[rows] = part
+    return tuple(outputs)
+
+
+@_statistics.register_fake
+def _(hidden, weight, targets, inverse_t, vocab_size, chunk):
+    return _like_statistics(inverse_t)
+
+
+def _like_statistics(inverse_t: Tensor) -> tuple[Tensor, ...]:
+    zeros = [torch.zeros_like(inverse_t) for _ in range(5)]
+    zeros[2] = zeros[2].bool()
+    return tuple(zeros)
+
+
+@custom_op("rmt::linear_statistics_backward", mutates_args=())
+def _statistics_backward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, saved: list[Tensor],
+    g: Tensor, h: Tensor, vocab_size: int, chunk: int, want_hidden: bool, want_weight: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of hidden (N, C) and weight (V, C), of no elements where they are not wanted."""
+    grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
+    grad_weight = torch.zeros_like(weight, dtype=wide(weight)) if want_weight else None
+    slopes = Slopes.of(Statistics(*saved), inverse_t, g, h)
+    head, learns = weight[:vocab_size], (g != 0) | (h != 0)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows in chunks(targets.where(learns, IGNORE), chunk):
+            x = hidden[rows]
+            gradients = from_logits(x, head, targets[rows], slopes.choose(rows))
+            dx = products(gradients, x, head, want_hidden, grad_weight)
+            if want_hidden:
+                grad_hidden[rows] = dx.to(hidden.dtype)
+    return grad_hidden, weight.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype)
+
+
+@_statistics_backward.register_fake
+def _(hidden, weight, targets, inverse_t, saved, g, h, vocab_size, chunk, want_hidden, want_weight):
+    return (
+        torch.empty_like(hidden) if want_hidden else hidden.new_empty(0),
+        torch.empty_like(weight) if want_weight else weight.new_empty(0),
+    )
+
+
+def _keep(ctx, inputs, output):
+    hidden, weight, targets, inverse_t, ctx.vocab_size, ctx.chunk = inputs
+    ctx.save_for_backward(hidden, weight, targets, inverse_t, *output)
+    ctx.mark_non_differentiable(*output[2:])
+
+
+def _backward(ctx, g, h, *_):
+    hidden, weight, targets, inverse_t, *saved = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:2]
+    gradients = _statistics_backward(
+        hidden, weight, targets, inverse_t, saved, g, h, ctx.vocab_size, ctx.chunk, *wanted
+    )
+    return *(g if want else None for g, want in zip(gradients, wanted)), None, None, None, None
+
+
+_statistics.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,103 @@
+"""One pass over the head: loss, statistics and both gradients together.
+
+See kernels/slices.py for the loop. The loss runs inside a chunk because only then exp(x) is still
+there; RL tokens and text tokens of a forest share the pass, its reads of the head and its sum of
+the head's gradient.
+"""
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from kernels.check import per_token_inverse, require_head, require_targets, require_values
+from kernels.reference import TokenLoss, wide
+from kernels.slices import CHUNK, chunk_tiles, chunks, from_exponentials, products
+from kernels.tile_math import Slopes, merge
+
+
+@_disable_dynamo  # a callback, and rows chosen by value: nothing for a graph
+def linear_objective(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_loss: TokenLoss,
+    temperature: float | Tensor = 1.0,
+    vocab_size: int | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ of token_loss over all tokens with a target, with both gradients made in the same pass.
+
+    token_loss(logprob (n,), entropy (n,), index (n,)) returns the scalar loss of the n tokens of a
+    chunk; index says which of the N tokens they are. It is called once per chunk: the loss must be
+    a sum over tokens, and what it needs besides must be known before (advantages, old log p, global
+    counts). It may not hold parameters of its own. Tokens of whose loss both derivatives are 0
+    cost no gradient: a group without advantage is looked at and no more.
+
+    hidden, weight, targets, temperature, vocab_size, chunk and errors: `linear_entropy_logprob`.
+    Returns the loss (scalar), and logprob (N,) and entropy (N,) without gradient. Gradients are
+    summed in fp32 and rounded once, to the dtype of hidden and weight.
+    """
+    vocab_size = require_head(hidden, weight, vocab_size)
+    require_targets(targets, hidden, "hidden")
+    inverse_t = per_token_inverse(temperature, hidden)
+    require_values(targets, vocab_size, inverse_t)
+    chunk = chunk or CHUNK[hidden.device.type]
+    with torch.autocast(hidden.device.type, enabled=False):  # it would round logits to bf16
+        return _LinearObjective.apply(
+            hidden, weight, targets, token_loss, inverse_t, vocab_size, chunk
+        )
+
+
+class _LinearObjective(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, token_loss, inverse_t, vocab_size, chunk):
+        head, dtype = weight[:vocab_size], wide(hidden)
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=dtype) if want_weight else None
+        learns = want_hidden or want_weight
+        loss = hidden.new_zeros((), dtype=dtype)
+        logprobs, entropies = (hidden.new_zeros(len(hidden), dtype=dtype) for _ in range(2))
+        for rows in chunks(targets, chunk):
+            x, y, t = hidden[rows], targets[rows], inverse_t[rows]
+            tiles = chunk_tiles(x, head, y, t, keep=learns)
+            statistics, offset = merge(tiles, t)
+            part, g, h = _slopes(token_loss, statistics.logprob, statistics.entropy, rows)
+            loss += part
+            logprobs[rows], entropies[rows] = statistics.logprob, statistics.entropy
+            if learns:
+                alive = ((g != 0) | (h != 0)).nonzero()[:, 0]
+                slopes = Slopes.of(statistics, t, g, h).choose(alive)
+                gradients = from_exponentials(tiles, offset, alive, y[alive], slopes, x.dtype)
+                dx = products(gradients, x[alive], head, want_hidden, grad_weight)
+                if want_hidden:
+                    grad_hidden[rows[alive]] = dx.to(hidden.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.dtype = weight.dtype
+        ctx.mark_non_differentiable(logprobs, entropies)
+        return loss, logprobs, entropies
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if torch.is_grad_enabled():  # create_graph; once_differentiable would drop it silently
+            raise RuntimeError("linear_objective has no second derivative; drop create_graph=True")
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            out = torch.empty_like(grad_weight, dtype=ctx.dtype)
+            grad_weight = torch.mul(grad_weight, grad, out=out)  # rounds without a copy in between
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _slopes(token_loss: TokenLoss, logprob: Tensor, entropy: Tensor, index: Tensor):
+    """A chunk's loss and its derivatives with respect to log p and entropy of each token."""
+    with torch.enable_grad():
+        logprob, entropy = logprob.requires_grad_(), entropy.requires_grad_()
+        loss = token_loss(logprob, entropy, index)
+        if loss.dim() != 0:
+            raise ValueError(f"token_loss must return a scalar, not {tuple(loss.shape)}; sum it")
+        if not loss.requires_grad:
+            return loss, torch.zeros_like(logprob), torch.zeros_like(entropy)
+        slopes = torch.autograd.grad(loss, (logprob, entropy), materialize_grads=True)
+    return loss.detach(), *slopes

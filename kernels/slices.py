@@ -1,0 +1,102 @@
+"""The head of a language model and the losses of its tokens, without logits.
+
+hidden (N, C) @ weight (V, C).T would be N·V logits: 5 GB in fp32 for 8,192 tokens of Qwen3. Here
+they exist a slice at a time, small enough to stay in the GPU's (or CPU's) cache:
+
+    for each chunk of n tokens:
+        for each slice of S rows of the head:
+            z = hidden[chunk] @ weight[slice].T          (n, S) fp32, never rounded, then forgotten
+            maximum, r, s and exp(x) of z                (kernels/tiles.py, or kernels/fused.py)
+        log p and entropy from the tiles                 (tile_math.merge)
+        loss of the chunk's tokens, its slopes g and h   (the caller's token_loss, autograd)
+        drop the tokens with g = h = 0
+        for each slice:
+            dz from exp(x), g and h                      (n', S) in the dtype of hidden
+            grad_hidden[chunk] += dz @ weight[slice]     in fp32
+            grad_weight[slice] += dz.T @ hidden[chunk]   in fp32, over all chunks
+
+One GEMM over the head costs 2·N·V·C operations. `linear_objective` does the above: three GEMMs
+for a token that learns, one for a token that is only looked at, none for a token without a target.
+The loss runs inside the chunk because only then exp(x) is still there: whoever needs a gradient of
+logits later has to make them a second time, as `linear_entropy_logprob` does (four GEMMs). It is
+what a loss needs that is no sum over tokens, such as a ratio of whole sequences.
+
+Kept at one time: exp(x) of one chunk (n·V), one slice of z and of dz (n·S), and the gradients.
+Roofline: 8,192 tokens of Qwen3-14B (C = 5120) are 12.7 TFLOP a GEMM, 16.1 ms at 790 TFLOP/s: 48.4
+ms in one pass, where every design that makes logits twice needs 64.5. Adding a chunk to grad_weight
+reads and writes it (6.2 GB, 1.4 ms): chunks of some thousand tokens, not of some hundred.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import choice, tiles_of
+from kernels.reference import IGNORE, add_matmul, matmul, wide
+from kernels.tile_math import Slopes, Tiles
+
+CHUNK = {"cuda": 3072, "cpu": 1024}  # tokens whose exponentials exist at one time, at most
+SLICE = 4096  # rows of the head whose logits exist at one time
+
+
+def chunks(targets: Tensor, size: int) -> list[Tensor]:
+    """The rows that have a target, dealt out evenly in chunks of at most `size`."""
+    rows = (targets != IGNORE).nonzero()[:, 0]
+    count = -(-len(rows) // size)
+    return list(rows.tensor_split(count)) if count else []
+
+
+def chunk_tiles(x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool) -> Tiles:
+    """The tiles of a chunk: x (n, C), head (V, C), y (n,), t = 1/T (n,).
+
+    keep: with exponentials, in fp16 where hidden states have 16 bits. bf16 has 8 bits of precision
+    where fp16 has 11, and dz is rounded to bf16 once more: errors would be 1.2 times as large.
+    """
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    dtype = (torch.float16 if half else x.dtype) if keep else None
+    if choice(x) == "fused":
+        from kernels.fused import linear_tile_statistics
+
+        return linear_tile_statistics(x, head, y, t, dtype)
+    parts = [
+        tiles_of(x).tile_statistics(matmul(x, part.t()), y, i * SLICE, t, dtype)
+        for i, part in enumerate(head.split(SLICE))
+    ]
+    return Tiles.join(parts)
+
+
+def from_exponentials(
+    tiles: Tiles, offset: Tensor, rows: Tensor, y: Tensor, slopes: Slopes, dtype: torch.dtype
+):
+    """Yield (first, dz (n', S)) of each slice, from what `chunk_tiles` kept."""
+    first = 0
+    for e in tiles.exponentials:
+        own = offset[:, first // tiles.width : -(-(first + e.shape[1]) // tiles.width)]
+        yield (
+            first,
+            tiles_of(e).gradient_of_exponentials(
+                e, own, tiles.width, rows, y, first, slopes, dtype
+            ),
+        )
+        first += e.shape[1]
+
+
+def from_logits(x: Tensor, head: Tensor, y: Tensor, slopes: Slopes):
+    """Yield (first, dz (n, S)) of each slice, from logits that are made once more."""
+    first = 0
+    for part in head.split(SLICE):
+        z = matmul(x, part.t())
+        dz = torch.empty_like(z, dtype=x.dtype)
+        yield first, tiles_of(x).gradient_of_logits(z, y, first, slopes, dz)
+        first += len(part)
+
+
+def products(gradients, x: Tensor, head: Tensor, want_hidden: bool, grad_weight: Tensor | None):
+    """Add Σ dz.T @ x to grad_weight, and return Σ dz @ head (n', C) in fp32 or wider."""
+    dx = torch.zeros_like(x, dtype=wide(x)) if want_hidden else None
+    for first, dz in gradients:
+        rows = slice(first, first + dz.shape[1])
+        if want_hidden:
+            add_matmul(dx, dz, head[rows])
+        if grad_weight is not None:
+            add_matmul(grad_weight[rows], dz.t(), x)
+    return dx

@@ -1,0 +1,195 @@
+"""The arithmetic of the head a tile of the vocabulary at a time, in plain PyTorch.
+
+This is what kernels/tiles.py does in Triton, function by function; without a GPU it is what runs.
+
+Shapes: N tokens, n of them in a chunk, V vocabulary, S columns of a slice of the logits, t tiles.
+z are logits divided by the temperature T. With m = max_v z_v and x_v = z_v − m ≤ 0,
+
+    D = Σ_v exp(x_v) = 1 + r          the likeliest token gives exactly 1, the others the rest r
+    log p(y) = x_y − log(1 + r)
+    H = log(1 + r) − s / (1 + r)      with s = Σ_v exp(x_v) x_v, in nats (Eq. 1)
+
+Nothing cancels: x, s ≤ 0 ≤ r. The shift by m matters for entropy as much as for overflow: with
+logits around 300, log Σ exp(z) − Σ p z is a small difference of large numbers. Keeping r instead of
+D matters for sure tokens: at H = 1e-6, 1 + r has lost most of r, log1p(r) nothing.
+
+With g = ∂loss/∂log p(y) and h = ∂loss/∂H of a token, the gradient of its logits is
+
+    ∂loss/∂logit_v = ( g (1[v = y] − p_v) − h p_v (log p_v + H) ) / T
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.reference import IGNORE
+
+NEGLIGIBLE = -1e4  # stands for log 0: its exponential is 0 in every dtype, and 0 · −1e4 is no nan
+SCALE = 2.0**15  # exp(x) ≤ 1 is kept times this: fp16 then holds it to 11 bits down to 2e-9
+
+
+class Tiles(NamedTuple):
+    """What is kept of each tile of logits. A tile is as good as its (m, r, s): see `merge`."""
+
+    maximum: Tensor  # (n, t) the largest logit, not yet divided by the temperature
+    rest: Tensor  # (n, t) r = Σ exp(x) over all tokens of the tile but its likeliest
+    weighted: Tensor  # (n, t) s = Σ exp(x) x
+    at_target: Tensor  # (n,) the target's logit, 0 if it is in none of these tiles
+    exponentials: list[Tensor]  # SCALE · exp(x), (n, S) each: only where a gradient will be made
+    width: int  # columns of a tile
+
+    @classmethod
+    def join(cls, parts: "list[Tiles]") -> "Tiles":
+        """The tiles of slices that lie side by side."""
+        tops, rests, weighted, at_target, exponentials, widths = zip(*parts)
+        columns = (torch.cat(column, dim=1) for column in (tops, rests, weighted))
+        return cls(
+            *columns,
+            torch.stack(at_target).sum(dim=0),
+            [e for es in exponentials for e in es],
+            widths[0],
+        )
+
+
+class Statistics(NamedTuple):
+    """Of each token, all (n,)."""
+
+    logprob: Tensor
+    entropy: Tensor
+    top1: Tensor  # the target is the likeliest token, or one of them
+    maximum: Tensor  # m · T
+    log_sum: Tensor  # log(1 + r)
+
+
+def tile_statistics(
+    logits: Tensor,
+    targets: Tensor,
+    first: int,
+    inverse_t: Tensor,
+    keep: torch.dtype | None,
+) -> Tiles:
+    """One tile: logits (n, S) of the vocabulary from `first` on, targets (n,), 1/T (n,).
+
+    keep: the dtype in which to return SCALE · exp(x) too, if any.
+    """
+    logits = logits.to(inverse_t.dtype)
+    top = logits.amax(dim=1)  # (n,)
+    x = logits - top.clamp(min=torch.finfo(logits.dtype).min)[:, None]  # −inf − −inf is nan
+    x = x.mul_(inverse_t[:, None]).clamp_(min=NEGLIGIBLE)
+    exponentials = x.exp()
+    # 0 for the likeliest tokens, −1 for others: on a CPU `where` costs as much as all the rest.
+    sign = x.sign()
+    ties = logits.shape[1] + sign.sum(dim=1)
+    rest = (ties - 1) - torch.mul(exponentials, sign, out=sign).sum(dim=1)
+    weighted = torch.mul(exponentials, x, out=x).sum(dim=1)
+    row, column = _own_targets(targets, first, logits)
+    at_target = torch.zeros_like(top).index_put_((row,), logits[row, column])
+    parts = (part[:, None] for part in (top, rest, weighted))
+    kept = [exponentials.mul_(SCALE).to(keep)] if keep else []
+    return Tiles(*parts, at_target, kept, logits.shape[1])
+
+
+def merge(tiles: Tiles, inverse_t: Tensor) -> tuple[Statistics, Tensor]:
+    """The statistics of the whole vocabulary, and each tile's (m_tile − m)/T (n, t).
+
+    This is the online softmax: sums relative to a tile's own maximum become sums relative to the
+    maximum of all after a factor exp(m_tile − m). It is associative: the order, the width of the
+    tiles and who computed them do not matter.
+    """
+    top = tiles.maximum.amax(dim=1)  # (n,)
+    offset = (tiles.maximum - top[:, None]).mul_(inverse_t[:, None]).clamp_(min=NEGLIGIBLE)
+    factor = offset.exp()  # (n, t)
+    likeliest = offset == 0
+    rest = (factor * tiles.rest).sum(dim=1)
+    rest += torch.where(likeliest, 0.0, factor).sum(dim=1) + (likeliest.sum(dim=1) - 1)
+    weighted = (factor * (tiles.weighted + offset * (1 + tiles.rest))).sum(dim=1)
+    log_sum = rest.log1p()
+    logprob = (tiles.at_target - top) * inverse_t - log_sum
+    entropy = log_sum - weighted / (1 + rest)
+    return Statistics(logprob, entropy, tiles.at_target >= top, top, log_sum), offset
+
+
+class Slopes(NamedTuple):
+    """What the gradient of a token's logits is made of, all (n,)."""
+
+    maximum: Tensor
+    log_sum: Tensor
+    entropy: Tensor
+    inverse_t: Tensor
+    g: Tensor  # ∂loss/∂log p
+    h: Tensor  # ∂loss/∂H
+    at_target: Tensor  # the gradient of the target's logit
+
+    @classmethod
+    def of(cls, s: Statistics, inverse_t: Tensor, g: Tensor, h: Tensor) -> "Slopes":
+        logprob = s.logprob.clamp(min=NEGLIGIBLE)
+        # 1 − p of a sure token would have lost all its digits; expm1 has them.
+        at_target = -g * logprob.expm1() - h * logprob.exp() * (logprob + s.entropy)
+        return cls(s.maximum, s.log_sum, s.entropy, inverse_t, g, h, at_target * inverse_t)
+
+    def choose(self, rows: Tensor) -> "Slopes":
+        return Slopes(*(field[rows] for field in self))
+
+
+def gradient_of_logits(
+    logits: Tensor, targets: Tensor, first: int, slopes: Slopes, out: Tensor
+) -> Tensor:
+    """∂loss/∂logits into out (n, S), which is returned; 0 where the target is IGNORE."""
+    s = slopes
+    x = (logits.to(s.g.dtype) - s.maximum[:, None]).mul_(s.inverse_t[:, None])
+    log_p = x.sub_(s.log_sum[:, None]).clamp_(min=NEGLIGIBLE)
+    gradient = log_p.exp().mul_(_slope(log_p, s))
+    _set_targets(gradient, targets, first, s)
+    return out.copy_(gradient.masked_fill_((targets == IGNORE)[:, None], 0.0))
+
+
+def gradient_of_exponentials(
+    exponentials: Tensor,
+    offset: Tensor,
+    width: int,
+    rows: Tensor,
+    targets: Tensor,
+    first: int,
+    slopes: Slopes,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The same for some rows (n',), from SCALE · exp(x) (n, S) and offsets (n, t) of all rows.
+
+    Tiles are `width` columns wide; targets and slopes are those of the chosen rows.
+    """
+    s = slopes
+    shift = offset[rows] - s.log_sum[:, None]  # (n', t)
+    if shift.shape[1] > 1:
+        shift = shift.repeat_interleave(width, dim=1)[:, : exponentials.shape[1]]
+    chosen = exponentials if len(rows) == len(exponentials) else exponentials[rows]
+    e = chosen.to(shift.dtype)
+    factor = shift.exp() / SCALE
+    if s.h.any():
+        # Not log(p), which a sure token would round to log(1).
+        log_p = (e / SCALE).log_().clamp_(min=NEGLIGIBLE).add_(shift)
+        gradient = (e * factor).mul_(_slope(log_p, s))
+    else:
+        gradient = e * (factor * _slope(factor, s))
+    _set_targets(gradient, targets, first, s)
+    return gradient.to(dtype)
+
+
+def _slope(log_p: Tensor, s: Slopes) -> Tensor:
+    """What p is multiplied with, for log p (n, S): −(g + h (log p + H)) / T."""
+    slope = (-s.g * s.inverse_t)[:, None]
+    if s.h.any():
+        slope = slope - (s.h * s.inverse_t)[:, None] * (log_p + s.entropy[:, None])
+    return slope
+
+
+def _set_targets(gradient: Tensor, targets: Tensor, first: int, s: Slopes) -> None:
+    row, column = _own_targets(targets, first, gradient)
+    gradient[row, column] = s.at_target[row]
+
+
+def _own_targets(targets: Tensor, first: int, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose target is a column of this slice (n, S), and which column."""
+    column = targets - first
+    row = ((column >= 0) & (column < columns.shape[1])).nonzero()[:, 0]
+    return row, column[row]

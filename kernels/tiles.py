@@ -1,0 +1,199 @@
+"""The tile arithmetic of kernels/tile_math.py as two Triton kernels, for logits that are there.
+
+`statistics`  reads a tile of one row of logits once, and stores three numbers and the target's
+              logit. Optionally it stores exp(x) too, which is what a gradient is made of.
+`gradient`    reads that tile (of logits or of exponentials) once, and stores its gradient once.
+
+**A kernel is a Python function that runs once per program.** A program here owns one row and one
+tile of at most TILE columns: program (3, 5) of the launch grid has row 3 and columns 5·TILE up to
+6·TILE. `tl.load` brings the tile into registers, spread over the threads of the program; from then
+on a line such as `tl.exp(x)` costs no memory traffic, which is the whole point: eager PyTorch makes
+a trip to memory and back for each operator, of [N, V] numbers each.
+
+**The online softmax.** Softmax needs the maximum of the row before its sum, and the row does not
+fit into registers. So each program works with the maximum of its own tile, and says which it was:
+(m, r, s). Two tiles a and b, with α = exp(m_a − m) and β = exp(m_b − m), one of which is 1, become
+
+    m = max(m_a, m_b)
+    r = α r_a + β r_b + min(α, β)
+    s = α (s_a + (m_a − m)(1 + r_a)) + β (s_b + (m_b − m)(1 + r_b))
+
+`tile_math.merge` does that for all tiles of a row at once, on (n, V/TILE) numbers. Programs need no
+order, no lock and no atomic: the result is the same bits on every run.
+
+**The shift that keeps entropy exact.** s is summed over x = z − m, not over z: log Σ exp(z) − Σ p z
+would subtract two numbers of the size of the logits to get an entropy of the size of one. r leaves
+out the likeliest token, which counts 1: that keeps log1p(r) exact when r is smaller than 1e-7.
+
+**Why no logit is ever rounded.** Everything between load and store is fp32. Logits come as the fp32
+sums of a matrix product (or as what the caller has). exp(x) is rounded, to fp16, only where it is
+stored for a gradient, after it was counted in r and s; the gradient becomes bf16 in any case.
+
+Roofline (memory): T tokens cost T·V·b bytes once for statistics, and twice that for a gradient
+(read and write). At T = 8192, V = 151,936 in bf16 and 4.3 TB/s: 0.58 ms and 1.16 ms, where eager
+PyTorch moves 55 GB (12.7 ms) and 80 GB (18.5 ms). What is stored besides is 12 bytes per 4096.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.reference import IGNORE
+from kernels.tile_math import NEGLIGIBLE, SCALE, Slopes, Tiles
+
+TILE = 4096  # columns of one program
+WARPS = 8  # of 32 threads: 16 columns to a thread
+
+
+@triton.jit
+def statistics(
+    LOGITS, TARGETS, INVERSE_T,  # (n, S), (n,), (n,)
+    MAXIMUM, REST, WEIGHTED, AT_TARGET, EXPONENTIALS,  # (n, t) three times, (n,), (n, S) or None
+    row_stride, column_stride, columns, first,
+    IGNORE: tl.constexpr, NEGLIGIBLE: tl.constexpr, SCALE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)  # 64 bits: row · row_stride passes 2³¹ at 14,135 rows
+    tile = tl.program_id(1)
+    target = tl.load(TARGETS + row)
+    if target == IGNORE:
+        return  # no logit of a token without a target is ever read
+
+    column = tile * TILE + tl.arange(0, TILE)
+    there = column < columns
+    place = LOGITS + row * row_stride + column.to(tl.int64) * column_stride
+    # A column beyond the last is −inf, not 0: it must not be the maximum, nor be counted.
+    z = tl.load(place, mask=there, other=float("-inf")).to(tl.float32)
+
+    top = tl.max(z, axis=0)
+    base = tl.where(top == float("-inf"), 0.0, top)  # a tile of nothing but −inf
+    x = (z - base) * tl.load(INVERSE_T + row)
+    x = tl.where(x < NEGLIGIBLE, NEGLIGIBLE, x)  # 0 · −inf is nan
+    e = tl.exp(x)
+    likeliest = x == 0.0
+    ties = tl.sum(likeliest.to(tl.float32), axis=0)
+    rest = tl.sum(tl.where(likeliest, 0.0, e), axis=0) + (ties - 1.0)
+
+    out = row * tl.num_programs(1) + tile
+    tl.store(MAXIMUM + out, top)
+    tl.store(REST + out, rest)
+    tl.store(WEIGHTED + out, tl.sum(e * x, axis=0))
+    mine = column + first == target  # at most one program of the row has it
+    at_target = tl.sum(tl.where(mine, z, 0.0), axis=0)
+    tl.store(AT_TARGET + row, at_target, mask=tl.sum(mine.to(tl.int32), axis=0) > 0)
+    if EXPONENTIALS is not None:
+        tl.store(EXPONENTIALS + row * columns + column, e * SCALE, mask=there)
+
+
+@triton.jit
+def gradient(
+    VALUES, OUT,  # (n, S), (n', S)
+    ROWS, TARGETS, OFFSET,  # (n',), (n',), (n, t); ROWS and OFFSET are None with logits
+    MAXIMUM, LOG_SUM, ENTROPY, INVERSE_T, G, H, AT_TARGET,  # (n',): tile_math.Slopes
+    row_stride, column_stride, columns, first, offset_stride,
+    WIDTH: tl.constexpr, IGNORE: tl.constexpr, NEGLIGIBLE: tl.constexpr, SCALE: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    out_row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    there = column < columns
+    target = tl.load(TARGETS + out_row)
+    place = OUT + out_row * columns + column
+    if target == IGNORE:
+        tl.store(place, tl.zeros([TILE], tl.float32), mask=there)
+        return
+
+    row = out_row
+    if ROWS is not None:
+        row = tl.load(ROWS + out_row)  # only some rows have a gradient
+    log_sum = tl.load(LOG_SUM + out_row)
+    inverse_t = tl.load(INVERSE_T + out_row)
+    source = VALUES + row * row_stride + column.to(tl.int64) * column_stride
+    if OFFSET is not None:  # exponentials, relative to the maximum of a tile of WIDTH columns
+        if WIDTH >= TILE:  # both are powers of two: the program lies within one tile
+            offset = tl.load(OFFSET + row * offset_stride + tl.program_id(1) * TILE // WIDTH)
+        else:
+            place_of = OFFSET + row * offset_stride + column // WIDTH
+            offset = tl.load(place_of, mask=there, other=0.0)
+        offset = offset - log_sum
+        e = tl.load(source, mask=there, other=0.0).to(tl.float32) / SCALE
+        p = e * tl.exp(offset)
+        log_p = tl.log(tl.where(e > 0.0, e, 1.0)) + offset  # where e is 0, p is too
+    else:
+        z = tl.load(source, mask=there, other=float("-inf")).to(tl.float32)
+        log_p = (z - tl.load(MAXIMUM + out_row)) * inverse_t - log_sum
+        log_p = tl.where(log_p < NEGLIGIBLE, NEGLIGIBLE, log_p)
+        p = tl.exp(log_p)
+    tilt = tl.load(H + out_row) * (log_p + tl.load(ENTROPY + out_row))
+    dz = -p * (tl.load(G + out_row) + tilt) * inverse_t
+    dz = tl.where(column + first == target, tl.load(AT_TARGET + out_row), dz)
+    tl.store(place, dz, mask=there)
+
+
+# From here on PyTorch: the functions of the same names in kernels/tile_math.py.
+
+
+def tile_statistics(
+    logits: Tensor,
+    targets: Tensor,
+    first: int,
+    inverse_t: Tensor,
+    keep: torch.dtype | None,
+) -> Tiles:
+    n, columns = logits.shape
+    block = block_of(columns)
+    tiles = triton.cdiv(columns, block)
+    sums = logits.new_empty(3, n, tiles, dtype=torch.float32)
+    at_target = logits.new_zeros(n, dtype=torch.float32)
+    kept = logits.new_empty(n, columns, dtype=stored(keep)) if keep else None
+    if n:
+        statistics[(n, tiles)](
+            logits, targets, inverse_t, *sums, at_target, kept, *logits.stride(), columns, first,
+            IGNORE, NEGLIGIBLE, SCALE, block, num_warps=WARPS,
+        )  # fmt: skip
+    return Tiles(*sums, at_target, [kept.to(keep)] if keep else [], block)
+
+
+def gradient_of_logits(
+    logits: Tensor, targets: Tensor, first: int, slopes: Slopes, out: Tensor
+) -> Tensor:
+    if stored(out.dtype) == out.dtype:
+        return _gradient(logits, out, None, None, 0, targets, first, slopes)
+    wide = torch.empty_like(out, dtype=stored(out.dtype))
+    return out.copy_(_gradient(logits, wide, None, None, 0, targets, first, slopes))
+
+
+def gradient_of_exponentials(
+    exponentials: Tensor,
+    offset: Tensor,
+    width: int,
+    rows: Tensor,
+    targets: Tensor,
+    first: int,
+    slopes: Slopes,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = exponentials.new_empty(len(rows), exponentials.shape[1], dtype=stored(dtype))
+    return _gradient(exponentials, out, rows, offset, width, targets, first, slopes).to(dtype)
+
+
+def _gradient(values, out, rows, offset, width, targets, first, slopes):
+    n, columns = out.shape
+    block = block_of(columns)
+    if n:
+        gradient[(n, triton.cdiv(columns, block))](
+            values, out, rows, targets, offset, *slopes,
+            *values.stride(), columns, first, 0 if offset is None else offset.stride(0),
+            width, IGNORE, NEGLIGIBLE, SCALE, block, num_warps=WARPS,
+        )  # fmt: skip
+    return out
+
+
+def block_of(columns: int) -> int:
+    """Columns of a program: a power of two, as all shapes in Triton."""
+    return min(TILE, max(16, triton.next_power_of_2(columns)))
+
+
+def stored(dtype: torch.dtype) -> torch.dtype:
+    """What a kernel stores: Triton's interpreter would cut bf16 off instead of rounding it."""
+    return torch.float32 if triton.knobs.runtime.interpret else dtype

@@ -1,0 +1,193 @@
+"""Broken kernels, each with a bug that a published one had, and a run of the checks on each.
+
+    python tests/kernel_mutants.py        prints the check that kills each mutant; 1 if one survives
+
+A mutant is a copy of kernels/ with one replacement. Its process is its own: copies register their
+operators again, and a bug in an offset may end the process.
+"""
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+LOAD = 'mask=there, other=float("-inf")).to(tl.float32)\n\n'
+INSIDE = "there = column < columns\n    place = LOGITS"
+REST = "tl.sum(tl.where(likeliest, 0.0, e), axis=0) + (ties - 1.0)"
+LINE = "        tl.store(place, tl.zeros"
+PRODUCT = "tile_statistics(matmul(x, part.t()),"
+BASE = 'tl.where(top == float("-inf"), 0.0, top)'
+BEYOND = 'tl.where(within_tile < columns - tile * WIDTH, z, float("-inf"))'
+MUTANTS = {  # name: (file, text to replace, with what)
+    # In the Triton kernels over logits.
+    "phantom columns count as logits of 0": ("tiles.py", LOAD, LOAD.replace("-inf", "0")),
+    "the maximum starts at 0": (
+        "tiles.py", "tl.max(z, axis=0)", "tl.maximum(tl.max(z, axis=0), 0.0)"),
+    "0 times minus infinity": ("tiles.py", "tl.where(x < NEGLIGIBLE, NEGLIGIBLE, x)", "x"),
+    "a tile of minus infinity has a nan for a base": ("tiles.py", BASE, "top"),
+    "statistics ignore the temperature": (
+        "tiles.py", "(z - base) * tl.load(INVERSE_T + row)", "z - base"),
+    "the gradient is not divided by the temperature": (
+        "tiles.py", "+ tilt) * inverse_t", "+ tilt)"),
+    "the gradient's entropy term has the wrong sign": ("tiles.py", "+ tilt)", "- tilt)"),
+    "the gradient's entropy term forgets the entropy": (
+        "tiles.py", "(log_p + tl.load(ENTROPY + out_row))", "log_p"),
+    "the last column is left out": (
+        "tiles.py", INSIDE, INSIDE.replace("columns\n", "columns - 1\n")),
+    "the target of the next tile": (
+        "tiles.py", "first == target  # at", "first == target + (target % TILE == 0)  # at"),
+    "the target's gradient is that of any other column": (
+        "tiles.py", "dz = tl.where(column + first == target", "dz = tl.where(column + first == -1"),
+    "ignored rows are read": (
+        "tiles.py", "if target == IGNORE:\n" + LINE, "if target == IGNORE - 1:\n" + LINE),
+    "gradients go by the number of the kept row": (
+        "tiles.py", "tl.load(ROWS + out_row)", "out_row"),
+    "ties count once": ("tiles.py", "+ (ties - 1.0)", "+ 0.0 * ties"),
+    "the sum keeps the likeliest token": ("tiles.py", REST, "tl.sum(e, axis=0) - 1.0"),
+    # In the fused kernel.
+    "fused kernel, phantom columns": ("fused.py", BEYOND, "z"),
+    "fused kernel, the maximum starts at 0": (
+        "fused.py", "tl.max(z, axis=1)", "tl.maximum(tl.max(z, axis=1), 0.0)"),
+    "fused kernel, a target in every tile": ("fused.py", " & (own >= 0) & (own < WIDTH)", ""),
+    "fused kernel, C is cut to whole blocks": (
+        "fused.py", "left = hidden - start", "left = hidden - start - 1"),
+    "fused kernel, temperature of the next token": (
+        "fused.py", "INVERSE_T + row", "INVERSE_T + row - 1"),
+    # Around them.
+    "entropy from unshifted logits": (
+        "tile_math.py", "entropy = log_sum - weighted / (1 + rest)",
+        "z = top * inverse_t; entropy = (z + log_sum) - (z + weighted / (1 + rest))"),
+    "log p from z - lse": (
+        "tile_math.py", "logprob = (tiles.at_target - top) * inverse_t - log_sum",
+        "logprob = tiles.at_target * inverse_t - (top * inverse_t + log_sum)"),
+    "tiles are added up without their factors": (
+        "tile_math.py", "factor = offset.exp()", "factor = torch.ones_like(offset)"),
+    "log of 1 + r": ("tile_math.py", "rest.log1p()", "(1 + rest).log()"),
+    "1 - p of a sure token": ("tile_math.py", "-g * logprob.expm1()", "g * (1 - logprob.exp())"),
+    "log of a rounded p": (
+        "tile_math.py", "log_().clamp_(min=NEGLIGIBLE).add_(shift)",
+        "mul_(shift.exp()).log_().clamp_(min=NEGLIGIBLE)"),
+    "logits rounded to bf16": ("slices.py", PRODUCT, PRODUCT[:-1] + ".bfloat16().float(),"),
+    "the weight's gradient is summed in bf16": (
+        "one_pass.py", "torch.zeros_like(weight, dtype=dtype)", "torch.zeros_like(weight)"),
+    "exponentials kept in bf16": ("slices.py", "torch.float16 if half", "torch.bfloat16 if half"),
+    "padding of the vocabulary counts": ("one_pass.py", "weight[:vocab_size]", "weight"),
+    "rows with an entropy slope alone are dropped": (
+        "one_pass.py", "(g != 0) | (h != 0)", "g != 0"),
+    "targets of the second slice count from 0": ("slices.py", "y, i * SLICE, t", "y, 0, t"),
+    "the temperature of another token": (
+        "one_pass.py", "inverse_t[rows]", "inverse_t[: len(rows)]"),
+    "the mean is over all rows": (
+        "reference.py", "mask.sum() if count is None", "mask.numel() if count is None"),
+    "the mask does not weight": (
+        "reference.py", "losses * mask.to(losses.dtype)", "losses * (mask != 0)"),
+}  # fmt: skip
+KINDS = {"tiles.py": "triton", "fused.py": "fused"}
+
+
+def build(name: str, place: Path) -> None:
+    """A copy of kernels/ under place with the mutant's bug in it."""
+    file, old, new = MUTANTS[name]
+    shutil.copytree(ROOT / "kernels", place / "kernels")
+    path = place / "kernels" / file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{file} holds {old!r} not exactly once"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def load(place: Path):
+    """The package `kernels` of this directory, in place of the one that was imported before."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "kernels"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(place))
+    importlib.invalidate_caches()
+    try:
+        package = importlib.import_module("kernels")
+        for name in ("tiles", "fused"):  # imported only when used
+            importlib.import_module(f"kernels.{name}")
+    finally:
+        sys.path.remove(str(place))
+    assert Path(package.__file__).is_relative_to(place)
+    return package
+
+
+def killer(kernels) -> str | None:
+    """The first check that fails, with its message."""
+    import kernel_checks as checks
+    import torch
+    from kernel_inputs import HEADS, LOGITS
+
+    cases = [(checks.check_head, (name,)) for name in HEADS if name != "151936-words"]
+    if os.environ["RMT_KERNELS"] != "fused":
+        of_logits = [(checks.check_logits, (name,)) for name in LOGITS]
+        of_logits += [(checks.check_masked_cross_entropy, ()), (checks.check_broken_rows, ())]
+        cases = of_logits + cases
+    for dtype in (torch.float32, torch.bfloat16):
+        for check, arguments in [*cases, (checks.check_chunks, ())]:
+            try:
+                check(kernels, *arguments, dtype)
+            except Exception as error:
+                reason = str(error).splitlines()[0]
+                return f"{check.__name__}({', '.join(arguments)}) in {dtype}: {reason}"
+    return None
+
+
+def passes_the_usual_test(kernels) -> bool:
+    """What most kernels are tested with: random logits, tolerances that forgive."""
+    import torch
+    from kernel_checks import slopes
+    from kernel_inputs import DEVICE, draw, oracle
+
+    logits = draw(32, 1000).to(DEVICE).requires_grad_()
+    targets, one = torch.arange(32, device=DEVICE), torch.ones(32, device=DEVICE)
+    hidden, weight = draw(32, 64).to(DEVICE) / 8, draw(1000, 64).to(DEVICE)
+    with torch.no_grad():
+        logits.copy_(hidden @ weight.T)
+    g, h = slopes(32, logits)
+    expected = oracle(logits, targets, one)
+    wanted = torch.autograd.grad((g * expected[0] + h * expected[1]).sum(), logits)[0]
+    given = kernels.entropy_logprob(logits.float(), targets)
+    loss = lambda logprob, entropy, i: (g[i].float() * logprob + h[i].float() * entropy).sum()
+    head = (hidden.float().requires_grad_(), weight.float().requires_grad_())
+    total, *statistics = kernels.linear_objective(*head, targets, loss)
+    pairs = list(zip((*given, *statistics), (*expected, *expected)))
+    gradients = torch.autograd.grad(total, head)
+    pairs += zip(gradients, (wanted @ weight, wanted.T @ hidden))
+    return all(torch.allclose(a.double(), b, atol=5e-2, rtol=5e-2) for a, b in pairs)
+
+
+def main() -> int:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path.insert(0, str(Path(__file__).parent))
+    import torch
+
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    wanted = sys.argv[1:] or MUTANTS
+    survivors = 0
+    for name in wanted:
+        os.environ["RMT_KERNELS"] = KINDS.get(MUTANTS[name][0], "reference")
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as place:
+            build(name, Path(place))
+            mutant = load(Path(place))
+            usual = "passes" if passes_the_usual_test(mutant) else "fails"
+            killed_by = killer(mutant)
+        survivors += killed_by is None
+        seconds = time.perf_counter() - started
+        print(
+            f"{name}: {killed_by or 'SURVIVES'} [{usual} the usual test, {seconds:.1f} s]",
+            flush=True,
+        )
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,164 @@
+"""Addresses beyond 2³¹ numbers, which 14,135 rows of Qwen3's logits reach, without their memory.
+
+The rows of a tensor may lie anywhere. Three of them 2³⁰ numbers apart need gigabytes of addresses,
+but no memory on a CPU: pages nobody writes to do not exist. A GPU allocates them. An address cut to
+32 bits ends the process, hence the checks are this file, run as a program.
+"""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+APART = 2**30 + 8  # fits 32 bits, as does the number of the row; their product does not
+ENOUGH = 12 * 2**30  # bytes of a GPU
+WIDEN = ".to(tl.int64)"
+COLUMNS = 5000  # of two tiles
+
+room = DEVICE == "cpu" or torch.cuda.mem_get_info()[0] > ENOUGH
+pytestmark = pytest.mark.skipif(not room, reason=f"needs {ENOUGH >> 30} GB of free GPU memory")
+
+
+def apart(*shape, row=APART, column=1, dtype=torch.bfloat16):
+    """Random numbers, rows or columns of which are far away from each other."""
+    size = 1 + (shape[0] - 1) * row + (shape[1] - 1) * column
+    x = torch.empty(size, dtype=dtype, device=DEVICE).as_strided(shape, (row, column))
+    return x.copy_(3 * torch.randn(shape))
+
+
+def same(given, expected, tolerance=1e-5):
+    torch.testing.assert_close(given.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+def same_as_fp64(z):
+    """Statistics and gradient of logits against the same numbers close together, in fp64."""
+    import kernels
+    from kernels import reference
+
+    y, near = torch.tensor([1, -100, 2], device=DEVICE), z.detach().double().requires_grad_()
+    y = y[-len(z) :]
+    z.requires_grad_()
+    given, expected = kernels.entropy_logprob(z, y), reference.entropy_logprob(near, y)
+    for a, b in zip(given, expected):
+        same(a, b)
+    (g,) = torch.autograd.grad(given[0].sum() + given[1].sum(), z)
+    same(g, torch.autograd.grad(expected[0].sum() + expected[1].sum(), near)[0], 1e-2)
+
+
+def constants(module, kernel):
+    return {name: getattr(module, name) for name in kernel.arg_names if hasattr(module, name)}
+
+
+def rows_of_logits():
+    same_as_fp64(apart(3, COLUMNS))
+
+
+def columns_of_logits():
+    same_as_fp64(apart(2, 3, row=1, column=APART))
+
+
+def rows_without_a_target_are_not_read():
+    """Memory of such a row is locked here: reading it ends the process."""
+    import ctypes
+
+    import kernels
+
+    z = apart(3, COLUMNS)
+    if DEVICE == "cpu":
+        page = z[1].data_ptr() // 4096 * 4096
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), 16384, 0) == 0
+    y = torch.tensor([1, -100, 2], device=DEVICE)
+    z.requires_grad_()
+    logprob, entropy = kernels.entropy_logprob(z, y)
+    (g,) = torch.autograd.grad((logprob + entropy).sum(), z)
+    assert logprob[1] == entropy[1] == g[1].abs().sum() == 0 and g[2].any()
+
+
+def what_is_kept_for_a_gradient():
+    """The first tile of rows of APART columns: exponentials, then their gradient."""
+    from kernels import tiles
+
+    z, kept, out = (apart(3, tiles.TILE, dtype=torch.float16) for _ in range(3))
+    y, t = torch.arange(3, device=DEVICE), torch.ones(3, device=DEVICE)
+    m, r, s, at = (torch.zeros(3, device=DEVICE) for _ in range(4))
+    rows, where = torch.tensor([2, 0, 1], device=DEVICE), (APART, 1, APART, 0)
+    known = constants(tiles, tiles.statistics)
+    tiles.statistics[(3, 1)](z, y, t, m, r, s, at, kept, *where, **known)
+    same(kept.float() / kept.amax(dim=1, keepdim=True), (z.float() - m[:, None]).exp(), 1e-3)
+    slopes = (m, r.log1p(), 0 * t, t, t, 0 * t, 0 * t + 0.5)
+    known = constants(tiles, tiles.gradient) | {"WIDTH": tiles.TILE}
+    tiles.gradient[(3, 1)](z, out, None, y, None, *slopes, *where, 0, **known)
+    expected = -z.float().softmax(dim=1)
+    expected[y, y] = 0.5
+    same(out, expected, 1e-3)
+    slopes = (x[rows] for x in slopes)
+    tiles.gradient[(3, 1)](kept, out, rows, y[rows], 0 * t, *slopes, *where, 1, **known)
+    same(out, expected[rows], 1e-3)
+
+
+def hidden_states_and_head():
+    """The fused kernel: rows of x, of the head and of what it keeps far from each other."""
+    from kernels import fused
+
+    x, head, kept = apart(3, 70), apart(3, 70), apart(3, 64, dtype=torch.float32)
+    y, t = torch.arange(3, device=DEVICE), torch.ones(3, device=DEVICE)
+    m, r, s, at = (torch.zeros(3, device=DEVICE) for _ in range(4))
+    known = constants(fused, fused.linear_statistics)
+    known |= {"BLOCK_N": 32, "WIDTH": 64, "BLOCK_K": 32, "WIDEN": DEVICE == "cpu"}
+    sizes = (3, 3, 70, APART, 1, APART, 1, APART)
+    fused.linear_statistics[(1,)](x, head, y, t, m, r, s, at, kept, *sizes, **known)
+    z = x.double() @ head.double().T
+    same(at, z.diagonal())
+    same(kept[:, :3] / kept.amax(dim=1, keepdim=True), (z - m[:, None]).exp())
+
+
+CHECKS = (
+    rows_of_logits, columns_of_logits, rows_without_a_target_are_not_read,
+    what_is_kept_for_a_gradient, hidden_states_and_head,
+)  # fmt: skip
+
+
+def run(path):
+    """This file as a program, with the package `kernels` that lies in path."""
+    environment = os.environ | {"PYTHONPATH": str(path), "RMT_KERNELS": "triton"}
+    program = [sys.executable, __file__]
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_addresses_beyond_31_bits():
+    done = run(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [check.__name__ for check in CHECKS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file, site",
+    [
+        (file, site)
+        for file in ("tiles.py", "fused.py")
+        for site in range((ROOT / "kernels" / file).read_text().count(WIDEN))
+    ],
+)
+def test_without_64_bits_in_any_one_place_it_fails(tmp_path, file, site):
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    parts = (tmp_path / "kernels" / file).read_text().split(WIDEN)
+    broken = WIDEN.join(parts[: site + 1]) + WIDEN.join(parts[site + 1 :])
+    (tmp_path / "kernels" / file).write_text(broken)
+    assert run(tmp_path).returncode != 0
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    for check in CHECKS:
+        print(check.__name__, flush=True)  # a wrong address leaves no traceback
+        check()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GB, from KB
+    assert DEVICE == "cuda" or resident < 1.5, f"{resident:.2f} GB of memory: it was not lazy"

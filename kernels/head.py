@@ -57,7 +57,8 @@ def linear_topk(
     found = []
     with torch.autocast(hidden.device.type, enabled=False):
         for x in hidden.split(chunk or CHUNK[hidden.device.type]):
-            best, token = matmul(x, weight[:0].t()), x.new_empty(len(x), 0, dtype=torch.int64)
+            best = x.new_empty(len(x), 0, dtype=wide(x))
+            token = x.new_empty(len(x), 0, dtype=torch.int64)
             for first in range(0, vocab_size, SLICE):
                 z = matmul(x, weight[first : min(first + SLICE, vocab_size)].t())  # (n, S)
                 values, columns = z.topk(min(k, z.shape[1]), dim=1)

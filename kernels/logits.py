@@ -29,7 +29,7 @@ def entropy_logprob(
     """
     require_logits(logits, targets)
     inverse_t = per_token_inverse(temperature, logits)
-    logprob, entropy, _, _ = _entropy_logprob(logits, targets, inverse_t)
+    logprob, entropy, _, _ = _entropy_logprob(logits, targets.contiguous(), inverse_t)
     return logprob, entropy
 
 

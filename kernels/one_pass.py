@@ -65,8 +65,8 @@ class _LinearObjective(torch.autograd.Function):
             part, g, h = _slopes(token_loss, statistics.logprob, statistics.entropy, rows)
             loss += part
             logprobs[rows], entropies[rows] = statistics.logprob, statistics.entropy
-            if learns:
-                alive = ((g != 0) | (h != 0)).nonzero()[:, 0]
+            alive = ((g != 0) | (h != 0)).nonzero()[:, 0] if learns else rows[:0]
+            if len(alive):
                 slopes = Slopes.of(statistics, t, g, h).choose(alive)
                 gradients = from_exponentials(tiles, offset, alive, y[alive], slopes, x.dtype)
                 dx = products(gradients, x[alive], head, want_hidden, grad_weight)

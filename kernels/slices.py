@@ -71,12 +71,8 @@ def from_exponentials(
     first = 0
     for e in tiles.exponentials:
         own = offset[:, first // tiles.width : -(-(first + e.shape[1]) // tiles.width)]
-        yield (
-            first,
-            tiles_of(e).gradient_of_exponentials(
-                e, own, tiles.width, rows, y, first, slopes, dtype
-            ),
-        )
+        make = tiles_of(e).gradient_of_exponentials
+        yield first, make(e, own, tiles.width, rows, y, first, slopes, dtype)
         first += e.shape[1]
 
 

@@ -69,6 +69,7 @@ def test_error_does_not_grow_with_the_number_of_chunks(kind, dtype):
     check_chunks(kernels, dtype)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's, of inf - inf
 @of_logits
 def test_nan_and_infinity_stay_in_their_rows(kind, dtype):
     check_broken_rows(kernels, dtype)
@@ -84,6 +85,8 @@ def test_any_chunk_gives_the_same(kind, chunk):
 
 @of_logits
 def test_a_row_does_not_depend_on_the_other_rows(kind, dtype):
+    if kind == "reference" and DEVICE == "cuda":
+        pytest.skip("PyTorch's sums over a row depend on the number of rows there")
     case = cast(LOGITS["1003-columns"](), dtype)
     together = kernels.entropy_logprob(*case)
     alone = [kernels.entropy_logprob(*(part[i : i + 1] for part in case)) for i in range(6)]
@@ -127,8 +130,9 @@ def test_strides_of_logits_change_nothing(kind):
     wanted = grad(sum(expected).sum(), case.logits)[0]
     tall = case.logits.detach().t().contiguous().t().requires_grad_()
     wide = torch.empty(12, 2006, device=DEVICE)[::2, ::2].copy_(case.logits.detach())
+    targets = torch.empty(12, dtype=torch.int64, device=DEVICE)[::2].copy_(case.targets)
     for logits in (tall, wide.requires_grad_()):
-        given = kernels.entropy_logprob(logits, case.targets, case.temperature)
+        given = kernels.entropy_logprob(logits, targets, case.temperature)
         for a, b in zip(given, expected):
             torch.testing.assert_close(a, b)
         torch.testing.assert_close(grad(sum(given).sum(), logits)[0], wanted)

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -33,12 +34,14 @@ PARTS = {
     "training": ["train.py", "--model", "tiny", "--preset", "demo", "--steps", "20",
                  "--out", f"{OUT}/training"],
 }  # fmt: skip
+RESULTS = {"tests": "tests.xml", "kernels": "kernels.json", "training": "training/metrics.jsonl"}
 
 
 def run(name: str, device: torch.device) -> dict:
     """One part in a process of its own: its command, seconds, exit status and what it measured."""
+    (OUT / RESULTS[name]).unlink(missing_ok=True)  # an older one is not this run's result
     if name == "training":
-        subprocess.run(["rm", "-rf", f"{OUT}/training"], check=True)
+        shutil.rmtree(OUT / "training", ignore_errors=True)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     before, started = machine.state(device), time.perf_counter()
     process = subprocess.run([sys.executable, *PARTS[name]], env=environment)
@@ -53,16 +56,17 @@ def run(name: str, device: torch.device) -> dict:
 
 def results(name: str):
     """Numbers of pytest's summary, of the benchmark, or of each training step; None if missing."""
-    if name == "tests":
-        path = OUT / "tests.xml"
-        attributes = re.search(r"<testsuite ([^>]*)>", path.read_text()) if path.exists() else None
-        counts = re.findall(r'(tests|failures|errors|skipped)="(\d+)"', attributes.group(1))
-        return {key: int(value) for key, value in counts}
-    path = OUT / ("kernels.json" if name == "kernels" else "training/metrics.jsonl")
+    path = OUT / RESULTS[name]
     if not path.exists():
         return None
     text = path.read_text(encoding="utf-8")
-    return json.loads(text) if name == "kernels" else [json.loads(x) for x in text.splitlines()]
+    if name == "kernels":
+        return json.loads(text)
+    if name == "training":
+        return [json.loads(line) for line in text.splitlines()]
+    suite = re.search(r"<testsuite ([^>]*)>", text).group(1)
+    counts = re.findall(r'\b(tests|failures|errors|skipped)="(\d+)"', suite)
+    return {word: int(count) for word, count in counts}
 
 
 def main() -> None:

@@ -98,6 +98,19 @@ def test_micro_batches_of_any_size_give_the_same_gradients_in_float32():
     assert_same_gradients(given, expected, 1e-5)
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("triton", torch.float32), ("fused", torch.bfloat16)])
+def test_triton_kernels_give_the_gradients_of_the_reference(monkeypatch, kind, dtype):
+    results = []
+    for name in ("reference", kind):
+        monkeypatch.setenv("RMT_KERNELS", name)
+        model = toy_model(dtype)
+        loss = total(model, toy_trees(), objective())
+        results.append((float(loss.detach()), gradients(model, loss)))
+    (expected, wanted), (given, found) = results
+    assert given == pytest.approx(expected, rel=1e-5)
+    assert_same_gradients(found, wanted, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
 def test_the_order_of_documents_changes_neither_loss_nor_gradients():
     model, trees, constants = toy_model(), toy_trees(), objective()
     forward, backward = (total(model, order, constants, 60) for order in (trees, trees[::-1]))

@@ -7,7 +7,7 @@ the head's gradient.
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
+from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo: 4 seconds
 
 from kernels.check import per_token_inverse, require_head, require_targets, require_values
 from kernels.reference import TokenLoss, wide

@@ -25,9 +25,8 @@ from threading import Thread
 import torch
 
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
-M_MMAP_THRESHOLD = (
-    -3
-)  # of glibc's mallopt: larger blocks are the kernel's, as soon as they are free
+# Of glibc's mallopt: larger blocks go back to the kernel as soon as they are free.
+M_MMAP_THRESHOLD = -3
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -23,7 +23,7 @@ the same columns and other tokens, and what one reads from memory the others fin
 **What it saves.** The other way (kernels/slices.py) has cuBLAS write z in fp32 and kernels/tiles.py
 read it: for T = 8192 and V = 151,936 that is 2 · 5.0 GB, 2.3 ms at 4.3 TB/s as far as the L2 cache
 does not hold them, and 2 · 38 launches a chunk instead of one. What is left to write is exp(x) in
-bf16 (2.5 GB, 0.6 ms, behind the arithmetic of other blocks) and 12 bytes per WIDTH.
+fp16 (2.5 GB, 0.6 ms, behind the arithmetic of other blocks) and 12 bytes per WIDTH.
 
 Roofline (compute): 2·T·V·C = 12.7 TFLOP with C = 5120, 16.1 ms at 790 TFLOP/s. A block of 128 · 256
 reads 768 bytes for 65,536 operations: at that rate 9.3 TB/s, out of the L2 cache. This is what

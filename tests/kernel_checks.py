@@ -1,7 +1,7 @@
 """Each promise of the kernels as a function that raises AssertionError, of any implementation.
 
-test_kernels.py runs them on ours, test_kernels_mutants.py on broken copies. Gates: three to ten
-times what was observed. kernels is the package, or a mutant of it.
+test_kernels.py runs them on ours, test_kernels_mutants.py on broken copies: `kernels` is the
+package, or a mutant of it. What was observed stands beside the gates in kernels/README.md.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Broken kernels, each with a bug that a published one had, and a run of the checks on each.
 
-    python tests/kernel_mutants.py        prints the check that kills each mutant; 1 if one survives
+    python tests/kernel_mutants.py        prints the check that kills each mutant; exit status 1
+                                          if one survives, or a copy without a bug does not
 
 A mutant is a copy of kernels/ with one replacement. Its process is its own: copies register their
 operators again, and a bug in an offset may end the process.
@@ -88,12 +89,17 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "the mask does not weight": (
         "reference.py", "losses * mask.to(losses.dtype)", "losses * (mask != 0)"),
 }  # fmt: skip
+CONTROLS = {  # not broken: were they killed, the death of a mutant would mean nothing
+    "unchanged Triton kernels": ("tiles.py", BASE, BASE),
+    "unchanged fused kernel": ("fused.py", BEYOND, BEYOND),
+    "unchanged PyTorch": ("slices.py", PRODUCT, PRODUCT),
+}
 KINDS = {"tiles.py": "triton", "fused.py": "fused"}
 
 
 def build(name: str, place: Path) -> None:
     """A copy of kernels/ under place with the mutant's bug in it."""
-    file, old, new = MUTANTS[name]
+    file, old, new = (MUTANTS | CONTROLS)[name]
     shutil.copytree(ROOT / "kernels", place / "kernels")
     path = place / "kernels" / file
     text = path.read_text(encoding="utf-8")
@@ -169,23 +175,24 @@ def main() -> int:
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
-    wanted = sys.argv[1:] or MUTANTS
-    survivors = 0
+    every = MUTANTS | CONTROLS
+    wanted = sys.argv[1:] or every
+    wrong = 0
     for name in wanted:
-        os.environ["RMT_KERNELS"] = KINDS.get(MUTANTS[name][0], "reference")
+        os.environ["RMT_KERNELS"] = KINDS.get(every[name][0], "reference")
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as place:
             build(name, Path(place))
             mutant = load(Path(place))
             usual = "passes" if passes_the_usual_test(mutant) else "fails"
             killed_by = killer(mutant)
-        survivors += killed_by is None
+        wrong += (killed_by is None) == (name in MUTANTS)
         seconds = time.perf_counter() - started
         print(
             f"{name}: {killed_by or 'SURVIVES'} [{usual} the usual test, {seconds:.1f} s]",
             flush=True,
         )
-    return int(survivors > 0)
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -42,13 +44,16 @@ DEVICES = {
     "sm_100": Device(GPUTarget("cuda", 100, 32), 232_448, "tcgen05.mma"),  # B200
     "gfx942": Device(GPUTarget("hip", "gfx942", 64), 65_536, "mfma"),  # MI300
 }
-KERNELS = ("statistics", "gradient", "linear_statistics")
+KERNELS = ("statistics", "gradient", "linear_statistics", "parts", "merge")
 # Bytes that may be spilled where it is not 0. Beside 128 · 256 sums so few registers are left that
 # Triton 3.9 puts up to 7 away, once for each program, before and after the loop, as its machine
 # code says. 3.6 and 3.7 need not. Within the loop it would be fatal.
 SPILLS = {("linear_statistics", "sm_90"): 32}
 # A chunk of Qwen3-14B. Of sizes and strides only matters if 16 divides them, or if they are 1.
 TOKENS, VOCABULARY, HIDDEN, SLICE = 3072, 151_936, 5120, 4096
+# SmolLM2-135M and Qwen3-14B: queries of a key, head dim, branches of a tile on a trunk.
+BRANCHES = ((3, 64, 16), (5, 128, 8))
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Launch(NamedTuple):
@@ -63,9 +68,10 @@ class Launch(NamedTuple):
 
 
 def launches(architecture: str) -> list[Launch]:
-    from kernels import fused, tiles
+    from kernels import branch_parts, fused, tiles
 
-    return [*_statistics(tiles), *_gradient(tiles, fused), *_linear_statistics(fused, architecture)]
+    of_logits, of_heads = _statistics(tiles), _linear_statistics(fused, architecture)
+    return [*of_logits, *_gradient(tiles, fused), *of_heads, *_branches(branch_parts)]
 
 
 def _statistics(tiles: ModuleType) -> Iterator[Launch]:
@@ -113,6 +119,22 @@ def _linear_statistics(fused: ModuleType, architecture: str) -> Iterator[Launch]
         variant = f"{dtype[1:]}, {_keeps(kept)}"
         options = {"num_warps": b.warps, "num_stages": b.stages}
         yield Launch(fused.linear_statistics, variant, arguments, options)
+
+
+def _branches(branch_parts: ModuleType) -> Iterator[Launch]:
+    for dtype, (rep, size, width), own in product(DTYPES, BRANCHES, (False, True)):
+        known, options = branch_parts.constants(DTYPES[dtype], rep, size, 1 if own else width)
+        strides = (x for x in branch_parts.parts.arg_names if x.endswith("_stride"))
+        arguments = known | dict.fromkeys(strides, size) | dict(
+            Q=f"*{dtype}", KEYS=f"*{dtype}", VALUES=f"*{dtype}", TABLE=None if own else "*i32",
+            START=None if own else "*i64", LIMIT="*i64", first_piece=0, pieces=2,
+        )  # fmt: skip
+        variant = f"{dtype}, {'own' if own else 'trunk'}, D = {size}"
+        yield Launch(branch_parts.parts, variant, arguments, options)
+    for dtype, pieces in product(DTYPES, (2, 2 * branch_parts.MOST_PIECES)):
+        known, options = branch_parts.constants_of_merge(pieces, 128)
+        arguments = known | {"RESULT": f"*{dtype}"}
+        yield Launch(branch_parts.merge, f"{dtype}, {pieces} pieces", arguments, options)
 
 
 def _keeps(kept: str | None) -> str:
@@ -170,7 +192,8 @@ def inspect(launch: Launch, device: Device) -> dict[str, Any]:
         widest = max(widest, 16 if "cp.async.cg" in assembly else 0)  # straight to shared memory
     return {
         "registers": registers, "spills": spills, "shared": compiled.metadata.shared,
-        "matrix": device.matrix if device.matrix in assembly else "", "load": widest,
+        "matrix": next((m for m in (device.matrix, "mma.sync") if m in assembly), ""),
+        "load": widest,
     }  # fmt: skip
 
 
@@ -182,8 +205,10 @@ def failures(row: dict[str, Any]) -> list[str]:
         found.append(f"spills {row['spills']}, allowed {allowed}")
     if row["shared"] > device.shared:
         found.append(f"shared memory {row['shared']}, the GPU has {device.shared}")
-    wants_matrix = row["kernel"] == "linear_statistics"
-    if wants_matrix and not row["matrix"]:
+    # Of fp32 there is none, and the 16 rows of a branch alone are too few for the newer ones.
+    enough = {device.matrix, "mma.sync" if "own" in row["variant"] else device.matrix}
+    multiplies = row["kernel"] in ("linear_statistics", "parts") and "bf16" in row["variant"]
+    if multiplies and row["matrix"] not in enough:
         found.append(f"no {device.matrix}")
     if row["load"] < 16:
         found.append(f"loads of {row['load']} bytes")

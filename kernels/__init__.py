@@ -1,8 +1,10 @@
-"""Log-probability, entropy and losses of a language model's head, without its logits.
+"""Log-probability, entropy and losses of a head without its logits, and attention of branches.
 
 What each function means stands in kernels/reference.py; who computes it, in kernels/dispatch.py.
 """
 
+from kernels.branch_attention import branch_attention
+from kernels.branch_tiles import Tiles
 from kernels.head import linear_entropy_logprob, linear_topk, linear_topk_entropy
 from kernels.logits import entropy_logprob, masked_cross_entropy
 from kernels.one_pass import linear_objective
@@ -10,6 +12,8 @@ from kernels.reference import IGNORE, matmul
 
 __all__ = [
     "IGNORE",
+    "Tiles",
+    "branch_attention",
     "entropy_logprob",
     "linear_entropy_logprob",
     "linear_objective",

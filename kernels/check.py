@@ -73,3 +73,63 @@ def per_token_inverse(temperature: float | Tensor, rows: Tensor) -> Tensor:
         # Not torch.full, for which torch.compile would compile again with every temperature.
         t = torch.ones((), dtype=wide(rows), device=rows.device) * temperature
     return t.reciprocal().expand(len(rows)).contiguous()
+
+
+def require_attention(
+    q: Tensor,
+    trunk_k: Tensor,
+    trunk_v: Tensor,
+    own_k: Tensor,
+    own_v: Tensor,
+    start: Tensor,
+    fork: Tensor,
+    length: Tensor,
+) -> None:
+    """What `branch_attention` can see without looking at values."""
+    n, heads, size = q.shape if q.dim() == 3 else (0, 0, 0)
+    kv_heads = trunk_k.shape[1] if trunk_k.dim() == 3 else 0
+    if not heads or not kv_heads or heads % kv_heads:
+        raise ValueError(
+            f"q must be (n, H, D) and trunk_k (T, K, D), H a multiple of K, not {tuple(q.shape)} "
+            f"and {tuple(trunk_k.shape)}"
+        )
+    caches = {"trunk_k": trunk_k, "trunk_v": trunk_v, "own_k": own_k, "own_v": own_v}
+    for name, x in caches.items():
+        shape = (len(trunk_k),) if name.startswith("trunk") else own_k.shape[:2]
+        if x.shape != (*shape, kv_heads, size) or own_k.dim() != 4 or len(own_k) < n:
+            raise ValueError(
+                f"{name} is {tuple(x.shape)}; trunk_k and trunk_v must be (T, {kv_heads}, {size}), "
+                f"own_k and own_v (slots, capacity, {kv_heads}, {size}) of at least {n} slots"
+            )
+    _require_numbers({"q": q, **caches})
+    for name, x in {"start": start, "fork": fork, "length": length}.items():
+        if x.shape != (n,) or x.dtype != torch.int64 or x.device != q.device:
+            raise ValueError(
+                f"{name} must be ({n},) int64 on {q.device}, one for each branch, not "
+                f"{tuple(x.shape)} {x.dtype} on {x.device}"
+            )
+        if not x.is_contiguous():
+            raise ValueError(f"{name} has stride {x.stride()}; call {name}.contiguous()")
+
+
+def _require_numbers(of: dict[str, Tensor]) -> None:
+    q = of["q"]
+    for name, x in of.items():
+        if x.dtype != q.dtype or x.device != q.device or not x.dtype.is_floating_point:
+            raise ValueError(
+                f"{name} is {x.dtype} on {x.device}, q is {q.dtype} on {q.device}; convert them to "
+                "one floating dtype on one device"
+            )
+        if x.stride(-1) != 1:
+            raise ValueError(
+                f"{name} has strides {x.stride()}, but the numbers of a head are read side by "
+                f"side; call {name}.contiguous()"
+            )
+
+
+def require_slots(n: int, start: tuple[int, ...]) -> None:
+    if len(start) != n:
+        raise ValueError(
+            f"tiles are of {len(start)} branches, q of {n}; make tiles again when branches come "
+            "or go"
+        )

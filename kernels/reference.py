@@ -89,6 +89,34 @@ def linear_topk_entropy(
     return entropy_logprob(top, torch.zeros_like(top[:, 0], dtype=torch.int64))[1]
 
 
+def branch_attention(
+    q: Tensor,
+    trunk_k: Tensor,
+    trunk_v: Tensor,
+    own_k: Tensor,
+    own_v: Tensor,
+    start: Tensor,
+    fork: Tensor,
+    length: Tensor,
+) -> Tensor:
+    """Attention of each branch (q: n, H, D) to its part of a trunk and its own tokens (n, H, D).
+
+    Branch i sees tokens start[i] … start[i] + fork[i] − 1 of trunk_k, trunk_v (T, K, D), and
+    tokens 0 … length[i] − 1 of own_k[i], own_v[i] (capacity, K, D). One that sees none gets 0.
+    """
+    out = torch.zeros_like(q)
+    rep = q.shape[1] // trunk_k.shape[1]  # heads that share keys and values
+    for i, (a, seen, own) in enumerate(zip(start.tolist(), fork.tolist(), length.tolist())):
+        if seen + own == 0:
+            continue
+        k = torch.cat([trunk_k[a : a + seen], own_k[i, :own]]).to(wide(q))  # (tokens, K, D)
+        v = torch.cat([trunk_v[a : a + seen], own_v[i, :own]]).to(wide(q))
+        k, v = (x.repeat_interleave(rep, dim=1) for x in (k, v))  # (tokens, H, D)
+        scores = torch.einsum("hd,thd->ht", q[i].to(wide(q)), k) * q.shape[2] ** -0.5
+        out[i] = torch.einsum("ht,thd->hd", scores.softmax(dim=-1), v).to(q.dtype)
+    return out
+
+
 def reduce_losses(
     losses: Tensor, mask: Tensor, reduction: str, count: float | Tensor | None = None
 ) -> Tensor:

@@ -25,6 +25,10 @@ LINE = "        tl.store(place, tl.zeros"
 PRODUCT = "tile_statistics(matmul(x, part.t()),"
 BASE = 'tl.where(top == float("-inf"), 0.0, top)'
 BEYOND = 'tl.where(within_tile < columns - tile * WIDTH, z, float("-inf"))'
+LIMIT = "token[None, :] < limit[:, None]"
+STEPS = "tl.cdiv(longest, tl.num_programs(2))"
+WEIGHT = 'tl.exp(lse - tl.where(top == float("-inf"), 0.0, top))'
+HIDDEN = "k.shape[1], device=k.device) >= length"
 MUTANTS = {  # name: (file, text to replace, with what)
     # In the Triton kernels over logits.
     "phantom columns count as logits of 0": ("tiles.py", LOAD, LOAD.replace("-inf", "0")),
@@ -88,13 +92,47 @@ MUTANTS = {  # name: (file, text to replace, with what)
         "reference.py", "mask.sum() if count is None", "mask.numel() if count is None"),
     "the mask does not weight": (
         "reference.py", "losses * mask.to(losses.dtype)", "losses * (mask != 0)"),
+    # In the Triton kernels of branches.
+    "branches see a token too many": ("branch_parts.py", LIMIT, LIMIT.replace("<", "<=")),
+    "the last visible token is not read": (
+        "branch_parts.py", "read = token < longest", "read = token < longest - 1"),
+    "memory beyond the limit is read": (
+        "branch_parts.py", "read = token < longest", "read = token < longest + 1"),
+    "scores are not scaled": ("branch_parts.py", " * SCALE", ""),
+    "queries of the next key": (
+        "branch_parts.py", "kv_head * REP + row % SPAN", "kv_head + row % SPAN"),
+    "all trunks begin at 0": ("branch_parts.py", "if START is not None:", "if False:"),
+    "values keep old weights": ("branch_parts.py", "out = out * factor[:, None]", "out = out"),
+    "the sum keeps old weights": ("branch_parts.py", "total * factor + tl", "total + tl"),
+    "a branch without a token has a nan for a base": (
+        "branch_parts.py", 'tl.where(new_top == float("-inf"), 0.0, new_top)', "new_top"),
+    "a step belongs to two pieces": (
+        "branch_parts.py", "minimum(first + size, long", "minimum(first + size + 1, long"),
+    "the last piece ends early": ("branch_parts.py", STEPS, "longest // tl.num_programs(2)"),
+    "pieces are merged without their weights": (
+        "branch_parts.py", WEIGHT, 'tl.where(lse > float("-inf"), 1.0, 0.0)'),
+    "own pieces overwrite the trunk's": ("branch_parts.py", "+ first_piece + tl", "+ tl"),
+    # In PyTorch's attention of branches.
+    "PyTorch, a token too many": ("branch_attention.py", HIDDEN, HIDDEN.replace(">=", ">")),
+    "PyTorch, a trunk token too many": ("branch_tiles.py", "(max(forks)) >=", "(max(forks)) >"),
+    "PyTorch, memory beyond the limit is read": (
+        "branch_attention.py", "if out.sum().isnan():", "if False:"),
+    "PyTorch, an empty own cache has weight exp(0)": (
+        "branch_attention.py", "return out, lse.masked_fill", "return out, lse; lse.masked_fill"),
+    "PyTorch, trunk and own cache swap weights": (
+        "branch_attention.py", "second[1] - lse)", "lse - second[1])"),
+    "PyTorch, branches in the order of their trunks": (
+        "branch_attention.py", "(x.index_select(1, groups.back) for x", "(x[:, :n] for x"),
+    "PyTorch, all trunks are the first": ("branch_tiles.py", " or start[run[0]] != trunk)", ")"),
 }  # fmt: skip
 CONTROLS = {  # not broken: were they killed, the death of a mutant would mean nothing
     "unchanged Triton kernels": ("tiles.py", BASE, BASE),
     "unchanged fused kernel": ("fused.py", BEYOND, BEYOND),
     "unchanged PyTorch": ("slices.py", PRODUCT, PRODUCT),
+    "unchanged Triton kernels of branches": ("branch_parts.py", LIMIT, LIMIT),
+    "unchanged PyTorch of branches": ("branch_attention.py", HIDDEN, HIDDEN),
 }
-KINDS = {"tiles.py": "triton", "fused.py": "fused"}
+KINDS = {"tiles.py": "triton", "branch_parts.py": "triton", "fused.py": "fused"}
 
 
 def build(name: str, place: Path) -> None:
@@ -115,7 +153,7 @@ def load(place: Path):
     importlib.invalidate_caches()
     try:
         package = importlib.import_module("kernels")
-        for name in ("tiles", "fused"):  # imported only when used
+        for name in ("tiles", "fused", "branch_parts"):  # imported only when used
             importlib.import_module(f"kernels.{name}")
     finally:
         sys.path.remove(str(place))
@@ -123,20 +161,13 @@ def load(place: Path):
     return package
 
 
-def killer(kernels) -> str | None:
+def killer(kernels, file: str) -> str | None:
     """The first check that fails, with its message."""
-    import kernel_checks as checks
     import torch
-    from kernel_inputs import HEADS, LOGITS
 
-    cases = [(checks.check_head, (name,)) for name in HEADS if name != "151936-words"]
-    fused = os.environ["RMT_KERNELS"] == "fused"  # a head's kernel, for 16 bits
-    if not fused:
-        of_logits = [(checks.check_logits, (name,)) for name in LOGITS]
-        of_logits += [(checks.check_masked_cross_entropy, ()), (checks.check_broken_rows, ())]
-        cases = of_logits + cases
-    for dtype in (torch.bfloat16,) if fused else (torch.float32, torch.bfloat16):
-        for check, arguments in [*cases, (checks.check_chunks, ())]:
+    dtypes = (torch.bfloat16,) if file == "fused.py" else (torch.float32, torch.bfloat16)
+    for dtype in dtypes:
+        for check, arguments in checks_of(file):
             try:
                 check(kernels, *arguments, dtype)
             except Exception as error:
@@ -145,12 +176,31 @@ def killer(kernels) -> str | None:
     return None
 
 
-def passes_the_usual_test(kernels) -> bool:
-    """What most kernels are tested with: random logits in fp32 and bf16, a tolerance of 5e-2."""
+def checks_of(file: str) -> list[tuple]:
+    """Functions and their arguments: those that a bug in this file can fail."""
+    import kernel_branches as branches
+    import kernel_checks as checks
+    from kernel_inputs import HEADS, LOGITS
+
+    if file.startswith("branch"):
+        return [(branches.check_branches, (name,)) for name in branches.PLANS]
+    cases = [(checks.check_head, (name,)) for name in HEADS if name != "151936-words"]
+    if file != "fused.py":  # a head's kernel
+        of_logits = [(checks.check_logits, (name,)) for name in LOGITS]
+        of_logits += [(checks.check_masked_cross_entropy, ()), (checks.check_broken_rows, ())]
+        cases = of_logits + cases
+    return [*cases, (checks.check_chunks, ())]
+
+
+def passes_the_usual_test(kernels, file: str) -> bool:
+    """What most kernels are tested with: random numbers in fp32 and bf16, a tolerance of 5e-2."""
     import torch
+    from kernel_branches import usual_test
     from kernel_checks import token_loss
     from kernel_inputs import DEVICE, draw, oracle
 
+    if file.startswith("branch"):
+        return usual_test(kernels)
     hidden, weight = (draw(32, 64) / 8).bfloat16().to(DEVICE), draw(1000, 64).bfloat16().to(DEVICE)
     leaves = [x.double().requires_grad_() for x in (hidden, weight)]
     logits = leaves[0] @ leaves[1].T
@@ -184,8 +234,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             build(name, Path(place))
             mutant = load(Path(place))
-            usual = "passes" if passes_the_usual_test(mutant) else "fails"
-            killed_by = killer(mutant)
+            file = every[name][0]
+            usual = "passes" if passes_the_usual_test(mutant, file) else "fails"
+            killed_by = killer(mutant, file)
         wrong += (killed_by is None) == (name in MUTANTS)
         seconds = time.perf_counter() - started
         print(

@@ -119,9 +119,50 @@ def hidden_states_and_head():
     same(kept[:, :3] / kept.amax(dim=1, keepdim=True), (z - m[:, None]).exp())
 
 
+def same_as_the_specification(q, trunk, own):
+    """Attention to caches, keys and values at once, against the same numbers close together."""
+    import kernels
+    from kernels import reference
+
+    n, tokens = len(q), len(trunk)
+    counts = [torch.full((n,), x, device=DEVICE) for x in (0, tokens, own.shape[1])]
+    tiles = kernels.Tiles.of([0] * n, [tokens] * n, DEVICE, q.shape[1], trunk.shape[1])
+    given = kernels.branch_attention(q, trunk, trunk, own, own, *counts, tiles)
+    near = [x.contiguous().double() for x in (q, trunk, trunk, own, own)]
+    same(given, reference.branch_attention(*near, *counts), 1e-2)
+
+
+def slots_of_branches():
+    q, own = apart(3, 16).mul_(0.1), apart(3, 16)  # scores of about 1: all queries matter
+    same_as_the_specification(q[:, None], own[:1, None].contiguous(), own[:, None, None])
+
+
+def tokens_of_branches():
+    cache = apart(3, 16)
+    same_as_the_specification(cache[:1, None].contiguous(), cache[:, None], cache[None, :, None])
+
+
+def heads_of_branches():
+    cache = apart(3, 16)
+    same_as_the_specification(cache[None].contiguous(), cache[None], cache[None, None])
+
+
+def pieces_of_branches():
+    """Two pieces of a head are there, out of room for 2²⁶."""
+    from kernels import branch_parts
+
+    many = 2**26
+    out, lse = (apart(3, x, row=many * x // 2, dtype=torch.float32) for x in (32, 2))
+    result = torch.empty(3, 16, device=DEVICE)
+    known, _ = branch_parts.constants_of_merge(2, 16)
+    branch_parts.merge[(3, 1)](out, lse, result, **(known | {"PIECES": many}))
+    same(result, (lse.softmax(dim=1)[:, :, None] * out.view(3, 2, 16)).sum(dim=1))
+
+
 CHECKS = (
     rows_of_logits, columns_of_logits, rows_without_a_target_are_not_read,
-    what_is_kept_for_a_gradient, hidden_states_and_head,
+    what_is_kept_for_a_gradient, hidden_states_and_head, slots_of_branches, tokens_of_branches,
+    heads_of_branches, pieces_of_branches,
 )  # fmt: skip
 
 
@@ -143,7 +184,7 @@ def test_addresses_beyond_31_bits():
     "file, site",
     [
         (file, site)
-        for file in ("tiles.py", "fused.py")
+        for file in ("tiles.py", "fused.py", "branch_parts.py")
         for site in range((ROOT / "kernels" / file).read_text().count(WIDEN))
     ],
 )

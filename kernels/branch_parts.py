@@ -1,0 +1,219 @@
+"""Attention of branches to trunks and to their own caches: two Triton kernels, three launches.
+
+`parts`  attends a tile of branches to one piece of the keys of one key/value head. Launched over
+         the tiles of the trunks, then over the own caches, where a tile is one branch.
+`merge`  makes the softmax over all pieces from the softmax over each, for one head of one branch.
+
+**What limits decoding is reading keys and values.** A branch has one query; with it come two
+operations for each number read, where a GPU has time for some hundred. So all queries that may see
+a key are rows of one matrix product: the `rep` heads that share keys, of the branches that share a
+trunk. Rows that fill up a tile (rep to a power of two, and all to 16, the least of `tl.dot`) are
+multiplied for nothing, in time that nothing else needs.
+
+**Pieces.** Few branches are few tiles, and most of a GPU would idle. So the keys of a tile are cut
+into as many pieces as make `programs_of` programs ("flash decoding"). A piece stores its weighted
+values o and the log-sum-exp l of its scores in fp32. From all pieces of a query, with M = max l,
+
+    out = Σ exp(l_i − M) o_i / Σ exp(l_i − M)
+
+A piece without a key has l = −inf and weight 0.
+
+**Nothing is asked of the host.** How many pieces there are depends on shapes only, and what is in
+them on start, fork and length in the GPU's memory: a step can be captured in a CUDA graph, and
+replayed while its branches grow. (kernels/tiles.py explains Triton and the online softmax.)
+
+Roofline (memory): a token of a cache is 2·K·D·b bytes, 4 KB a layer of Qwen3-14B in bf16 (K = 8,
+rep = 5, D = 128). 64 branches of 1000 own tokens on a trunk of 8000 are 8 tiles: 0.26 GB of own
+tokens, and 0.03 GB of the trunk where the L2 cache serves the other 7 tiles: 0.07 ms at 4.3 TB/s.
+Trunks copied to each branch would be 2.4 GB, 0.55 ms. **It was never measured on a GPU yet.** What
+was checked without one: the results, in Triton's interpreter, and registers, spills and shared
+memory, in `make aot`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.tiles import stored
+
+LEAST_TOKENS = 128  # of a piece: shorter ones are not worth a program
+MOST_PIECES = 32  # of one set of keys: a program of `merge` holds those of both sets in registers
+
+
+def constants(dtype: torch.dtype, rep: int, size: int, width: int) -> tuple[dict, dict]:
+    """Of `parts` and its launch: head dim `size`, `rep` heads on one of keys, `width` branches.
+
+    No register spilled, shared memory within bounds (`make aot`).
+    """
+    span = triton.next_power_of_2(rep)
+    rows, d = (max(16, triton.next_power_of_2(x)) for x in (width * span, size))
+    block, launch = max(16, min(64, 4096 // d)), dict(num_warps=4, num_stages=3)
+    if dtype == torch.float32:  # without a matrix instruction registers hold all factors
+        block, launch = 16, dict(num_warps=8 if rows > 16 else 4, num_stages=2)
+    interpreted = triton.knobs.runtime.interpret  # whose time goes by programs and steps
+    return dict(
+        WIDTH=width, REP=rep, SPAN=span, ROWS=rows, D=size, D_PADDED=d, SCALE=size**-0.5,
+        BLOCK=64 if interpreted else block, EXACT=dtype == torch.float32, WIDEN=interpreted,
+    ), launch  # fmt: skip
+
+
+def constants_of_merge(pieces: int, size: int) -> tuple[dict, dict]:
+    padded, d = triton.next_power_of_2(pieces), triton.next_power_of_2(size)
+    known = dict(PIECES=pieces, PIECES_PADDED=padded, D=size, D_PADDED=d)
+    return known, dict(num_warps=4 if pieces > 8 else 1)
+
+
+def programs_of(x: Tensor) -> int:
+    """How many programs keep x's device busy: two for each multiprocessor."""
+    if not x.is_cuda:
+        return 1
+    return 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
+@triton.jit(do_not_specialize=["first_piece", "pieces"])
+def parts(
+    Q, KEYS, VALUES,  # (n, H, D), (T, K, D) or (slots, capacity, K, D) twice
+    TABLE, START, LIMIT,  # (tiles, WIDTH) or None: tile i is slot i; (n,) or None: 0; (n,)
+    OUT, LSE,  # (n, H, pieces, D), (n, H, pieces)
+    q_slot_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
+    v_slot_stride, v_token_stride, v_head_stride, first_piece, pieces,
+    WIDTH: tl.constexpr, REP: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, D_PADDED: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
+    EXACT: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    # 64 bits: a cache passes 2³¹ numbers at 2,097,152 tokens of 8 · 128, of all slots together.
+    tile = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, ROWS)  # of the tile: SPAN heads of each branch, of which REP are there
+    member = row // SPAN
+    there = member < WIDTH
+    slot = tile * WIDTH + member
+    if TABLE is not None:
+        slot = tl.load(TABLE + slot, mask=there, other=-1).to(tl.int64)
+    there = there & (slot >= 0) & (row % SPAN < REP)
+    head = kv_head * REP + row % SPAN
+    limit = tl.load(LIMIT + slot, mask=there, other=0).to(tl.int32)
+    longest = tl.max(limit, axis=0)
+    begin = tile * 0  # in 64 bits
+    if START is not None:  # the same for all branches of a tile
+        begin = tl.max(tl.load(START + slot, mask=there, other=0), axis=0)
+
+    d = tl.arange(0, D_PADDED)
+    q_place = Q + slot * q_slot_stride + head * q_head_stride
+    q = tl.load(q_place[:, None] + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
+    keys = KEYS + tile * k_slot_stride + kv_head * k_head_stride
+    values = VALUES + tile * v_slot_stride + kv_head * v_head_stride
+    if WIDEN:  # the interpreter would multiply the bit patterns of bf16 numbers
+        q = q.to(tl.float32)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    out = tl.zeros((ROWS, D_PADDED), tl.float32)
+    # Whole steps: no two pieces read the same one, and all but the last mask nothing.
+    size = tl.cdiv(tl.cdiv(longest, tl.num_programs(2)), BLOCK) * BLOCK
+    first = tl.program_id(2) * size
+    for step in range(first, tl.minimum(first + size, longest), BLOCK):
+        token = step + tl.arange(0, BLOCK)
+        place = begin + token
+        # What lies beyond the limit is not read: it may be anything, and 0 · nan is nan.
+        read = token < longest
+        k = tl.load(
+            keys + place[None, :] * k_token_stride + d[:, None],
+            mask=read[None, :] & (d < D)[:, None], other=0.0,
+        )  # fmt: skip
+        v = tl.load(
+            values + place[:, None] * v_token_stride + d[None, :],
+            mask=read[:, None] & (d < D)[None, :], other=0.0,
+        )  # fmt: skip
+        if WIDEN:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        z = tl.dot(q, k, input_precision="ieee" if EXACT else None) * SCALE  # (ROWS, BLOCK)
+        z = tl.where(token[None, :] < limit[:, None], z, float("-inf"))
+        new_top = tl.maximum(top, tl.max(z, axis=1))
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a branch that sees none of these
+        p = tl.exp(z - base[:, None])
+        factor = tl.exp(top - base)
+        total = total * factor + tl.sum(p, axis=1)
+        out = out * factor[:, None]
+        out = tl.dot(p.to(v.dtype), v, out, input_precision="ieee" if EXACT else None)
+        top = new_top
+
+    seen = tl.where(total > 0.0, total, 1.0)
+    base = tl.where(total > 0.0, top, float("-inf"))
+    part = (slot * tl.num_programs(1) * REP + head) * pieces + first_piece + tl.program_id(2)
+    tl.store(LSE + part, base + tl.log(seen), mask=there)
+    place = OUT + part[:, None] * D + d[None, :]
+    tl.store(place, out / seen[:, None], mask=there[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def merge(
+    OUT, LSE, RESULT,  # (n, H, PIECES, D), (n, H, PIECES), (n, H, D)
+    PIECES: tl.constexpr, PIECES_PADDED: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    piece, d = tl.arange(0, PIECES_PADDED), tl.arange(0, D_PADDED)
+    lse = tl.load(LSE + row * PIECES + piece, mask=piece < PIECES, other=float("-inf"))
+    top = tl.max(lse, axis=0)
+    weight = tl.exp(lse - tl.where(top == float("-inf"), 0.0, top))  # (PIECES_PADDED,)
+    total = tl.sum(weight, axis=0)
+    place = OUT + (row * PIECES + piece)[:, None] * D + d[None, :]
+    out = tl.load(place, mask=(piece < PIECES)[:, None] & (d < D)[None, :], other=0.0)
+    result = tl.sum(out * weight[:, None], axis=0) / tl.where(total > 0.0, total, 1.0)
+    tl.store(RESULT + row * D + d, result, mask=d < D)
+
+
+# From here on PyTorch.
+
+
+def branch_attention(
+    q: Tensor,
+    trunk_k: Tensor,
+    trunk_v: Tensor,
+    own_k: Tensor,
+    own_v: Tensor,
+    start: Tensor,
+    fork: Tensor,
+    length: Tensor,
+    table: Tensor,
+    programs: int | None = None,
+) -> Tensor:
+    """`branch_attention` of kernels/branch_attention.py, on the tiles of Tiles.table."""
+    n, heads, size = q.shape
+    kv_heads = trunk_k.shape[1]
+    programs = programs or programs_of(q)
+    of_trunk = pieces(len(table), kv_heads, len(trunk_k), programs)
+    of_own = pieces(n, kv_heads, own_k.shape[1], programs)
+    count = of_trunk + of_own
+    out = q.new_empty(n, heads, count, size, dtype=torch.float32)
+    lse = q.new_empty(n, heads, count, dtype=torch.float32)
+    _parts(q, trunk_k[None], trunk_v[None], table, start, fork, out, lse, 0, of_trunk)
+    _parts(q, own_k, own_v, None, None, length, out, lse, of_trunk, of_own)
+    result = q.new_empty(q.shape, dtype=stored(q.dtype))
+    known, launch = constants_of_merge(count, size)
+    merge[(n, heads)](out, lse, result, **known, **launch)
+    return result.to(q.dtype)
+
+
+def pieces(tiles: int, kv_heads: int, tokens: int, programs: int) -> int:
+    """How many pieces the keys of a tile are cut into: a power of two, from shapes alone."""
+    if tiles == 0 or tokens == 0:
+        return 0
+    wanted = min(triton.cdiv(programs, tiles * kv_heads), triton.cdiv(tokens, LEAST_TOKENS))
+    return min(MOST_PIECES, 1 << (wanted.bit_length() - 1))
+
+
+def _parts(q, k, v, table, start, limit, out, lse, first, count):
+    """One launch, over trunk tiles (k and v (1, T, K, D)) or own caches (slots, capacity, K, D)."""
+    heads, kv_heads, size = q.shape[1], k.shape[2], q.shape[2]
+    tiles, width = len(q), 1
+    k_stride, v_stride = k.stride()[:3], v.stride()[:3]
+    if table is not None:
+        tiles, width = table.shape
+        k_stride, v_stride = (0, *k_stride[1:]), (0, *v_stride[1:])  # all tiles in the same cache
+    known, launch = constants(q.dtype, heads // kv_heads, size, width)
+    if count:
+        parts[(tiles, kv_heads, count)](
+            q, k, v, table, start, limit, out, lse,
+            *q.stride()[:2], *k_stride, *v_stride, first, out.shape[2], **known, **launch,
+        )  # fmt: skip

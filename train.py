@@ -11,18 +11,20 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rmt import dist
 from rmt.batch import Question, question_trees, text_trees
 from rmt.budget import budget_at
 from rmt.checkpoint import CheckpointError, export_model
+from rmt.clock import profiled
 from rmt.config import parse
 from rmt.curriculum import NO_TIER, tier_probabilities
 from rmt.evaluate import predict_thinking, summarise, table
+from rmt.flops import forward_flops, peak_flops
 from rmt.grpo import advantage_scale, advantages, length_share
-from rmt.log import RunLog, readable_samples
-from rmt.metrics import Metrics, add_rollout_metrics
+from rmt.log import RunLog, device_name, readable_samples
+from rmt.metrics import Metrics, add_rollout_metrics, add_speed_metrics
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rewards import reward_groups
 from rmt.rollout import Sampling, generate
@@ -62,10 +64,9 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
         c.max_branches, c.seed, "train", step,
     )  # fmt: skip
     run.optimizer.zero_grad(set_to_none=True)  # the last gradients make room for the cache
-    with dist.rollout_mode(run.model):
+    with run.clock("rollout"), dist.rollout_mode(run.model) as sampler:
         trees = question_trees(questions, run.documents, prompt)
-        groups = generate(run.model, trees, c.group_size, sampling)
-    metrics.add("time/rollout", time.perf_counter() - started, 1)
+        groups = generate(sampler, trees, c.group_size, sampling)
 
     # 4. Rewards (P, G): the right token, and the length that was asked for.
     answers = [[parse_response(run.tokenizer, r.tokens) for r in group] for group in groups]
@@ -76,7 +77,8 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
 
     # 5. Advantages (P, G) relative to the group.
     total = rewards["total"]
-    batch = dist.gather_objects(total, world)
+    with run.clock("communication"):
+        batch = dist.gather_objects(total, world)
     scale = advantage_scale(total, c.advantage_norm, c.advantage_delta, batch)
     advantage = advantages(total, scale)
     shares = length_share(total, rewards["length"], c.length_weight, scale)
@@ -90,15 +92,28 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
         trees += text_trees(
             indices, run.documents, run.tokenizer.begin_ids, questions, low, c.ntp_scope
         )
-    update(run, trees, groups, advantage, rewards["match"], metrics)
+    with run.clock("update"):
+        trained = update(run, trees, groups, advantage, rewards["match"], metrics)
 
     add_rollout_metrics(metrics, questions, answers, responses, rewards, budget)
-    metrics.add_max("memory/peak_gb", dist.peak_memory(world))
-    took = time.perf_counter() - started
-    metrics.add("time/step", took, 1)
-    metrics.add("speed/tokens_per_second", sum(map(len, trees)), took / world.size)
+    measure_speed(run, responses, trained, started, metrics)
     row = {"step": step, "budget": budget} | metrics.reduce(world)
     return row, readable_samples(run, step, questions, groups, answers, rewards, budget)
+
+
+def measure_speed(run: Run, responses, trained, started: float, metrics: Metrics) -> None:
+    """Seconds, tokens per second and memory of a step that has just ended."""
+    c, world, tokens = run.config, run.world, sum(map(len, trained))
+    generated = sum(len(response) for group in responses for response in group)
+    # A backward pass costs two forward passes; scoring, where there is any, is one without.
+    scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
+    flops = (3 * c.updates_per_batch + scored) * forward_flops(run.model.config, trained)
+    peak = peak_flops(device_name(world), run.compute) if world.device.type == "cuda" else None
+    add_speed_metrics(metrics, run.clock.read(), generated, tokens, flops, peak, world)
+    took = time.perf_counter() - started
+    metrics.add("time/step", took, 1)
+    metrics.add("speed/tokens_per_second", tokens, took / world.size)
+    metrics.add_max("memory/peak_gb", dist.peak_memory(world))
 
 
 def draw_questions(run: Run, step: int, progress: float, metrics: Metrics) -> list[Question]:
@@ -145,7 +160,8 @@ def run_to_end(run: Run, log: RunLog) -> str:
         while run.step < run.total_steps:
             if run.held_out and run.step % c.eval_every == 0:
                 evaluate(run, log)
-            row, samples = train_step(run, run.step)
+            with profile_of(run, log):
+                row, samples = train_step(run, run.step)
             run.step += 1
             log.step(row, samples)
             broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
@@ -164,6 +180,13 @@ def run_to_end(run: Run, log: RunLog) -> str:
         evaluate(run, log)
     model = export_model(run.model, run.source, run.out, run.compute, world)
     return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
+
+
+def profile_of(run: Run, log: RunLog) -> AbstractContextManager:
+    """Traces the step that --profile names, on rank 0, and prints its costliest kernels."""
+    if run.world.rank or run.step == 0 or run.step != run.config.profile:
+        return nullcontext()
+    return profiled(run.out / f"profile-{run.step}.json", log.message)
 
 
 @contextmanager

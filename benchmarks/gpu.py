@@ -4,6 +4,10 @@
                 real memory; opcheck, torch.compile, FSDP; tests/test_gpu.py
     kernels     python -m benchmarks.kernels: ours against PyTorch and against installed peers
     training    20 steps of the tiny model
+    rollout, rl_step, forest, scaling     side by side in bf16, smollm2-135m (its weights if they
+                are there, see `make smollm2`); -4b: qwen3-4b with random weights. Peers that are
+                not installed are named. Goals: rollouts at 256 branches at 60 % of the roofline,
+                training at an MFU of 45 %
 
     python -m benchmarks.gpu tests        one part alone, for machines that limit a command's time
 
@@ -34,19 +38,39 @@ PARTS = {
     "training": ["train.py", "--model", "tiny", "--preset", "demo", "--steps", "20",
                  "--out", f"{OUT}/training"],
 }  # fmt: skip
+SIZE_4B = "--random qwen3-4b --no-check --apart --rounds 3"  # two trainers of it need 170 GB
+BENCHES = {  # side by side with peers; each writes OUT/<name>.json and a plot beside it
+    "rollout": "rollout --sequences 256 32 1 --rounds 9",
+    "rl_step": "rl_step --documents 16 --micro 32 --response 256 --rounds 5",
+    "forest": "forest --prefix 1024 --branches 64 --response 256 --dtypes bfloat16 --rounds 9",
+    "scaling": "scaling --documents 8 --prefix 512 --length 64 --layers 8 --rounds 5",
+    "rollout-4b": "rollout --random qwen3-4b --sequences 256 32 --response 128 --rounds 5",
+    "rl_step-4b": f"rl_step {SIZE_4B} --documents 8 --prefix 512 --response 256 --micro 8",
+}
 RESULTS = {"tests": "tests.xml", "kernels": "kernels.json", "training": "training/metrics.jsonl"}
+
+
+def command(name: str) -> list[str]:
+    """What Python is started with for a part."""
+    if name in PARTS:
+        return PARTS[name]
+    return ["-m", *f"benchmarks.{BENCHES[name]} --json {OUT / file_of(name)}".split()]
+
+
+def file_of(name: str) -> str:
+    return RESULTS.get(name, f"{name}.json")
 
 
 def run(name: str, device: torch.device) -> dict:
     """One part in a process of its own: its command, seconds, exit status and what it measured."""
-    (OUT / RESULTS[name]).unlink(missing_ok=True)  # an older one is not this run's result
+    (OUT / file_of(name)).unlink(missing_ok=True)  # an older one is not this run's result
     if name == "training":
         shutil.rmtree(OUT / "training", ignore_errors=True)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     before, started = machine.state(device), time.perf_counter()
-    process = subprocess.run([sys.executable, *PARTS[name]], env=environment)
+    process = subprocess.run([sys.executable, *command(name)], env=environment)
     return {
-        "command": " ".join(["python", *PARTS[name]]),
+        "command": " ".join(["python", *command(name)]),
         "exit_status": process.returncode,
         "seconds": round(time.perf_counter() - started, 1),
         "state": {"before": before, "after": machine.state(device)},
@@ -56,11 +80,11 @@ def run(name: str, device: torch.device) -> dict:
 
 def results(name: str):
     """Numbers of pytest's summary, of the benchmark, or of each training step; None if missing."""
-    path = OUT / RESULTS[name]
+    path = OUT / file_of(name)
     if not path.exists():
         return None
     text = path.read_text(encoding="utf-8")
-    if name == "kernels":
+    if path.suffix == ".json":
         return json.loads(text)
     if name == "training":
         return [json.loads(line) for line in text.splitlines()]
@@ -73,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all of them")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, *BENCHES, []], help="default: all")
     o = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("PyTorch sees no GPU; `make test` runs the kernels in Triton's interpreter")
@@ -86,7 +110,7 @@ def main() -> None:
         found = {"parts": {}}
     found |= about
     OUT.mkdir(parents=True, exist_ok=True)
-    for name in o.parts or PARTS:
+    for name in o.parts or [*PARTS, *BENCHES]:
         found["parts"][name] = run(name, device)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ import ctypes
 import gc
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import time
@@ -24,9 +25,16 @@ from threading import Thread
 
 import torch
 
-PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
+PACKAGES = (
+    "torch", "triton", "liger-kernel", "cut-cross-entropy", "transformers", "trl", "accelerate",
+    "vllm", "nano-vllm",
+)  # fmt: skip
 # Of glibc's mallopt: larger blocks go back to the kernel as soon as they are free.
 M_MMAP_THRESHOLD = -3
+
+
+def device_here() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -70,6 +78,15 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
     fresh.join()
     libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # where malloc itself arrives after some large blocks
     return max(0, _resident("VmHWM") - before)
+
+
+def peak_of_process(device: torch.device) -> int:
+    """Bytes that this process has held at its worst: of the GPU by PyTorch, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if Path("/proc/self/status").exists():
+        return _resident("VmHWM")
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _resident(field: str) -> int:

@@ -11,12 +11,13 @@ that the forest (training, scoring, prefill) or the key/value cache (decoding) p
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from models.config import ModelConfig
 
@@ -63,15 +64,15 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(size, config.rms_norm_eps)
             self.k_norm = RMSNorm(size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query (N, H, D), key and value (N, K, D), the first two rotated."""
         n = x.shape[0]
         q = self.q_proj(x).view(n, -1, self.head_dim)  # (N, H, D)
         k = self.k_proj(x).view(n, -1, self.head_dim)  # (N, K, D)
         v = self.v_proj(x).view(n, -1, self.head_dim)  # (N, K, D)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        out = attend(layer, rotate(q, *rotary), rotate(k, *rotary), v)  # (N, H, D)
-        return self.o_proj(out.reshape(n, -1))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 class MLP(nn.Module):
@@ -88,7 +89,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    recompute = False  # activation checkpointing, switched on by Transformer.recompute_activations
+    """One layer: `before` attention, attention itself, which is not of this file, and `after`."""
+
+    recompute, compiled = "none", False  # set by Transformer.how_to_train
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -98,14 +101,40 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
+        if self.recompute == "full" and torch.is_grad_enabled():
             # Inside the block, so that FSDP's all-gather of this block is outside of it.
             return checkpoint(self._forward, x, rotary, attend, layer, use_reentrant=False)
         return self._forward(x, rotary, attend, layer)
 
     def _forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, attend, layer)
+        q, k, v = self._run(Block.before, x, *rotary)
+        return self._run(Block.after, x, attend(layer, q, k, v))
+
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.heads(self.input_layernorm(x), cos, sin)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.self_attn.o_proj(attended.flatten(1))
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def _run(self, part: Callable, *tensors: Tensor):
+        """`before` or `after`, in the way that was chosen for training."""
+        if self.compiled and torch.is_grad_enabled():
+            return _compiled(part)(self, *tensors)  # keeps and recomputes what it sees fit
+        if self.recompute == "selective" and torch.is_grad_enabled():
+            keep = partial(create_selective_checkpoint_contexts, PRODUCTS)
+            return checkpoint(part, self, *tensors, use_reentrant=False, context_fn=keep)
+        return part(self, *tensors)
+
+
+# What "selective" keeps. Attention is between the parts, so its output is kept in any case.
+PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+
+
+@cache
+def _compiled(part: Callable) -> Callable:
+    """One program for all layers and all lengths of a row."""
+    return torch.compile(part, dynamic=True)
 
 
 class Decoder(nn.Module):
@@ -145,10 +174,17 @@ class Transformer(nn.Module):
             x = layer(x, rotary, attend, index)
         return readout(self.model.norm(x), self.head)
 
-    def recompute_activations(self, enabled: bool) -> None:
-        """Trade a second forward pass for activation memory (Chen et al. 2016)."""
+    def how_to_train(self, recompute: str = "none", compiled: bool = False) -> None:
+        """Trade time for memory, in passes with a gradient; the others stay as they are.
+
+        recompute: what the backward pass computes again instead of keeping it (Chen et al. 2016,
+        arXiv 1604.06174): "none"; "selective", all but matrix products and attention; "full",
+        a whole layer. No bit of a result depends on it.
+        compiled: all but attention goes through torch.compile, which rounds differently and makes
+        the selection of "selective" by itself.
+        """
         for layer in self.model.layers:
-            layer.recompute = enabled
+            layer.recompute, layer.compiled = recompute, compiled
 
     def reset_parameters(self, seed: int) -> None:
         """Random weights for a model that is trained from nothing: N(0, initializer_range²)."""

@@ -1,100 +1,105 @@
-"""Attention over a forest, given who sees whom: FlexAttention on a GPU, per branch on a CPU.
+"""Attention over a forest: FlexAttention on a GPU; on a CPU, where it has no backward, by calls.
 
-FlexAttention has no backward on a CPU, and one dense mask over the row wastes most of its work.
-There, a trunk is one causal call, and the branches of a tree are one padded call over
-[trunk keys, own keys].
+A call is a span of queries with a span of keys: a run of tokens with itself, causally, or with
+something before it that all of them see whole. So no call needs a mask, and nothing is padded or
+copied. A token's calls are merged by their log-sum-exp (as ring attention does, Liu et al. 2023):
 
-Shapes: N packed tokens, H heads, K key/value heads, D head dim, T trunk tokens, L branch tokens.
+    out = Σ_calls exp(lse_call − lse) · out_call,   lse = log Σ_calls exp(lse_call)
+
+The backward of a call is that of ordinary attention, given the merged out and lse. PyTorch's public
+attention returns no log-sum-exp on a CPU, hence the operators of its own flash attention.
+
+Shapes: N packed tokens, H heads, K key/value heads, R = H / K, D head dim.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+Call = tuple[slice, slice]  # queries and keys; causal if they are the same tokens
 
-def attend_flex(block_mask: BlockMask, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q (N, H, D), k and v (N, K, D) -> (N, H, D); blocks that see nothing are skipped."""
-    heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, N, D)
-    attend = _compiled_flex() if q.is_cuda else flex_attention
-    out = attend(*heads_first, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def attend_flex(
+    block_mask: BlockMask, q: Tensor, k: Tensor, v: Tensor, backend: str | None = "inductor"
+) -> Tensor:
+    """q (N, H, D), k and v (N, K, D) -> (N, H, D); blocks that see nothing are skipped.
+
+    One program serves all forests of a model; raises if it cannot be made. backend None: without.
+    """
+    heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]  # (1, heads, N, D)
+    for x in heads_first:
+        # N alone varies. Left to itself, PyTorch takes dimensions that are equal by chance in the
+        # first forest, such as heads and blocks of the mask, for equal always.
+        torch._dynamo.mark_static(x, [1, 3])
+        torch._dynamo.mark_static(x._base, list(range(1, x._base.ndim)))
+    flex = _compiled_flex(backend) if backend else flex_attention
+    out = flex(*heads_first, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1)
 
 
 @cache
-def _compiled_flex():
-    return torch.compile(flex_attention, dynamic=True)
+def _compiled_flex(backend: str):
+    # fullgraph: what cannot be compiled, or would be too often, raises. Without it PyTorch would go
+    # on with the uncompiled function, which makes the whole (N, N) matrix, and say nothing.
+    return torch.compile(flex_attention, backend=backend, dynamic=True, fullgraph=True)
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """The branches of one tree as a padded rectangle of `count` rows."""
-
-    trunk: int  # tokens of the trunk, T
-    branches: int = 0  # tokens of all branches together
-    index: Tensor | None = None  # (count, L) places among those tokens
-    kept: Tensor | None = None  # which of the count · L entries are no padding
-    mask: Tensor | None = None  # (count, 1, L, T + L)
+def attend_by_call(calls: Sequence[Call], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q (N, H, D), k and v (N, K, D) -> (N, H, D); 0 for tokens that are in no call."""
+    return _AttendByCall.apply(q, k, v, calls)
 
 
-def bundle(
-    sees: Callable[[Tensor, Tensor], Tensor],
-    start: int,
-    trunk: int,
-    lengths: Sequence[int],
-    device: torch.device,
-) -> Bundle:
-    """Lay out a tree that starts at token `start`: its trunk, then branches of these lengths."""
-    if not lengths:
-        return Bundle(trunk)
-    lengths = torch.tensor(lengths)
-    column = torch.arange(int(lengths.max()))
-    valid = column < lengths[:, None]  # (count, L)
-    first = (lengths.cumsum(0) - lengths)[:, None]
-    # Padding repeats the branch's first token; its output is dropped.
-    index = torch.where(valid, first + column, first).to(device)
-    valid = valid.to(device)
-    shared = torch.arange(trunk, device=device).expand(len(index), -1)
-    real = torch.cat((torch.ones_like(shared, dtype=torch.bool), valid), dim=1)
-    keys = start + torch.cat((shared, trunk + index), dim=1)  # (count, T + L)
-    mask = sees(keys[:, trunk:, None], keys[:, None, :]) & real[:, None, :]
-    mask[:, :, 0] |= ~valid  # a padded row must see something, or its softmax is nan
-    kept = valid.flatten().nonzero()[:, 0]
-    return Bundle(trunk, int(lengths.sum()), index, kept, mask[:, None])
+class _AttendByCall(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, calls: Sequence[Call]) -> Tensor:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        out = q.new_zeros(q.shape, dtype=wide)
+        qs, ks, vs, outs = _by_head(k.shape[1], q, k, v, out)
+        lse = q.new_full(qs.shape[:3], -torch.inf, dtype=wide)  # (K, R, N)
+        for rows, keys in calls:
+            part, part_lse = _flash(
+                qs[:, :, rows], ks[:, :, keys], vs[:, :, keys], is_causal=rows == keys
+            )
+            before = lse[:, :, rows]
+            share = torch.sigmoid(part_lse - before)[..., None]  # 1 in a token's first call
+            outs[:, :, rows].lerp_(part.to(wide), share)
+            before.copy_(torch.logaddexp(before, part_lse))
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.calls = calls
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, out, lse = ctx.saved_tensors
+        # fp32 also for bf16: on a CPU the operator's bf16 backward takes twice as long.
+        wide = [x.to(lse.dtype) for x in (q, k, v, out, grad)]
+        qs, ks, vs, outs, grads = _by_head(k.shape[1], *wide)
+        sums = [torch.zeros(q.shape, dtype=lse.dtype) for _ in range(3)]  # (N, H, D)
+        dq, dk, dv = _by_head(k.shape[1], *sums)
+        for rows, keys in ctx.calls:
+            parts = _flash_backward(
+                grads[:, :, rows], qs[:, :, rows], ks[:, :, keys], vs[:, :, keys],
+                outs[:, :, rows], lse[:, :, rows], dropout_p=0.0, is_causal=rows == keys,
+            )  # fmt: skip
+            for total, span, part in zip((dq, dk, dv), (rows, keys, keys), parts):
+                total[:, :, span] += part
+        dk, dv = (x.view(*k.shape[:2], -1, k.shape[2]).sum(2) for x in sums[1:])  # (N, K, D)
+        return sums[0].to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None
 
 
-def attend_by_branch(bundles: Sequence[Bundle], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q (N, H, D), k and v (N, K, D) -> (N, H, D), tree by tree."""
-    repeat = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(repeat, dim=1) for x in (k, v))
-    # split, unlike slicing, gathers the gradients of all parts in one copy.
-    sizes = [size for tree in bundles for size in (tree.trunk, tree.branches)]
-    padding = len(q) - sum(sizes)
-    parts = list(zip(*(x.split([*sizes, padding]) for x in (q, k, v))))
-    outputs = []
-    for tree, trunk, branches in zip(bundles, parts[::2], parts[1::2]):
-        trunk = [x.transpose(0, 1)[None] for x in trunk]  # (1, H, T, D)
-        out = F.scaled_dot_product_attention(*trunk, is_causal=True)
-        outputs.append(out[0].transpose(0, 1))
-        if tree.branches:
-            outputs.append(_attend_bundle(tree, branches, *trunk[1:]))
-    outputs.append(torch.zeros_like(q[:padding]))  # of the row's end, which nobody reads
-    return torch.cat(outputs)
-
-
-def _attend_bundle(tree: Bundle, qkv: Sequence[Tensor], trunk_k: Tensor, trunk_v: Tensor):
-    """Attention of all branches of a tree: each over the trunk up to its fork and itself."""
-    count, longest = tree.index.shape
-    # index_select, unlike x[index], adds gradients in a fixed order on a CPU.
-    q, k, v = (
-        x.index_select(0, tree.index.flatten()).view(count, longest, *x.shape[1:]).transpose(1, 2)
-        for x in qkv
-    )  # (count, H, L, D)
-    k = torch.cat((trunk_k.expand(count, -1, -1, -1), k), dim=2)  # (count, H, T + L, D)
-    v = torch.cat((trunk_v.expand(count, -1, -1, -1), v), dim=2)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=tree.mask)
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, tree.kept)
+def _by_head(kv_heads: int, q: Tensor, *others: Tensor) -> list[Tensor]:
+    """Views (K, R, N, D) of (N, H, D) and of (N, K, D), each of whose heads serves R heads."""
+    repeat = q.shape[1] // kv_heads
+    # contiguous: the operators read wrong numbers, silently, where the stride of D is not 1.
+    rows = (x.contiguous().unflatten(1, (kv_heads, -1)) for x in (q, *others))  # (N, K, R or 1, D)
+    views = (x.permute(1, 2, 0, 3) for x in rows)
+    return [x.expand(-1, repeat, -1, -1) for x in views]

@@ -61,7 +61,7 @@ class Config:
     temperature: float = knob(0.8, "of sampling and of the scored distribution [ours]")
     max_response: int = knob(2048, "tokens per response at most")
     # 48 responses of 2,200 tokens of a 14B model: 17 GB of cache beside 30 GB of gathered weights.
-    max_branches: int = knob(48, "responses decoded at one time per rank: the memory knob")
+    max_branches: int = knob(0, "responses decoded at one time per rank; 0: what free memory holds")
     # ---- budget and reward
     budget: bool = knob(True, "dynamic token budget: ask for B_t tokens and reward the length")
     budget_start: int = knob(800, "B_0: thinking tokens asked for at the first step")
@@ -103,12 +103,17 @@ class Config:
     grad_clip: float = knob(1.0, "largest norm of the gradient [ours]")
     # ---- machine
     tokens_per_micro_batch: int = knob(16384, "tokens per forward and backward pass per rank")
-    recompute_activations: bool = knob(True, "activation checkpointing: less memory, more time")
+    recompute: str = knob(
+        "full", "activations that the backward pass computes again: less memory, more time; "
+        "selective: all but matrix products and attention", ("none", "selective", "full"),
+    )  # fmt: skip
+    compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
     dtype: str = knob("auto", "compute dtype; auto: bf16 on a GPU, fp32 on a CPU",
                       ("auto", "float32", "bfloat16"))  # fmt: skip
     # ---- what is kept
     save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
     keep: int = knob(2, "checkpoints kept")
+    profile: int = knob(0, "the step (not 0) whose kernels are traced, into OUT/profile-STEP.json")
     samples_per_step: int = knob(4, "rollouts written to samples.jsonl each step")
     eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
     eval_every: int = knob(50, "steps between evaluations, when there is held-out data")
@@ -125,11 +130,11 @@ PRESETS: dict[str, dict] = {
     "demo": dict(  # minutes on two CPU cores with --model tiny
         data=("assets/tiny_corpus/train.jsonl",), steps=80, batch_size=12, learning_rate=1.5e-4,
         budget_start=90, max_response=192, document_tokens=512, entropy_top_k=0, save_every=50,
-        max_branches=256, recompute_activations=False,
+        max_branches=256, recompute="none",
     ),
     "small": dict(  # a real model on a CPU: few, short responses
         batch_size=4, group_size=4, budget_start=64, max_response=96, document_tokens=512,
-        tokens_per_micro_batch=4096, learning_rate=1e-5, recompute_activations=False,
+        tokens_per_micro_batch=4096, learning_rate=1e-5, recompute="none",
     ),
 }  # fmt: skip
 
@@ -144,11 +149,11 @@ def _problems(c: Config) -> Iterator[str]:
 def _number_problems(c: Config) -> Iterator[str]:
     positive = (
         "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
-        "max_branches", "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep",
+        "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep",
         "eval_every", "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
     )  # fmt: skip
     not_negative = (
-        "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta",
+        "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta", "profile", "max_branches",
         "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
     )  # fmt: skip
     for field in dataclasses.fields(c):

@@ -211,6 +211,7 @@ def sample(
         block, rest = _first_beyond(ends, uniform * ends[:, -1])
         inside = weights[rows, block].double().cumsum(dim=-1)  # (n, BLOCK)
         tokens = block * BLOCK + _first_beyond(inside, rest)[0]
+        tokens.clamp_(max=vocab_size - 1)  # of a row of nan, whose loss will be refused
     return tokens, (logits[rows, tokens] - ends[:, -1].log()).to(logits.dtype)
 
 
@@ -223,6 +224,6 @@ def _first_beyond(ends: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     last = ends[:, -1]
     target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
     index = torch.searchsorted(ends, target[:, None], right=True)
-    index.clamp_(max=ends.shape[1] - 1)  # of a row of nan, whose loss will be refused
+    index.clamp_(max=ends.shape[1] - 1)  # of a row of nan
     before = F.pad(ends, (1, 0)).gather(1, index)[:, 0]
     return index[:, 0], target - before

@@ -51,6 +51,13 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def compute_dtype(name: str, world: World) -> torch.dtype:
+    """What --dtype means on this rank's device."""
+    if name == "auto":
+        return torch.bfloat16 if world.device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
 def load_model(
     directory: Path, world: World, compute: torch.dtype, trainable: bool = True
 ) -> Transformer:
@@ -90,18 +97,26 @@ def shard(model: Transformer, world: World, compute: torch.dtype) -> None:
 
 
 @contextmanager
-def rollout_mode(model: Transformer) -> Iterator[None]:
-    """Hold gathered weights, so ranks may run different numbers of forward passes. All ranks."""
+def rollout_mode(model: Transformer) -> Iterator[Transformer]:
+    """Yield a model of gathered weights to sample from; do not run `model` meanwhile. All ranks.
+
+    It shares the weights, in the dtype that the forward pass uses, but has none of FSDP's hooks:
+    ranks may run different numbers of forward passes, and a CUDA graph may record them.
+    """
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if not sharded:
+        yield model
+        return
     for module in sharded:
-        module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
     try:
-        yield
+        with torch.device("meta"):
+            gathered = Transformer(model.config)
+        gathered.load_state_dict(dict(model.named_parameters()), assign=True)
+        yield gathered.requires_grad_(False)
     finally:
         for module in sharded:
             module.reshard()
-            module.set_reshard_after_forward(True, recurse=False)
 
 
 def reduce_sums(values: dict[str, float], world: World) -> dict[str, float]:
@@ -129,6 +144,19 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     values = [None] * world.size
     dist.all_gather_object(values, value)
     return values
+
+
+def free_memory(world: World) -> float:
+    """Bytes that this rank can still use: of its GPU, else its share of half the machine's."""
+    if world.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(world.device)
+        kept = torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
+        return free + kept
+    described = Path("/proc/meminfo")  # Linux
+    lines = described.read_text().splitlines() if described.is_file() else []
+    kib = [float(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    return (kib[0] * 1024 if kib else 8e9) / 2 / local
 
 
 def peak_memory(world: World) -> float:

@@ -17,13 +17,13 @@ from rmt.corpus import Document
 from rmt.curriculum import TIERS
 from rmt.dist import World, gather_objects, rollout_mode
 from rmt.forest import Tree, micro_batches, pack
+from rmt.memory import CACHED_TOKENS
 from rmt.positions import Position
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rewards import match_reward
 from rmt.rollout import Sampling, generate
 from rmt.tokenizer import Tokenizer
 
-PREFILL_TOKENS = 1 << 16  # documents whose cache is held at one time
 Z = 1.959964  # 95 % of a normal distribution
 
 
@@ -40,14 +40,14 @@ def predict_plainly(
     begin = tokenizer.begin_ids
     trees = [Tree(d, begin + documents[d].tokens.tolist()) for d in by_document]
     device, items = next(model.parameters()).device, []
-    with torch.no_grad(), rollout_mode(model):
+    with torch.no_grad(), rollout_mode(model) as gathered:
         for batch in micro_batches(trees, token_limit):
             forest, start, places = pack(batch, device), 0, []
             for tree in batch:
                 places += [(start + len(begin) + p.position, p) for p in by_document[tree.document]]
                 start += len(tree)
             before = forest.predecessor[torch.tensor([place for place, _ in places], device=device)]
-            top = model(
+            top = gathered(
                 forest.tokens, forest.position, forest.attend,
                 lambda hidden, head: linear_topk(
                     hidden[before], head, 1, tokenizer.vocab_size,  # noqa: B023 - called at once
@@ -78,15 +78,14 @@ def predict_thinking(
         Question(p.document, p.position, TIERS.index(p.tier), tokenizer.bytes_of([p.target]))
         for p in own
     ]
-    with rollout_mode(model):
-        trees = question_trees(questions, documents, prompt)
-        groups = [
-            group
-            for batch in micro_batches(trees, PREFILL_TOKENS)
-            for group in generate(model, batch, 1, sampling)
-        ]
+    with rollout_mode(model) as gathered:
+        groups = {}  # by question: batches hold the trees in any order
+        for batch in micro_batches(question_trees(questions, documents, prompt), CACHED_TOKENS):
+            ids = [branch.id for tree in batch for branch in tree.branches]
+            groups |= zip(ids, generate(gathered, batch, 1, sampling))
     items = []
-    for position, question, (rollout,) in zip(own, questions, groups):
+    for number, (position, question) in enumerate(zip(own, questions)):
+        (rollout,) = groups[number]
         answer = parse_response(tokenizer, rollout.tokens)
         match = bool(match_reward(answer, question.truth))
         ids = [position.target] if match else tokenizer.encode(answer.text or "")

@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 
 
+def centred(x: Tensor) -> Tensor:
+    """(P, G) minus the mean of each group; exactly 0 where a group's values are all equal."""
+    x = x - x[:, :1]  # else the mean of eight times 0.37 may differ from 0.37 in the last bit
+    return x - x.mean(dim=1, keepdim=True)
+
+
 def advantages(rewards: Tensor, scale: Tensor) -> Tensor:
     """(P, G) rewards -> (P, G) advantages, zero-mean in each group."""
-    return (rewards - rewards.mean(dim=1, keepdim=True)) / scale  # Eq. 7
+    return centred(rewards) / scale  # Eq. 7
 
 
 def advantage_scale(rewards: Tensor, norm: str, delta: float, batch: Sequence[Tensor]) -> Tensor:
@@ -25,11 +31,10 @@ def advantage_scale(rewards: Tensor, norm: str, delta: float, batch: Sequence[Te
     groups' centred rewards, "none" is 1 (Dr. GRPO, arXiv 2503.20783). batch holds the rewards of
     the whole batch, in one or more parts (P', G), so that world size does not change the scale.
     """
-    centre = lambda x: x - x.mean(dim=1, keepdim=True)
     if norm == "group":
-        return centre(rewards).square().mean(dim=1, keepdim=True).sqrt() + delta
+        return centred(rewards).square().mean(dim=1, keepdim=True).sqrt() + delta
     if norm == "batch":
-        everyone = torch.cat([centre(part) for part in batch])
+        everyone = torch.cat([centred(part) for part in batch])
         return (everyone.square().mean().sqrt() + delta).expand(rewards.shape)
     return torch.ones_like(rewards)
 
@@ -42,9 +47,8 @@ def length_share(
     A = A_match + A_len, so Σ A² = Σ A·A_match + Σ A·A_len; the share is the second over the whole.
     In a group of equal r_match it is 1 whatever w is: the normalisation cancels the scale.
     """
-    centre = lambda x: x - x.mean(dim=1, keepdim=True)
-    whole = centre(rewards) / scale
-    from_length = length_weight * centre(length_rewards) / scale
+    whole = centred(rewards) / scale
+    from_length = length_weight * centred(length_rewards) / scale
     return (whole * from_length).sum(), whole.square().sum()
 
 

@@ -11,6 +11,8 @@ from rmt.dist import World, reduce_max, reduce_sums
 from rmt.objective import Targets
 from rmt.prompt import Answer
 
+PHASES = ("rollout", "update", "forward", "backward", "optimizer", "communication")
+
 
 class Metrics:
     """Means over all ranks. Every rank must add the same names, if need be with count 0."""
@@ -85,3 +87,25 @@ def add_loss_metrics(
     gap = (logprob[response].double() - sampled.double()).abs()
     metrics.add("sampler_gap/mean", gap.sum(), count)
     metrics.add_max("sampler_gap/max", gap.max() if count else 0.0)
+
+
+def add_speed_metrics(
+    metrics: Metrics,
+    seconds: dict[str, float],
+    generated: int,
+    trained: int,
+    flops: float,
+    peak: float | None,
+    world: World,
+) -> None:
+    """Seconds of a step's phases on this rank, and the tokens and model FLOPs they dealt with.
+
+    peak is what this rank's device could do in a second; None: utilisation is not measured.
+    """
+    for phase in PHASES:
+        metrics.add(f"time/{phase}", seconds.get(phase, 0.0), 1)
+    # Tokens add up over ranks, their seconds pass at the same time.
+    rollout, update = (seconds[name] / world.size for name in ("rollout", "update"))
+    metrics.add("speed/rollout_tokens_per_second", generated, rollout)
+    metrics.add("speed/train_tokens_per_second", trained, update)
+    metrics.add("speed/mfu", flops if peak else 0.0, peak * seconds["update"] if peak else 0.0)

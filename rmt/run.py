@@ -11,6 +11,7 @@ import torch
 from models.config import ModelConfig
 from models.weights import find
 from rmt import checkpoint, corpus
+from rmt.clock import Clock
 from rmt.config import Config, from_json, in_repository
 from rmt.curriculum import (
     NO_TIER,
@@ -21,8 +22,9 @@ from rmt.curriculum import (
     quantile_thresholds,
 )
 from rmt.difficulty import cached_entropies, document_entropies
-from rmt.dist import World, load_model, rollout_mode
+from rmt.dist import World, compute_dtype, load_model, rollout_mode
 from rmt.flags import flag
+from rmt.memory import plan_branches
 from rmt.positions import Position, choose_positions, data_key
 from rmt.prompt import next_token_prompt
 from rmt.tokenizer import Tokenizer
@@ -42,6 +44,7 @@ class Run:
     reference: Any  # frozen copy of the initial model, None when beta is 0
     optimizer: torch.optim.Optimizer
     compute: torch.dtype
+    clock: Clock
     held_out: tuple[list[corpus.Document], list[Position]] | None
     step: int = 0
     refused_in_a_row: int = 0  # updates refused because something was not finite
@@ -95,11 +98,15 @@ def prepare(config: Config, world: World) -> Run:
     source = find(config.model, Path(config.weights) if config.weights else None)
     tokenizer, shape = read_model_directory(source)
     documents = read_documents(config, config.data, tokenizer, shape, config.max_response)
-    total = saved.get("total_steps") or config.steps or _steps_of(config, len(documents))
+    epochs = max(1, int(config.epochs * len(documents) / config.batch_size))
+    total = saved.get("total_steps") or config.steps or epochs
+    if config.profile >= total:
+        raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
     order = document_order(len(documents), config.batch_size, total, config.seed)
     compute = compute_dtype(config.dtype, world)
     model = load_model(source, world, compute)
-    model.recompute_activations(config.recompute_activations)
+    compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]
+    model.how_to_train(config.recompute, compiled)
     drawn = np.unique(order)  # a short run need not measure the documents it will not meet
     entropies, thresholds = measure_difficulty(
         config, config.data, world, source, tokenizer, [documents[i] for i in drawn], model
@@ -114,9 +121,9 @@ def prepare(config: Config, world: World) -> Run:
         reference=load_model(source, world, compute, trainable=False) if config.kl_beta else None,
         optimizer=torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
-            weight_decay=config.weight_decay,
+            weight_decay=config.weight_decay, fused=True,
         ),
-        compute=compute,
+        compute=compute, clock=Clock(world.device),
         held_out=_held_out(config, world, source, tokenizer, shape, model, thresholds),
     )  # fmt: skip
     if place is not None:
@@ -126,13 +133,11 @@ def prepare(config: Config, world: World) -> Run:
                 f"{place} was saved; put the old text back, or start anew"
             )
         _restore(run, place, saved)
+    prompt = next_token_prompt(tokenizer, config.budget_start if config.budget else None)
+    # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
+    branches = plan_branches(config, prompt, model, compute, world)
+    run.config = replace(config, max_branches=branches)
     return run
-
-
-def compute_dtype(name: str, world: World) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if world.device.type == "cuda" else torch.float32
-    return getattr(torch, name)
 
 
 def read_documents(
@@ -153,10 +158,6 @@ def read_documents(
     )
 
 
-def _steps_of(config: Config, documents: int) -> int:
-    return max(1, int(config.epochs * documents / config.batch_size))
-
-
 def measure_difficulty(config, data, world, source, tokenizer, documents, model):
     """Entropies of documents under the initial model (or a proxy), and the tier thresholds."""
     weights = Path(config.weights) if config.weights else None
@@ -174,9 +175,9 @@ def measure_difficulty(config, data, world, source, tokenizer, documents, model)
         frozen = model
         if judge != source:
             frozen = load_model(judge, world, compute_dtype(config.dtype, world), trainable=False)
-        with rollout_mode(frozen):
+        with rollout_mode(frozen) as gathered:
             entropies = document_entropies(
-                frozen, documents, tokenizer.begin_ids, config.entropy_top_k,
+                gathered, documents, tokenizer.begin_ids, config.entropy_top_k,
                 tokenizer.vocab_size, config.tokens_per_micro_batch, world,
             )  # fmt: skip
         broken = [d.source for d, entropy in zip(documents, entropies) if np.isnan(entropy).any()]

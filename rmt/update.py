@@ -1,14 +1,15 @@
 """From the trees of a step to a changed model: global weights, passes, and a guarded update."""
 
 import math
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from rmt import dist
 from rmt.config import Config
+from rmt.flops import separate_tokens
 from rmt.forest import Forest, Tree, micro_batches, pack
 from rmt.grpo import rollout_weights
 from rmt.metrics import Metrics, add_loss_metrics, mixed
@@ -24,36 +25,63 @@ def update(
     advantage: Tensor,
     match: Tensor,
     metrics: Metrics,
-) -> None:
+) -> list[Tree]:
     """Learn from a step's trees; advantage and match are (P, G). All ranks.
 
-    An update whose loss or gradient is not finite is refused: the model stays as it was.
+    Returns the trees that were trained on: without the responses that teach nothing. An update
+    whose loss or gradient is not finite is refused: the model stays as it was.
     """
-    c, world, started = run.config, run.world, time.perf_counter()
+    c, clock = run.config, run.clock
     objective = global_objective(run, trees, groups, advantage, match)
-    forests = _forests(trees, c.tokens_per_micro_batch, world)
+    # The divergence from the reference is a lesson of every response.
+    trees = list(trees) if c.kl_beta else that_teach(trees, objective.advantage, objective.weight)
+    forests = _forests(run, trees)
     known = (c.temperature, run.tokenizer.vocab_size)
-    reference = [score(run.reference, f, *known) for f in forests] if run.reference else None
-    # One update per batch is exactly on-policy: there the old policy is the current one.
-    old = [score(run.model, f, *known) for f in forests] if c.updates_per_batch > 1 else None
+    with clock("forward"):
+        reference = [score(run.reference, f, *known) for f in forests] if run.reference else None
+        # One update per batch is exactly on-policy: there the old policy is the current one.
+        old = [score(run.model, f, *known) for f in forests] if c.updates_per_batch > 1 else None
     sampled = [rollout.logprobs for group in groups for rollout in group]
     for number in range(c.updates_per_batch):
         run.optimizer.zero_grad(set_to_none=True)
         culprits: set[int] = set()
         for i, forest in enumerate(forests):
-            loss, sums, logprob, targets = forest_loss(
-                run.model, forest, objective, old and old[i], reference and reference[i]
-            )
-            loss.backward()
+            with clock("forward"):
+                loss, sums, logprob, targets = forest_loss(
+                    run.model, forest, objective, old and old[i], reference and reference[i]
+                )
+            with clock("backward"):
+                loss.backward()
             culprits |= _broken_documents(run.model, forest, targets.tree, logprob, culprits)
             metrics.add("policy/clipped", sums["clipped"], (targets.rollout >= 0).sum())
             if number == 0:
-                metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))
+                metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * run.world.size))
                 add_loss_metrics(metrics, sums, logprob, targets, targets.in_order(sampled))
         if not _finish_update(run, culprits, metrics):
             break
     metrics.add("update/refused", run.refused_in_a_row > 0, 1)
-    metrics.add("time/update", time.perf_counter() - started, 1)
+    metrics.add("share/trained_rollouts", sum(len(t.branches) for t in trees), advantage.numel())
+    packed = sum(len(t) for forest in forests for t in forest.trees if t.document >= 0)
+    alone = separate_tokens(trees)
+    metrics.add("share/forest_saved", alone - packed, alone)
+    return trees
+
+
+def that_teach(trees: Sequence[Tree], advantage: Tensor, weight: Tensor) -> list[Tree]:
+    """The trees without what has no gradient: an exact saving, not an approximation.
+
+    Left out are responses whose advantage or weight (R,) is 0, the part of a trunk that only they
+    saw, and trees of which nothing remains. Ids of the others stay; no count changes.
+    """
+    teaches, kept = ((advantage != 0) & (weight != 0)).tolist(), []
+    for tree in trees:
+        branches = tuple(branch for branch in tree.branches if teaches[branch.id])
+        if tree.targets is not None:
+            kept.append(replace(tree, branches=branches))
+        elif branches:
+            seen = max(branch.fork for branch in branches)
+            kept.append(replace(tree, trunk=tree.trunk[:seen], branches=branches))
+    return kept
 
 
 def global_objective(
@@ -69,14 +97,13 @@ def global_objective(
     if c.zero_variance_groups == "drop":
         kept &= mixed(match)[:, None]
     lengths = torch.tensor([len(r.tokens) for group in groups for r in group], dtype=torch.int64)
-    counts = dist.reduce_sums(
-        {
-            "tokens": float((lengths * kept.flatten()).sum()),
-            "rollouts": float(kept.sum()),
-            "text": float(sum(tree.trunk_targets for tree in trees)),
-        },
-        run.world,
-    )
+    counts = {
+        "tokens": float((lengths * kept.flatten()).sum()),
+        "rollouts": float(kept.sum()),
+        "text": float(sum(tree.trunk_targets for tree in trees)),
+    }
+    with run.clock("communication"):
+        counts = dist.reduce_sums(counts, run.world)
     weight = rollout_weights(
         lengths, kept.flatten(), c.aggregation, int(counts["tokens"]), int(counts["rollouts"]),
         c.max_response,
@@ -88,12 +115,14 @@ def global_objective(
     )  # fmt: skip
 
 
-def _forests(trees: Sequence[Tree], token_limit: int, world: dist.World) -> list[Forest]:
-    """Packed micro-batches, equally many on every rank. All ranks."""
-    batches = micro_batches(trees, token_limit)
-    most = int(dist.reduce_max([len(batches)], world)[0])
-    batches += [[Tree(-1, (0,))]] * (most - len(batches))  # nothing to learn, but collectives
-    return [pack(batch, world.device) for batch in batches]
+def _forests(run: Run, trees: Sequence[Tree]) -> list[Forest]:
+    """Packed micro-batches, equally many on every rank and at least one. All ranks."""
+    batches = micro_batches(trees, run.config.tokens_per_micro_batch)
+    with run.clock("communication"):
+        most = int(dist.reduce_max([len(batches)], run.world)[0])
+    # Nothing to learn, but collectives, and gradients of 0 for the optimiser.
+    batches += [[Tree(-1, (0,))]] * (max(1, most) - len(batches))
+    return [pack(batch, run.world.device) for batch in batches]
 
 
 def _broken_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: set) -> set[int]:
@@ -112,11 +141,14 @@ def _broken_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, know
 def _finish_update(run: Run, culprits: set[int], metrics: Metrics) -> bool:
     """Clip, then step, unless something was not finite; True if the model changed. All ranks."""
     c, world = run.config, run.world
-    norm = dist.grad_norm(run.model, c.grad_clip)
+    with run.clock("optimizer"):
+        norm = dist.grad_norm(run.model, c.grad_clip)
     metrics.add("update/grad_norm", norm, 1)
     rate = c.learning_rate * min(1.0, (run.step + 1) / max(1, c.warmup_steps))
     metrics.add("update/learning_rate", rate, 1)
-    if dist.reduce_max([float(bool(culprits) or not math.isfinite(norm))], world)[0]:
+    with run.clock("communication"):
+        broken = dist.reduce_max([bool(culprits) or not math.isfinite(norm)], world)[0]
+    if broken:
         run.refused_in_a_row += 1
         names = {i for part in dist.gather_objects(culprits, world) for i in part if i >= 0}
         sources = [run.documents[i].source for i in sorted(names)]
@@ -128,6 +160,7 @@ def _finish_update(run: Run, culprits: set[int], metrics: Metrics) -> bool:
         return False
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    run.optimizer.step()
+    with run.clock("optimizer"):
+        run.optimizer.step()
     run.refused_in_a_row = 0
     return True

@@ -11,6 +11,7 @@ from toy_forests import (
     alone,
     assert_same_gradients,
     gradients,
+    grouped_trees,
     ids,
     sequences,
     toy_model,
@@ -20,7 +21,7 @@ from toy_forests import (
 from kernels import linear_entropy_logprob
 from models.weights import build, find
 from rmt.attention import attend_flex
-from rmt.forest import Branch, Tree, micro_batches, pack
+from rmt.forest import Branch, Tree, pack
 from rmt.objective import Targets
 
 MODELS = {
@@ -55,14 +56,18 @@ def model(request):
     return toy_model(**request.param)
 
 
-def test_logprobs_equal_each_branch_alone(model):
-    trees = toy_trees()
+@pytest.fixture(params=[toy_trees, grouped_trees], ids=["alone", "grouped"])
+def trees(request):
+    """Branches with prompts of their own, and branches that share them."""
+    return request.param()
+
+
+def test_logprobs_equal_each_branch_alone(model, trees):
     expected = torch.cat([alone(model, tokens, mask) for tokens, mask, _ in sequences(trees)])
     assert relative(packed(model, pack(trees)), expected) <= 1e-9
 
 
-def test_gradient_of_every_parameter_equals_each_branch_alone(model):
-    trees = toy_trees()
+def test_gradient_of_every_parameter_equals_each_branch_alone(model, trees):
     expected = torch.cat([alone(model, tokens, mask) for tokens, mask, _ in sequences(trees)])
     given = gradients(model, weighted(packed(model, pack(trees))))
     assert_same_gradients(given, gradients(model, weighted(expected)), 1e-9)
@@ -74,8 +79,8 @@ def test_float32_stays_close_to_float64():
     assert relative(rough.double(), exact) <= 1e-5
 
 
-def test_the_order_of_trees_changes_no_logprob():
-    model, trees = toy_model(), toy_trees()
+def test_the_order_of_trees_changes_no_logprob(trees):
+    model = toy_model()
     forward, backward = (packed(model, pack(order)) for order in (trees, trees[::-1]))
     counts = [sum(mask.sum() for _, mask, _ in sequences([tree])) for tree in trees]
     pieces = backward.split(counts[::-1])[::-1]
@@ -106,20 +111,51 @@ def test_a_pretrained_model_equals_each_branch_alone():
     assert_same_gradients(given, gradients(model, weighted(expected)), 1e-4)
 
 
-def test_a_token_sees_exactly_its_ordinary_past():
-    trees = toy_trees()
+def test_a_token_sees_exactly_its_ordinary_past(trees):
     forest, start = pack(trees), 0
     for tree in trees:
         trunk = list(range(start, start + len(tree.trunk)))
         past = {token: trunk[: i + 1] for i, token in enumerate(trunk)}
-        start += len(trunk)
+        start, last = start + len(trunk), None
         for branch in tree.branches:
-            own = list(range(start, start + len(branch)))
-            past |= {token: trunk[: branch.fork] + own[: i + 1] for i, token in enumerate(own)}
-            start += len(branch)
+            if last != (branch.fork, branch.prompt):  # else the prompt is already there
+                before = trunk[: branch.fork]
+                before += range(start, start + len(branch.prompt))
+                past |= {token: before[: branch.fork + i + 1]
+                         for i, token in enumerate(before[branch.fork :])}  # fmt: skip
+                start, last = start + len(branch.prompt), (branch.fork, branch.prompt)
+            own = list(range(start, start + len(branch.response)))
+            past |= {token: before + own[: i + 1] for i, token in enumerate(own)}
+            start += len(own)
         for token, seen in past.items():
             sees = forest.sees(torch.tensor(token), torch.arange(len(forest)))
             assert sees.nonzero()[:, 0].tolist() == seen, f"token {token} of {tree.document}"
+    assert start == len(forest) == sum(map(len, trees))
+
+
+def test_a_prompt_is_in_the_row_once_for_adjacent_responses():
+    group = [Branch(i, 2, [7, 8, 9], [i]) for i in range(4)]
+    other = replace(group[0], id=4, prompt=[7, 8])
+    tree = Tree(0, [3, 4, 5], [*group, other, replace(group[0], id=5)])
+    assert pack([tree]).tokens.tolist() == [
+        3, 4, 5,  7, 8, 9, 0, 1, 2, 3,  7, 8, 0,  7, 8, 9, 0
+    ]  # fmt: skip
+
+
+def test_prompts_without_response_keep_their_own_tokens():
+    tree = Tree(0, [3, 4, 5], [Branch(i, 2, [7, 8]) for i in range(3)])
+    assert pack([tree]).tokens.tolist() == [3, 4, 5, 7, 8, 7, 8, 7, 8]
+    assert len(tree) == 9
+
+
+def test_targets_of_responses_name_their_branch(trees):
+    targets = Targets.of(pack(trees))
+    expected = [
+        -1 if branch is None else branch.id
+        for _, mask, branch in sequences(trees)
+        for _ in range(mask.sum())
+    ]
+    assert targets.rollout.tolist() == expected
 
 
 def dense(forest):
@@ -135,23 +171,23 @@ def dense(forest):
     return attend
 
 
-def test_attention_by_branch_is_attention_with_the_dense_mask(model):
-    forest = pack(toy_trees())
+def test_attention_by_call_is_attention_with_the_dense_mask(model, trees):
+    forest = pack(trees)
     expected = packed(model, forest, dense(forest))
     assert relative(packed(model, forest), expected) <= 1e-12
 
 
-def test_flex_attention_is_attention_with_the_dense_mask(model):
-    forest = pack(toy_trees())
-    flex = lambda layer, q, k, v: attend_flex(forest.block_mask, q, k, v)
+def test_flex_attention_is_attention_with_the_dense_mask(model, trees):
+    forest = pack(trees)
+    flex = lambda layer, q, k, v: attend_flex(forest.block_mask, q, k, v, backend=None)
     with torch.no_grad():
         expected = packed(model, forest, dense(forest))
         assert relative(packed(model, forest, flex), expected) <= 1e-9
 
 
-def test_padding_tokens_change_nothing():
-    model, trees = toy_model(), toy_trees()
-    short, long = pack(trees), pack(trees, multiple=128)
+def test_padding_tokens_change_nothing(trees):
+    model = toy_model()
+    short, long = pack(trees), pack(trees, pad=True)
     assert len(short) % 128 and len(long) % 128 == 0
     expected, given = packed(model, short), packed(model, long)
     assert torch.equal(given, expected)
@@ -161,14 +197,13 @@ def test_padding_tokens_change_nothing():
 
 
 def test_flex_attention_ignores_padding_tokens():
-    model, forest = toy_model(), pack(toy_trees(), multiple=128)
-    flex = lambda layer, q, k, v: attend_flex(forest.block_mask, q, k, v)
+    model, forest = toy_model(), pack(toy_trees(), pad=True)
+    flex = lambda layer, q, k, v: attend_flex(forest.block_mask, q, k, v, backend=None)
     with torch.no_grad():
         assert relative(packed(model, forest, flex), packed(model, forest)) <= 1e-9
 
 
-def test_predecessor_is_the_token_before_in_the_ordinary_sequence():
-    trees = toy_trees()
+def test_predecessor_is_the_token_before_in_the_ordinary_sequence(trees):
     forest = pack(trees)
     for tree in range(len(trees)):
         tokens = (forest.tree == tree).nonzero()[:, 0]
@@ -179,8 +214,7 @@ def test_predecessor_is_the_token_before_in_the_ordinary_sequence():
             assert forest.predecessor[i] == expected
 
 
-def test_mask_marks_responses_and_trunk_targets():
-    trees = toy_trees()
+def test_mask_marks_responses_and_trunk_targets(trees):
     forest = pack(trees)
     expected = [token for tokens, mask, _ in sequences(trees) for token in np.array(tokens)[mask]]
     assert forest.tokens[forest.mask].tolist() == expected
@@ -201,27 +235,3 @@ def test_a_fork_off_the_trunk_is_refused(fork):
 def test_a_response_with_nothing_before_it_is_refused():
     with pytest.raises(ValueError, match="at least one token before"):
         pack([Tree(0, [3, 4, 5], [Branch(0, 0, [], [2])])])
-
-
-@pytest.mark.parametrize("limit", [1, 20, 25, 40, 1000])
-def test_micro_batches_lose_no_branch_and_no_target(limit):
-    trees = toy_trees()
-    parts = [tree for batch in micro_batches(trees, limit) for tree in batch]
-    branches = lambda trees: [b for tree in trees for b in tree.branches]
-    assert branches(parts) == branches(trees)
-    assert [tree.document for tree in parts if not tree.branches] == [6, 8]
-    assert sum(t.trunk_targets for t in parts) == sum(t.trunk_targets for t in trees)
-
-
-@pytest.mark.parametrize("limit", [1, 20, 25, 40, 1000])
-def test_micro_batches_keep_to_the_limit_unless_one_branch_exceeds_it(limit):
-    for batch in micro_batches(toy_trees(), limit):
-        smallest = len(batch) == 1 and len(batch[0].branches) <= 1
-        assert sum(map(len, batch)) <= limit or smallest
-
-
-def test_trunk_targets_of_a_split_tree_count_once():
-    tree = replace(toy_trees()[0], targets=[True] * 12)
-    parts = [part for batch in micro_batches([tree], 20) for part in batch]
-    assert len(parts) > 1
-    assert [part.trunk_targets for part in parts] == [11] + [0] * (len(parts) - 1)

@@ -59,8 +59,8 @@ def test_sampled_log_probabilities_are_those_of_training(dtype):
         for t in trees(torch.Generator().manual_seed(2))[:1]
     ]
     sampling = Sampling(40, (1,), 500, temperature=0.8)
-    with rollout_mode(model):
-        groups = generate(model, prompts, 1, sampling)
+    with rollout_mode(model) as gathered:
+        groups = generate(gathered, prompts, 1, sampling)
     answered = [
         Tree(t.document, t.trunk, tuple(
             Branch(b.id, b.fork, b.prompt, group[0].tokens) for b, group in zip(t.branches, groups)

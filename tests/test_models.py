@@ -109,19 +109,6 @@ def test_bfloat16_stays_close_to_float32(tmp_path):
     assert (rough.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
-def test_recomputed_activations_give_equal_gradients(kind, tmp_path):
-    random_reference(kind, {}).save_pretrained(tmp_path)
-    gradients = []
-    for enabled in (False, True):
-        model = build(tmp_path, "cpu", torch.float32)
-        model.recompute_activations(enabled)
-        F.cross_entropy(logits_of(model)[:-1], TOKENS[1:]).backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert torch.equal(gradient, gradients[1][name]), name
-
-
 def test_reset_parameters_is_decided_by_its_seed():
     config = ModelConfig.from_dict(BASE | {"architectures": ["Qwen2ForCausalLM"]})
     first, same, other = (Transformer(config) for _ in range(3))

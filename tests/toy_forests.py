@@ -59,6 +59,31 @@ def toy_trees(seed=0):
     return trees
 
 
+def grouped_trees(seed=1):
+    """Trees whose branches share prompts, and some that only nearly do."""
+    rng = np.random.default_rng(seed)
+    a, b, c = ids(rng, 3), ids(rng, 1), ids(rng, 2)
+    places = {  # document -> (trunk, [(fork, prompt, lengths of responses)])
+        5: (
+            12,
+            [(1, a, (4, 2, 6)), (0, a, (5, 1)), (12, a, (3, 7)), (12, b, (2, 2)), (7, c, (6,))],
+        ),
+        6: (9, []),
+        7: (5, [(3, a, (2, 3)), (3, c, (2,)), (3, a, (4, 1)), (3, (), (2, 5)), (5, (), (3, 1))]),
+        8: (6, [(0, b, (3, 3)), (0, c, (2,)), (1, b, (1, 1))]),
+    }
+    trees, number = [], 0
+    for document, (trunk, groups) in places.items():
+        made = []
+        for fork, prompt, lengths in groups:
+            for length in lengths:
+                made.append(Branch(number, fork, prompt, ids(rng, length)))
+                number += 1
+        targets = rng.random(trunk) < 0.7 if document in (6, 8) else None
+        trees.append(Tree(document, ids(rng, trunk), made, targets))
+    return trees
+
+
 def sequences(trees):
     """Each branch, and each trunk with targets, as (ids, which of them are targets, branch)."""
     for tree in trees:

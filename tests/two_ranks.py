@@ -131,9 +131,9 @@ def hybrid(world, place):
 
 
 def entropies(run):
-    with dist.rollout_mode(run.model):
+    with dist.rollout_mode(run.model) as gathered:
         return document_entropies(
-            run.model, run.documents, run.tokenizer.begin_ids, 0, run.tokenizer.vocab_size, 100,
+            gathered, run.documents, run.tokenizer.begin_ids, 0, run.tokenizer.vocab_size, 100,
             run.world,
         )  # fmt: skip
 

@@ -1,0 +1,146 @@
+"""What the contenders are given: a model directory that all of them open, and prompts.
+
+Our code and transformers read the same Hugging Face directory. Where a model's weights are not
+there, or fewer layers are wanted, one is written: of the model's shape, with random weights. Time
+and memory do not depend on what weights are, as long as all responses have the same length.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.config import ASSETS, TINY, ModelConfig
+from models.export import export
+from models.transformer import Transformer
+from models.weights import cache_directory, find
+from rmt.forest import Branch, Tree
+from rmt.tokenizer import Tokenizer
+
+TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # never changes, and has 100,000 words
+# config.json of models for --random, where it is not on the machine; values of Qwen/Qwen3-4B.
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-4b": dict(
+        architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=151936,
+        hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, hidden_act="silu", rope_theta=1000000.0,
+        rms_norm_eps=1e-6, max_position_embeddings=40960, tie_word_embeddings=True,
+        attention_bias=False, use_sliding_window=False, initializer_range=0.02,
+    ),
+    "tiny": json.loads((TINY / "config.json").read_text(encoding="utf-8")),
+}  # fmt: skip
+
+
+FLAGS: dict[str, dict[str, Any]] = {
+    "model": dict(default="smollm2-135m", help="name or Hugging Face directory"),
+    "random": dict(choices=SHAPES, help="a model of this shape with random weights, instead"),
+    "layers": dict(type=int, default=0, help="a model of so many layers; 0: all of them"),
+    "documents": dict(type=int, default=4, help="different prefixes"),
+    "group": dict(type=int, default=8, help="G: responses to each prefix"),
+    "prefix": dict(type=int, default=256, help="tokens before the response"),
+    "response": dict(type=int, default=64, help="tokens of each response, exactly"),
+    "rounds": dict(type=int, default=5, help="turns that count, after a warm-up"),
+    "threads": dict(type=int, default=None, help="default: as many as PyTorch takes"),
+    "json": dict(type=Path, help="where to write all numbers; a plot is put beside it"),
+}
+
+
+def parser_of(description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """The flags that the benchmarks share; a default of None leaves a flag out."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, settings in FLAGS.items():
+        if name not in defaults:
+            parser.add_argument(f"--{name}", **settings)
+        elif defaults[name] is not None:
+            parser.add_argument(f"--{name}", **settings | {"default": defaults[name]})
+    return parser
+
+
+def prepare(o: argparse.Namespace) -> None:
+    """Before a contest: the same number of threads for everybody, and the model's directory."""
+    o.threads = o.threads or torch.get_num_threads()
+    torch.set_num_threads(o.threads)
+    directory(o)
+
+
+def flags(options: argparse.Namespace, *without: str) -> list[str]:
+    """Words that make a process do the same as this one, but for --contender."""
+    words = []
+    for name, value in vars(options).items():
+        if name in ("contender", *without) or value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words += [str(v) for v in (value if isinstance(value, list) else [value])]
+    return words
+
+
+def directory(o: argparse.Namespace) -> Path:
+    """The model's directory, written first if need be."""
+    source = None if o.random else find(o.model)
+    if source and not o.layers:
+        return source
+    raw = dict(SHAPES[o.random]) if o.random else json.loads((source / "config.json").read_text())
+    layers = min(o.layers or raw["num_hidden_layers"], raw["num_hidden_layers"])
+    name = o.random or Path(o.model).name
+    place = cache_directory() / "benchmarks" / f"{name}-random-{layers}-layers"
+    if not (place / "config.json").is_file():
+        _write(place, raw | {"num_hidden_layers": layers}, source or TINY)
+    return place
+
+
+def _write(place: Path, raw: dict, tokenizer: Path) -> None:
+    """A model with random weights in bf16; prompts need only some of the vocabulary."""
+    aside = place.with_name(f".{place.name}.source")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / name, aside / name)
+    (aside / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    (aside / "generation_config.json").write_text("{}", encoding="utf-8")
+    model = Transformer(ModelConfig.from_dict(raw))
+    model.reset_parameters(seed=0)
+    export(dict(model.state_dict()), aside, place, torch.bfloat16)
+    shutil.rmtree(aside)
+
+
+def prompts(place: Path, count: int, tokens: int) -> list[tuple[str, list[int]]]:
+    """Different texts of exactly so many tokens, which a tokenizer reads as it writes them."""
+    lines = TEXT.read_text(encoding="utf-8").splitlines()
+    tokenizer = Tokenizer(place)
+    ids = tokenizer.encode("\n".join(json.loads(line)["text"] for line in lines[:300]))
+    found, start = [], 0
+    while len(found) < count:
+        start = start % (len(ids) - tokens)
+        window = ids[start : start + tokens]
+        text = tokenizer.decode(window)
+        start += 1
+        if tokenizer.encode(text) == window:
+            found.append((text, window))
+            start += tokens
+    return found
+
+
+def trees(prefixes: list[list[int]], responses: list[list[list[int]]] | None = None) -> list[Tree]:
+    """A tree of each prefix: its last token is the prompt, so that the prefix is seen as a whole.
+
+    Without responses, one branch to be continued; with them, a branch for each.
+    """
+    made = []
+    for number, ids in enumerate(prefixes):
+        answers = [()] if responses is None else responses[number]
+        branches = [
+            Branch(number * len(answers) + i, len(ids) - 1, ids[-1:], answer)
+            for i, answer in enumerate(answers)
+        ]
+        made.append(Tree(number, ids[:-1], tuple(branches)))
+    return made
+
+
+def dtype_of(o: argparse.Namespace) -> torch.dtype:
+    return getattr(torch, o.dtype)

@@ -1,0 +1,245 @@
+"""The contenders of benchmarks/rl_step.py: ours, and TRL's GRPOTrainer.
+
+A step is G responses to each prefix, a reward of each, advantages within the group, one loss over
+all tokens, its gradient, clipping and AdamW. The reward is a function of the token ids, as good as
+random: ours leaves out responses without an advantage, and here there are none to leave out.
+
+Both hold fp32 master weights. bf16 is autocast for TRL and FSDP2's mixed precision for ours: the
+usual way of each. `micro` responses at a time go through a forward and backward pass, in both, and
+neither recomputes activations. AdamW is fused in both. Ours makes its metrics as in train.py, but
+has no raw text in its loss, since TRL has none.
+"""
+
+import argparse
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import inputs, machine
+from benchmarks.contest import Turns, Unavailable
+from rmt import dist
+from rmt.clock import Clock
+from rmt.config import Config
+from rmt.forest import pack
+from rmt.grpo import advantage_scale, advantages
+from rmt.metrics import Metrics
+from rmt.objective import forest_loss
+from rmt.rollout import Rollout, Sampling, generate
+from rmt.run import Run
+from rmt.update import global_objective, update
+
+LEARNING_RATE = 1e-6
+
+
+def reward(ids: list[int]) -> float:
+    """In [0, 1), and as good as random."""
+    return sum(ids) % 97 / 97
+
+
+def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int) -> Run:
+    """What train.py prepares, as far as an update needs it; `row` tokens per micro-batch."""
+    world = dist.current(machine.device_here())
+    config = Config(
+        model=str(place), batch_size=o.documents, group_size=o.group, temperature=1.0,
+        max_response=o.response, ntp=False, learning_rate=LEARNING_RATE, warmup_steps=0,
+        tokens_per_micro_batch=row, recompute="none",
+    )  # fmt: skip
+    model = dist.load_model(place, world, compute)
+    model.how_to_train(config.recompute, compiled=world.device.type == "cuda")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=config.adam_betas,
+        weight_decay=config.weight_decay, fused=True,
+    )  # fmt: skip
+    # All rows of the head, also where a model with random weights borrows a smaller tokenizer.
+    tokenizer = SimpleNamespace(vocab_size=model.config.vocab_size)
+    return Run(
+        config=config, world=world, source=place, tokenizer=tokenizer, documents=[], tiers=[],
+        curriculum=None, order=np.zeros((1, o.documents), dtype=np.int64), model=model,
+        reference=None, optimizer=optimizer, compute=compute, held_out=None,
+        clock=Clock(world.device),
+    )  # fmt: skip
+
+
+def respond(run: Run, trees, samples: int, tokens: int) -> list[list[Rollout]]:
+    """Rollouts of exactly so many tokens, as train.py makes them."""
+    c = run.config
+    branches = max(256, len(trees) * samples)
+    sampling = Sampling(
+        tokens, (), run.tokenizer.vocab_size, c.temperature, branches, c.seed, "train", run.step
+    )
+    run.optimizer.zero_grad(set_to_none=True)
+    with dist.rollout_mode(run.model) as sampler:
+        return generate(sampler, trees, samples, sampling)
+
+
+def judge(run: Run, groups: list[list[Rollout]]) -> tuple[Tensor, Tensor]:
+    """Rewards and advantages, (P, G) each."""
+    c = run.config
+    rewards = torch.tensor([[reward(r.tokens) for r in group] for group in groups])
+    scale = advantage_scale(rewards, c.advantage_norm, c.advantage_delta, [rewards])
+    return rewards, advantages(rewards, scale)
+
+
+def learn(run: Run, prefixes: list[list[int]], groups: list[list[Rollout]]) -> Metrics:
+    """Rewards, advantages, loss and update: what train.py does with the rollouts of a step."""
+    rewards, advantage = judge(run, groups)
+    trees = inputs.trees(prefixes, [[r.tokens for r in group] for group in groups])
+    metrics = Metrics()
+    update(run, trees, groups, advantage, (rewards > 0.5).float(), metrics)
+    run.step += 1
+    if run.refused_in_a_row:
+        raise FloatingPointError("the update was refused: a loss or gradient was not finite")
+    return metrics
+
+
+def ours(o: argparse.Namespace, turns: Turns) -> None:
+    place = inputs.directory(o)
+    prefixes = [ids for _, ids in inputs.prompts(place, o.documents, o.prefix)]
+    run = make_run(o, place, inputs.dtype_of(o), o.prefix + o.micro * o.response)
+    trees = inputs.trees(prefixes)
+    while turns.begin():
+        groups = respond(run, trees, o.group, o.response)
+        rollout_seconds = turns.elapsed()
+        learn(run, prefixes, groups)
+        tokens = sum(len(r.tokens) for group in groups for r in group)
+        turns.end(tokens, rollout_seconds=rollout_seconds)
+    dist.stop()
+
+
+def trl(o: argparse.Namespace, turns: Turns) -> None:
+    """A turn is from on_step_begin to on_step_end, which includes generation."""
+
+    class Over(Exception):
+        pass
+
+    lengths: list[int] = []
+
+    def judge(completion_ids, **_) -> list[float]:
+        lengths.extend(map(len, completion_ids))
+        return [reward(ids) for ids in completion_ids]
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(o, folder, judge)
+
+        class Gate(_callback_class()):
+            def on_step_begin(self, *_, **__):
+                lengths.clear()
+                if not turns.begin():
+                    raise Over
+
+            def on_step_end(self, *_, **__):
+                turns.end(sum(lengths))
+
+        trainer.add_callback(Gate())
+        with suppress(Over):
+            trainer.train()
+
+
+def _callback_class() -> type:
+    from transformers import TrainerCallback
+
+    return TrainerCallback
+
+
+def make_trainer(o: argparse.Namespace, folder: str, reward_function):
+    try:
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError as error:
+        raise Unavailable(f"{error}; `make bench` installs it") from None
+    place = inputs.directory(o)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(place)  # tokenizer.json as it is
+    given = inputs.prompts(place, o.documents, o.prefix)
+    texts = [text for text, _ in given]
+    if tokenizer(text=texts)["input_ids"] != [ids for _, ids in given]:
+        raise Unavailable("transformers' tokenizer reads the prompts differently; ours is exact")
+    everyone = o.documents * o.group
+    if everyone % o.micro:
+        raise Unavailable(f"--micro {o.micro} does not divide {everyone} responses")
+    config = GRPOConfig(
+        output_dir=folder, use_cpu=not torch.cuda.is_available(), bf16=o.dtype == "bfloat16",
+        beta=0.0, num_iterations=1, num_generations=o.group, max_completion_length=o.response,
+        generation_kwargs={"min_new_tokens": o.response}, temperature=1.0, top_k=0,
+        per_device_train_batch_size=o.micro, gradient_accumulation_steps=everyone // o.micro,
+        gradient_checkpointing=False, learning_rate=LEARNING_RATE, weight_decay=0.01,
+        lr_scheduler_type="constant", max_steps=10**6, shuffle_dataset=False, save_strategy="no",
+        logging_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+        cache_implementation=o.trl_cache,
+    )  # fmt: skip
+    return GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32), args=config,
+        reward_funcs=reward_function, processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": texts}),
+    )  # fmt: skip
+
+
+def verify(o: argparse.Namespace, turns: Turns) -> None:
+    """One turn: ours and TRL's own loss, of the same few responses, in fp32.
+
+    Answers with the largest difference of a log-probability, and how the gradients of all
+    parameters together differ. The losses say nothing: on-policy, both are a sum of advantages, 0.
+    """
+    place = inputs.directory(o)
+    prefixes = [ids for _, ids in inputs.prompts(place, o.documents, o.prefix)]
+    run = make_run(o, place, torch.float32, o.prefix + o.micro * o.response)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(o, folder, lambda completions, **_: [0.0] * len(completions))
+        while turns.begin():
+            groups = respond(run, inputs.trees(prefixes), o.group, o.response)
+            theirs = _loss_of_trl(trainer, prefixes, groups, judge(run, groups)[1])
+            mine = _loss_of_ours(run, prefixes, groups)
+            a, b = (torch.cat([g[n].flatten().double() for n in mine[1]])
+                    for g in (mine[1], theirs[1]))  # fmt: skip
+            turns.end(
+                tokens=mine[0].numel(),
+                logprob_difference=float((mine[0] - theirs[0]).abs().max()),
+                gradient_difference=float((a - b).norm() / b.norm()),
+                gradient_cosine=float(a @ b / (a.norm() * b.norm())),
+            )  # fmt: skip
+            trainer.model.zero_grad()
+
+
+def _gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def _loss_of_ours(run: Run, prefixes, groups) -> tuple[Tensor, dict[str, Tensor]]:
+    rewards, advantage = judge(run, groups)
+    trees = inputs.trees(prefixes, [[r.tokens for r in group] for group in groups])
+    objective = global_objective(run, trees, groups, advantage, (rewards > 0.5).float())
+    loss, _, logprob, _ = forest_loss(run.model, pack(trees, run.world.device), objective)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    return logprob.detach().flatten(), _gradients(run.model)
+
+
+def _loss_of_trl(trainer, prefixes, groups, advantage) -> tuple[Tensor, dict[str, Tensor]]:
+    device = trainer.accelerator.device
+    responses = torch.tensor([r.tokens for group in groups for r in group], device=device)
+    prompts = torch.tensor(prefixes, device=device).repeat_interleave(len(groups[0]), dim=0)
+    batch = {
+        "prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts),
+        "completion_ids": responses, "completion_mask": torch.ones_like(responses),
+        "advantages": advantage.flatten().float().to(device),
+        "num_items_in_batch": torch.tensor(float(responses.numel()), device=device),
+    }  # fmt: skip
+    model = trainer.model.to(device).eval()  # it then divides by all tokens, not by its schedule
+    loss = trainer._compute_loss(model, batch)
+    model.zero_grad()
+    loss.backward()
+    with torch.no_grad():
+        logprob, *_ = trainer._get_per_token_logps_and_entropies(
+            model, torch.cat((prompts, responses), 1),
+            torch.ones(len(prompts), prompts.shape[1] + responses.shape[1], device=device),
+            responses.shape[1],
+        )  # fmt: skip
+    return logprob.flatten(), _gradients(model)
+
+
+CONTENDERS = {"ours": ours, "trl": trl, "verify": verify}

@@ -1,0 +1,75 @@
+"""Compiled layers compute what eager ones do, as one program for all layers and lengths."""
+
+import shutil
+
+import pytest
+import torch
+import torch._dynamo as dynamo
+from test_recompute import backward
+from toy_forests import assert_same_gradients, toy_model, toy_trees
+
+from models import transformer
+from rmt import dist
+from rmt.forest import pack
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU"),
+]
+ROWS = [toy_trees()[:2], toy_trees()[2:4], toy_trees()]  # of three lengths
+
+
+@pytest.fixture(autouse=True)
+def programs():
+    """Graphs compiled so far, from none."""
+    dynamo.reset()
+    transformer._compiled.cache_clear()
+    dynamo.utils.counters.clear()
+    return dynamo.utils.counters["stats"]
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_compiled_gradients_are_those_of_eager(programs, recompute):
+    model, eager = toy_model(torch.float32), toy_model(torch.float32)
+    model.how_to_train(recompute, compiled=True)
+    for trees in ROWS:
+        forest = pack(trees)
+        assert_same_gradients(backward(model, forest), backward(eager, forest), 1e-5)
+    assert programs["unique_graphs"] == 2, "one before attention and one after it"
+
+
+def test_passes_without_gradient_are_not_compiled(programs):
+    model, eager = toy_model(torch.float32), toy_model(torch.float32)
+    model.how_to_train("none", compiled=True)
+    forest = pack(toy_trees())
+    with torch.no_grad():
+        hidden, expected = (
+            m(forest.tokens, forest.position, forest.attend, lambda hidden, head: hidden)
+            for m in (model, eager)
+        )
+    assert torch.equal(hidden, expected)
+    assert programs["unique_graphs"] == 0
+
+
+def distance(given, expected):
+    """Of all gradients together, relative."""
+    flat = lambda gradients: torch.cat([g.float().flatten() for g in gradients.values()])
+    return float((flat(given) - flat(expected)).norm() / flat(expected).norm())
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_sharded_layers_in_bfloat16_share_one_program(programs, recompute):
+    exact, (model, eager) = toy_model(torch.float32), (toy_model(torch.float32) for _ in range(2))
+    model.how_to_train(recompute, compiled=True)
+    whole = lambda gradients: {name: g.full_tensor() for name, g in gradients.items()}
+    try:
+        for m in (model, eager):
+            dist.shard(m, dist.current(torch.device("cpu")), torch.bfloat16)
+        for forest in map(pack, ROWS):
+            expected = backward(exact, forest)
+            ours, theirs = (whole(backward(m, forest)) for m in (model, eager))
+            # A compiled program rounds to bf16 less often than an eager one.
+            assert distance(ours, expected) < 1.5 * distance(theirs, expected) < 0.1
+    finally:
+        dist.stop()
+    assert programs["unique_graphs"] == 2

@@ -7,7 +7,8 @@ kernels/tile_math.py (the arithmetic) and kernels/slices.py (the loop).
 Shapes: N tokens, C hidden, V vocabulary. Entropy is Eq. 1, in nats.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -135,16 +136,18 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
+def matmul(a: Tensor, b: Tensor, held: torch.dtype | None = None) -> Tensor:
     """a @ b accumulated and returned in fp32 (fp64 for fp64), for 2 or 3 dimensions.
 
-    The product of two bf16 numbers is exact in fp32: on a GPU this is bf16's speed with fp32's
-    logits, the "fp32 head" that others pay double for.
+    The product of two bf16 numbers is exact in fp32: this is bf16's speed with fp32's logits, the
+    "fp32 head" that others pay double for. `held`: the dtype whose numbers a and b hold, where
+    they were widened before.
     """
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         product = torch.mm if a.dim() == 2 else torch.bmm
         return product(a, b, out_dtype=torch.float32)
-    return a.to(wide(a)) @ b.to(wide(a))
+    with _products_of(held or a.dtype):
+        return a.to(wide(a)) @ b.to(wide(a))
 
 
 def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -152,4 +155,22 @@ def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
     else:
-        out.addmm_(a.to(out.dtype), b.to(out.dtype))
+        with _products_of(a.dtype):
+            out.addmm_(a.to(out.dtype), b.to(out.dtype))
+
+
+@contextmanager
+def _products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Let a CPU multiply fp32 numbers as the bf16 numbers that they are, and add in fp32.
+
+    It has no product of bf16 matrices with an fp32 result, but this, at twice the speed of fp32.
+    """
+    if dtype != torch.bfloat16:
+        yield
+        return
+    setting = torch.backends.mkldnn.matmul
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before

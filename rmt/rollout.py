@@ -11,7 +11,7 @@ V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ def _prefill(
     """Forward passes over trunks and branch prompts fill the cache; no logits are made."""
     known = [
         Tree(t.document, trunk, tuple(
-            type(b)(b.id, b.fork, b.prompt[:-1]) for b in t.branches if len(b.prompt) > 1
+            replace(b, prompt=b.prompt[:-1]) for b in t.branches if len(b.prompt) > 1
         )) for t, trunk in zip(trees, trunks)
     ]  # fmt: skip
     device = cache.own.device

@@ -4,7 +4,7 @@ What each function means stands in kernels/reference.py; who computes it, in ker
 """
 
 from kernels.branch_attention import branch_attention
-from kernels.branch_tiles import Tiles
+from kernels.branch_tiles import Seen, Tiles
 from kernels.head import linear_entropy_logprob, linear_topk, linear_topk_entropy
 from kernels.logits import entropy_logprob, masked_cross_entropy
 from kernels.one_pass import linear_objective
@@ -12,6 +12,7 @@ from kernels.reference import IGNORE, matmul
 
 __all__ = [
     "IGNORE",
+    "Seen",
     "Tiles",
     "branch_attention",
     "entropy_logprob",

@@ -13,56 +13,43 @@ Shapes: n branches, T tokens of all trunks one after another, L own tokens, H he
 heads, D head dim; H = K · rep. Branch i has slot i of the own cache.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from kernels.branch_tiles import Groups, Tiles
-from kernels.check import require_attention, require_slots
+from kernels.branch_tiles import Groups, Seen
+from kernels.check import require_attention, require_capacity
 from kernels.dispatch import choice
 from kernels.reference import matmul
 
 
 @torch.no_grad()
 def branch_attention(
-    q: Tensor,
-    trunk_k: Tensor,
-    trunk_v: Tensor,
-    own_k: Tensor,
-    own_v: Tensor,
-    start: Tensor,
-    fork: Tensor,
-    length: Tensor,
-    tiles: Tiles,
-    longest: int | None = None,
+    q: Tensor, trunk_k: Tensor, trunk_v: Tensor, own_k: Tensor, own_v: Tensor, seen: Seen
 ) -> Tensor:
-    """Attention of q (n, H, D) to trunk tokens start … start + fork and own tokens 0 … length.
+    """Attention of q (n, H, D) to what each branch sees of its trunk and of its own tokens.
 
     trunk_k, trunk_v (T, K, D); own_k, own_v (slots ≥ n, capacity, K, D), of which nothing beyond a
-    branch's length counts, not even a nan; start, fork and length (n,) int64 on the device. tiles
-    are of the same starts and forks. `longest` is a bound of length that the host knows: without
-    it the PyTorch tier looks. Softmax of q·k/√D in fp32, or fp64; a branch that sees nothing gets
-    0. Returns (n, H, D) in q's dtype, without a gradient.
+    branch's length counts, not even a nan. Softmax of q·k/√D in fp32, or fp64; a branch that sees
+    nothing gets 0. Returns (n, H, D) in q's dtype, without a gradient. ValueError for what does
+    not fit.
     """
-    require_attention(q, trunk_k, trunk_v, own_k, own_v, start, fork, length)
+    require_attention(q, trunk_k, trunk_v, own_k, own_v, len(seen.start))
     if not len(q):
         return torch.empty_like(q)
     if choice(q) != "reference":
         from kernels import branch_parts  # imports triton
 
-        return branch_parts.branch_attention(
-            q, trunk_k, trunk_v, own_k, own_v, start, fork, length, tiles.table
-        )
-    require_slots(len(q), tiles.start)
+        return branch_parts.branch_attention(q, trunk_k, trunk_v, own_k, own_v, seen)
     n, heads, size = q.shape
-    q = q.reshape(n, trunk_k.shape[1], -1, size)  # (n, K, rep, D)
-    longest = int(length.max()) if longest is None else longest
+    q = q.unflatten(1, (trunk_k.shape[1], -1))  # (n, K, rep, D)
+    longest, bias = seen.own
+    require_capacity(longest, own_k.shape[1])
     parts = []
-    if tiles.groups.members:
-        parts.append(_attend_trunk(q, trunk_k, trunk_v, tiles.groups))
+    if seen.tiles.groups.members:
+        parts.append(_attend_trunk(q, trunk_k, trunk_v, seen.tiles.groups))
     if longest:
-        parts.append(_attend_own(q, own_k[:n, :longest], own_v[:n, :longest], length))
+        own = (x[:n, :longest].transpose(1, 2) for x in (own_k, own_v))  # (n, K, L, D)
+        parts.append(_attend_own(q, *own, bias, seen.length))
     if not parts:
         return q.new_zeros(n, heads, size)
     return _merge(*parts).to(q.dtype).reshape(n, heads, size)
@@ -71,37 +58,34 @@ def branch_attention(
 def _attend_trunk(q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
     """Weighted values (n, K, rep, D) and log-sum-exp (n, K, rep) over k, v (T, K, D)."""
     n, kv_heads, rep, size = q.shape
-    q = q.transpose(0, 1)  # (K, n, rep, D): the rep queries of a key are rows beside each other
-    q = q.contiguous() if groups.order is None else q.index_select(1, groups.order)
-    outs, lses = [], []
-    for rows, trunk, bias in groups.members:
-        if bias is not None:
-            bias = bias.expand(-1, rep, -1).reshape(1, 1, -1, bias.shape[2])
-        keys, values = (x[trunk].transpose(0, 1)[None] for x in (k, v))  # (1, K, tokens, D)
-        out, lse = _softmax_values(q[:, rows].flatten(1, 2)[None], keys, values, bias)
-        outs.append(out.view(kv_heads, -1, rep, size))
-        lses.append(lse.view(kv_heads, -1, rep))
-    if groups.back is not None and sum(out.shape[1] for out in outs) < n:
-        outs.append(outs[0].new_zeros(kv_heads, 1, rep, size))
-        lses.append(lses[0].new_full((kv_heads, 1, rep), _nothing(lses[0])))
-    out, lse = (x[0] if len(x) == 1 else torch.cat(x, dim=1) for x in (outs, lses))
+    # The rep queries of a key are rows beside each other: (1, K, n·rep, D).
+    q = q if groups.order is None else q.index_select(0, groups.order)
+    q = q.transpose(0, 1).reshape(1, kv_heads, -1, size)
+    k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # (1, K, T, D)
+    parts = [
+        _softmax_values(q.narrow(2, *rows), k.narrow(2, *trunk), v.narrow(2, *trunk), bias)
+        for rows, trunk, bias in groups.members
+    ]
+    if q.shape[2] < n * rep:  # some see no trunk
+        out, lse = (x.new_zeros(1, kv_heads, rep, *x.shape[3:]) for x in parts[0])
+        parts.append((out, lse.fill_(_nothing(lse))))
+    out, lse = parts[0] if len(parts) == 1 else (torch.cat(x, dim=2) for x in zip(*parts))
+    out, lse = (x[0].unflatten(1, (-1, rep)).transpose(0, 1) for x in (out, lse))
     if groups.back is not None:
-        out, lse = (x.index_select(1, groups.back) for x in (out, lse))
-    return out.transpose(0, 1), lse.transpose(0, 1)
+        out, lse = out.index_select(0, groups.back), lse.index_select(0, groups.back)
+    return out, lse
 
 
-def _attend_own(q: Tensor, k: Tensor, v: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """The same over k, v (n, L, K, D), of which branch i has the first length[i] tokens."""
-    hidden = torch.arange(k.shape[1], device=k.device) >= length[:, None]  # (n, L)
-    k, v = k.transpose(1, 2), v.transpose(1, 2)  # (n, K, L, D)
-    if not hidden.any():
-        return _softmax_values(q, k, v, None)
-    bias = torch.zeros(hidden.shape, dtype=torch.float32, device=k.device)
-    bias = bias.masked_fill_(hidden, -math.inf)[:, None, None].expand(-1, 1, q.shape[2], -1)
+def _attend_own(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, length: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same over k, v (n, K, L, D), of which branch i has the first length[i] tokens."""
     out, lse = _softmax_values(q, k, v, bias)
+    if bias is None:
+        return out, lse
     if out.sum().isnan():  # 0 · nan is nan: what nobody wrote may hold one, though it seldom does
-        k, v = (x.masked_fill(hidden[:, None, :, None], 0.0) for x in (k, v))
-        out, lse = _softmax_values(q, k, v, bias)
+        hidden = bias[:, :, :1].mT.isinf()  # (n, 1, L, 1)
+        out, lse = _softmax_values(q, *(x.masked_fill(hidden, 0.0) for x in (k, v)), bias)
     return out, lse.masked_fill((length == 0)[:, None, None], _nothing(lse))
 
 

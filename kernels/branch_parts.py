@@ -35,6 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.branch_tiles import Seen
 from kernels.tiles import stored
 
 LEAST_TOKENS = 128  # of a piece: shorter ones are not worth a program
@@ -172,14 +173,12 @@ def branch_attention(
     trunk_v: Tensor,
     own_k: Tensor,
     own_v: Tensor,
-    start: Tensor,
-    fork: Tensor,
-    length: Tensor,
-    table: Tensor,
+    seen: Seen,
     programs: int | None = None,
 ) -> Tensor:
-    """`branch_attention` of kernels/branch_attention.py, on the tiles of Tiles.table."""
+    """`branch_attention` of kernels/branch_attention.py."""
     n, heads, size = q.shape
+    table = seen.tiles.table
     kv_heads = trunk_k.shape[1]
     programs = programs or programs_of(q)
     of_trunk = pieces(len(table), kv_heads, len(trunk_k), programs)
@@ -187,8 +186,9 @@ def branch_attention(
     count = of_trunk + of_own
     out = q.new_empty(n, heads, count, size, dtype=torch.float32)
     lse = q.new_empty(n, heads, count, dtype=torch.float32)
-    _parts(q, trunk_k[None], trunk_v[None], table, start, fork, out, lse, 0, of_trunk)
-    _parts(q, own_k, own_v, None, None, length, out, lse, of_trunk, of_own)
+    trunk = (trunk_k[None], trunk_v[None], table, seen.start, seen.fork)
+    _parts(q, *trunk, out, lse, 0, of_trunk)
+    _parts(q, own_k, own_v, None, None, seen.length, out, lse, of_trunk, of_own)
     result = q.new_empty(q.shape, dtype=stored(q.dtype))
     known, launch = constants_of_merge(count, size)
     merge[(n, heads)](out, lse, result, **known, **launch)

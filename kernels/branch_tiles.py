@@ -1,7 +1,9 @@
-"""Which branches are attended to a trunk together: tiles of Triton's, calls of PyTorch's.
+"""What each branch sees, and which are attended to a trunk together: tiles of Triton's, calls of
+PyTorch's.
 
-Worked out on the host, once for each change of the branches that are there. Shapes: m branches of a
-call, H heads, K key/value heads; H = K · rep.
+Tiles are worked out on the host, once for each change of the branches that are there; Seen is made
+once for a step. Shapes: n branches, m of them in a call, L own tokens at most, H heads, K key/value
+heads; H = K · rep.
 """
 
 import math
@@ -14,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.check import require_counts, require_slots
+
 ROWS = 64  # query rows of a tile: branches of it times rep, rounded up to a power of two
 ENOUGH = 8  # branches that fill a CPU's matrix product; with so many, a fork has its own call
 
@@ -21,9 +25,9 @@ ENOUGH = 8  # branches that fill a CPU's matrix product; with so many, a fork ha
 class Group(NamedTuple):
     """Branches that the PyTorch tier attends to a trunk with in one call."""
 
-    rows: slice  # of the slots in Groups.order
-    trunk: slice  # tokens that at least one of them sees
-    bias: Tensor | None  # (m, 1, tokens) fp32, −inf beyond a fork; None where all see all tokens
+    rows: tuple[int, int]  # first and count, of the slots in Groups.order times rep
+    trunk: tuple[int, int]  # first and count of the tokens that at least one of them sees
+    bias: Tensor | None  # (1, 1, m·rep, tokens), −inf beyond a fork; None where all see all tokens
 
 
 class Groups(NamedTuple):
@@ -43,6 +47,7 @@ class Tiles:
     table: Tensor  # (tiles, width) int32 slot numbers on the device, -1: none
     start: tuple[int, ...]  # per slot: first token of its trunk in the flat trunk cache
     fork: tuple[int, ...]  # per slot: how many trunk tokens it sees
+    rep: int  # heads that share a key
 
     @classmethod
     def of(
@@ -75,7 +80,7 @@ class Tiles:
         tiles += [[]] * ((rows or 0) - len(tiles))
         table = [tile + [-1] * (width - len(tile)) for tile in tiles]
         table = torch.tensor(table, dtype=torch.int32).reshape(len(tiles), width)
-        return cls(table.to(device), start, fork)
+        return cls(table.to(device), start, fork, heads // kv_heads)
 
     @staticmethod
     def most(branches: int, trunks: int, heads: int, kv_heads: int) -> int:
@@ -100,14 +105,51 @@ class Tiles:
         return Groups(members, *(torch.tensor(x, device=device) for x in (order, back)))
 
     def _group(self, run: list[int], first: int) -> Group:
-        start = self.start[run[0]]
+        start, rep = self.start[run[0]], self.rep
         forks = [self.fork[slot] for slot in run]
         bias = None
         if min(forks) < max(forks):
-            hidden = torch.arange(max(forks)) >= torch.tensor(forks)[:, None, None]
-            bias = torch.zeros(hidden.shape).masked_fill(hidden, -math.inf).to(self.table.device)
-        rows = slice(first, first + len(run))
-        return Group(rows, slice(start, start + max(forks)), bias)
+            limits = torch.tensor(forks, device=self.table.device).repeat_interleave(rep)
+            bias = _bias_beyond(limits, max(forks))[None, None]
+        return Group((first * rep, len(run) * rep), (start, max(forks)), bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What each branch sees in a step, the same in all layers.
+
+    Trunk tokens start … start + fork and own tokens 0 … length: start, fork and length (n,) int64
+    on the device; tiles are of the same starts and forks. `longest` is a bound of length that the
+    host knows: without it the PyTorch tier looks. Nothing is asked of the device before that tier
+    reads, so that a step can be recorded in a CUDA graph. ValueError for what does not fit.
+    """
+
+    start: Tensor
+    fork: Tensor
+    length: Tensor
+    tiles: Tiles
+    longest: int | None = None
+
+    def __post_init__(self):
+        require_counts(start=self.start, fork=self.fork, length=self.length)
+
+    @cached_property
+    def own(self) -> tuple[int, Tensor | None]:
+        """How many own tokens to attend to, and bias (n, 1, rep, L): −inf beyond a length, or None
+        where all are equally long.
+        """
+        require_slots(len(self.length), self.tiles.start)
+        longest = int(self.length.max()) if self.longest is None else self.longest
+        if not longest or int(self.length.min()) >= longest:
+            return longest, None
+        bias = _bias_beyond(self.length, longest)
+        return longest, bias[:, None, None].expand(-1, 1, self.tiles.rep, -1)
+
+
+def _bias_beyond(limit: Tensor, tokens: int) -> Tensor:
+    """(n, tokens) in fp32: 0 for the first limit (n,) tokens of a row, −inf for the others."""
+    hidden = torch.arange(tokens, device=limit.device) >= limit[:, None]
+    return torch.zeros(hidden.shape, device=limit.device).masked_fill_(hidden, -math.inf)
 
 
 def width_of(heads: int, kv_heads: int) -> int:

@@ -81,12 +81,12 @@ def require_attention(
     trunk_v: Tensor,
     own_k: Tensor,
     own_v: Tensor,
-    start: Tensor,
-    fork: Tensor,
-    length: Tensor,
+    branches: int,
 ) -> None:
     """What `branch_attention` can see without looking at values."""
     n, heads, size = q.shape if q.dim() == 3 else (0, 0, 0)
+    if n != branches:
+        raise ValueError(f"q is {tuple(q.shape)}, but what is seen is of {branches} branches")
     kv_heads = trunk_k.shape[1] if trunk_k.dim() == 3 else 0
     if not heads or not kv_heads or heads % kv_heads:
         raise ValueError(
@@ -102,10 +102,14 @@ def require_attention(
                 f"own_k and own_v (slots, capacity, {kv_heads}, {size}) of at least {n} slots"
             )
     _require_numbers({"q": q, **caches})
-    for name, x in {"start": start, "fork": fork, "length": length}.items():
-        if x.shape != (n,) or x.dtype != torch.int64 or x.device != q.device:
+
+
+def require_counts(start: Tensor, **others: Tensor) -> None:
+    """What `Seen` is made of."""
+    for name, x in {"start": start, **others}.items():
+        if x.shape != (len(start),) or x.dtype != torch.int64 or x.device != start.device:
             raise ValueError(
-                f"{name} must be ({n},) int64 on {q.device}, one for each branch, not "
+                f"{name} must be ({len(start)},) int64 on {start.device}, one for each branch, not "
                 f"{tuple(x.shape)} {x.dtype} on {x.device}"
             )
         if not x.is_contiguous():
@@ -130,6 +134,14 @@ def _require_numbers(of: dict[str, Tensor]) -> None:
 def require_slots(n: int, start: tuple[int, ...]) -> None:
     if len(start) != n:
         raise ValueError(
-            f"tiles are of {len(start)} branches, q of {n}; make tiles again when branches come "
-            "or go"
+            f"tiles are of {len(start)} branches, lengths of {n}; make tiles again when branches "
+            "come or go"
+        )
+
+
+def require_capacity(longest: int, capacity: int) -> None:
+    if longest > capacity:
+        raise ValueError(
+            f"longest = {longest} own tokens are more than the {capacity} that a slot has room "
+            "for; give a bound within it"
         )

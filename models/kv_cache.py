@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import Tiles, branch_attention
+from kernels import Seen, Tiles, branch_attention
 from models.config import ModelConfig
 
 
@@ -83,18 +83,18 @@ class KVCache:
         """Say where the n active slots stand: their trunk, its visible part, their own length.
 
         start, fork, length (n,) int64. `length` tokens are in the slot, this step appends one
-        more; `longest` bounds what there will be after it.
+        more; `longest` bounds what there will be after it, as does the capacity.
         """
         slot = torch.arange(len(length), device=length.device)
         self._place = slot * self.capacity + length  # of the new token in the flattened slots
-        self._seen = (start, fork, length + 1, tiles, longest)
+        self._seen = Seen(start, fork, length + 1, tiles, min(longest, self.capacity))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Append k, v (n, K, D) to the branches and attend with q (n, H, D) -> (n, H, D)."""
         own_k, own_v = self.own[layer]
         own_k.flatten(0, 1).index_copy_(0, self._place, k)
         own_v.flatten(0, 1).index_copy_(0, self._place, v)
-        return branch_attention(q, *self.trunk[layer], own_k, own_v, *self._seen)
+        return branch_attention(q, *self.trunk[layer], own_k, own_v, self._seen)
 
 
 def _zeros(size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

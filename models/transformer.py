@@ -36,18 +36,18 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple:
-    """cos and sin of the rotary embedding, (N, 1, D) each, computed in fp32 (RoFormer)."""
+    """cos and signed sin of the rotary embedding, (N, 1, D) each, computed in fp32 (RoFormer)."""
     half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
     frequency = config.rope_theta ** (-half / config.head_dim)  # (D/2,)
     angle = positions[:, None].float() * frequency  # (N, D/2)
-    angle = torch.cat((angle, angle), dim=-1)[:, None]  # (N, 1, D)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos(), angle.sin()
+    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (N, D)
+    return cos[:, None].to(dtype), sin[:, None].to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply RoPE in Hugging Face's half-split layout. x is (N, heads, D)."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)  # roll swaps the halves
 
 
 class Attention(nn.Module):

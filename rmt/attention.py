@@ -2,7 +2,8 @@
 
 A call is a span of queries with a span of keys: a run of tokens with itself, causally, or with
 something before it that all of them see whole. So no call needs a mask, and nothing is padded or
-copied. A token's calls are merged by their log-sum-exp (as ring attention does, Liu et al. 2023):
+copied. A token is in one call with its own run, and later perhaps in others; they are merged by
+their log-sum-exp (as ring attention does, Liu et al. 2023):
 
     out = Σ_calls exp(lse_call − lse) · out_call,   lse = log Σ_calls exp(lse_call)
 
@@ -62,15 +63,19 @@ class _AttendByCall(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         out = q.new_zeros(q.shape, dtype=wide)
         qs, ks, vs, outs = _by_head(k.shape[1], q, k, v, out)
-        lse = q.new_full(qs.shape[:3], -torch.inf, dtype=wide)  # (K, R, N)
+        lse = q.new_zeros(qs.shape[:3], dtype=wide)  # (K, R, N)
         for rows, keys in calls:
             part, part_lse = _flash(
                 qs[:, :, rows], ks[:, :, keys], vs[:, :, keys], is_causal=rows == keys
             )
-            before = lse[:, :, rows]
-            share = torch.sigmoid(part_lse - before)[..., None]  # 1 in a token's first call
-            outs[:, :, rows].lerp_(part.to(wide), share)
-            before.copy_(torch.logaddexp(before, part_lse))
+            total, total_lse = outs[:, :, rows], lse[:, :, rows]
+            if rows == keys:
+                total.copy_(part)
+                total_lse.copy_(part_lse)
+            else:
+                share = torch.sigmoid(part_lse - total_lse)[..., None]
+                total.lerp_(part.to(wide), share)
+                torch.logaddexp(total_lse, part_lse, out=total_lse)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.calls = calls

@@ -4,6 +4,7 @@ The same calls work for one process without a process group, for torchrun on one
 all ranks) and on several nodes (HSDP: sharded inside a node, replicated across).
 """
 
+import ctypes
 import os
 import resource
 from collections.abc import Iterator, Sequence
@@ -104,19 +105,31 @@ def rollout_mode(model: Transformer) -> Iterator[Transformer]:
     ranks may run different numbers of forward passes, and a CUDA graph may record them.
     """
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    if not sharded:
-        yield model
-        return
     for module in sharded:
         module.unshard()
     try:
-        with torch.device("meta"):
-            gathered = Transformer(model.config)
-        gathered.load_state_dict(dict(model.named_parameters()), assign=True)
-        yield gathered.requires_grad_(False)
+        gathered = _without_hooks(model) if sharded else model
+        yield gathered
     finally:
+        del gathered
         for module in sharded:
             module.reshard()
+        release_memory(model.model.norm.weight.device)
+
+
+def _without_hooks(model: Transformer) -> Transformer:
+    with torch.device("meta"):
+        bare = Transformer(model.config)
+    bare.load_state_dict(dict(model.named_parameters()), assign=True)
+    return bare.requires_grad_(False)
+
+
+def release_memory(device: torch.device) -> None:
+    """Return what was freed to the device, so that the next phase's tensors fit where they like."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps much of it
+        trim(0)
 
 
 def reduce_sums(values: dict[str, float], world: World) -> dict[str, float]:

@@ -48,7 +48,7 @@ class Rollout:
     finished: bool = False  # ended by a stop token, not by the limit
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Transformer, trees: Sequence[Tree], samples: int, sampling: Sampling
 ) -> list[list[Rollout]]:
@@ -68,7 +68,7 @@ def generate(
     return [rollouts[i : i + samples] for i in range(0, len(rollouts), samples)]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(
     model: Transformer, trees: Sequence[Tree], samples: int, sampling: Sampling
 ) -> Iterator[tuple[int, int, float]]:

@@ -100,19 +100,20 @@ def case_of(name: str, dtype: torch.dtype) -> Case:
     return Case(*numbers, *(x.to(DEVICE) for x in drawn(name)[5:]))
 
 
-def tiles_of(kernels, case: Case, rows: int | None = None):
+def seen_of(kernels, case: Case, longest: int | None = None, rows: int | None = None):
     heads, kv_heads = case.q.shape[1], case.trunk_k.shape[1]
     where = case.start.tolist(), case.fork.tolist(), case.q.device
-    return kernels.Tiles.of(*where, heads, kv_heads, rows)
+    tiles = kernels.Tiles.of(*where, heads, kv_heads, rows)
+    return kernels.Seen(case.start, case.fork, case.length, tiles, longest)
 
 
 def attend(kernels, case: Case, programs: int | None = None, rows: int | None = None) -> Tensor:
     """By the tier that RMT_KERNELS chooses; cut for so many programs where that is Triton."""
-    tiles = tiles_of(kernels, case, rows)
+    seen = seen_of(kernels, case, rows=rows)
     if programs and os.environ["RMT_KERNELS"] == "triton":
         parts = importlib.import_module("kernels.branch_parts")
-        return parts.branch_attention(*case, tiles.table, programs)
-    return kernels.branch_attention(*case, tiles)
+        return parts.branch_attention(*case[:5], seen, programs)
+    return kernels.branch_attention(*case[:5], seen)
 
 
 def same_dtype(case: Case) -> Tensor:

@@ -28,7 +28,7 @@ BEYOND = 'tl.where(within_tile < columns - tile * WIDTH, z, float("-inf"))'
 LIMIT = "token[None, :] < limit[:, None]"
 STEPS = "tl.cdiv(longest, tl.num_programs(2))"
 WEIGHT = 'tl.exp(lse - tl.where(top == float("-inf"), 0.0, top))'
-HIDDEN = "k.shape[1], device=k.device) >= length"
+HIDDEN = "torch.arange(tokens, device=limit.device) >= limit"
 MUTANTS = {  # name: (file, text to replace, with what)
     # In the Triton kernels over logits.
     "phantom columns count as logits of 0": ("tiles.py", LOAD, LOAD.replace("-inf", "0")),
@@ -113,8 +113,9 @@ MUTANTS = {  # name: (file, text to replace, with what)
         "branch_parts.py", WEIGHT, 'tl.where(lse > float("-inf"), 1.0, 0.0)'),
     "own pieces overwrite the trunk's": ("branch_parts.py", "+ first_piece + tl", "+ tl"),
     # In PyTorch's attention of branches.
-    "PyTorch, a token too many": ("branch_attention.py", HIDDEN, HIDDEN.replace(">=", ">")),
-    "PyTorch, a trunk token too many": ("branch_tiles.py", "(max(forks)) >=", "(max(forks)) >"),
+    "PyTorch, a token too many": ("branch_tiles.py", HIDDEN, HIDDEN.replace(">=", ">")),
+    "PyTorch, a trunk token too many": (
+        "branch_tiles.py", "_bias_beyond(limits,", "_bias_beyond(limits + 1,"),
     "PyTorch, memory beyond the limit is read": (
         "branch_attention.py", "if out.sum().isnan():", "if False:"),
     "PyTorch, an empty own cache has weight exp(0)": (
@@ -122,7 +123,7 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "PyTorch, trunk and own cache swap weights": (
         "branch_attention.py", "second[1] - lse)", "lse - second[1])"),
     "PyTorch, branches in the order of their trunks": (
-        "branch_attention.py", "(x.index_select(1, groups.back) for x", "(x[:, :n] for x"),
+        "branch_attention.py", "out.index_select(0, groups.back)", "out[:n]"),
     "PyTorch, all trunks are the first": ("branch_tiles.py", " or start[run[0]] != trunk)", ")"),
 }  # fmt: skip
 CONTROLS = {  # not broken: were they killed, the death of a mutant would mean nothing
@@ -130,7 +131,7 @@ CONTROLS = {  # not broken: were they killed, the death of a mutant would mean n
     "unchanged fused kernel": ("fused.py", BEYOND, BEYOND),
     "unchanged PyTorch": ("slices.py", PRODUCT, PRODUCT),
     "unchanged Triton kernels of branches": ("branch_parts.py", LIMIT, LIMIT),
-    "unchanged PyTorch of branches": ("branch_attention.py", HIDDEN, HIDDEN),
+    "unchanged PyTorch of branches": ("branch_tiles.py", HIDDEN, HIDDEN),
 }
 KINDS = {"tiles.py": "triton", "branch_parts.py": "triton", "fused.py": "fused"}
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from kernel_branches import DEVICE, PLANS, Case, case_of, check_branches, check_layouts, tiles_of
+from kernel_branches import DEVICE, PLANS, Case, case_of, check_branches, check_layouts, seen_of
 from toy_models import assert_holds
 
 import kernels
@@ -49,7 +49,7 @@ def test_a_gpu_without_triton_computes_the_same(monkeypatch, dtype):
 @both_tiers
 def test_the_bound_of_lengths_may_be_known_or_not(kind):
     case = case_of("nothing to see", torch.float32)
-    given = [kernels.branch_attention(*case, tiles_of(kernels, case), x) for x in (None, 2, 7)]
+    given = [kernels.branch_attention(*case[:5], seen_of(kernels, case, x)) for x in (None, 2, 7)]
     assert torch.equal(given[0], given[1])
     torch.testing.assert_close(given[0], given[2], rtol=1e-6, atol=1e-6)
 
@@ -57,7 +57,7 @@ def test_the_bound_of_lengths_may_be_known_or_not(kind):
 @both_tiers
 def test_no_branches_are_no_rows(kind):
     case = Case(*(x[:0] for x in case_of("one branch", torch.float32)))
-    assert kernels.branch_attention(*case, tiles_of(kernels, case)).shape == (0, 1, 64)
+    assert kernels.branch_attention(*case[:5], seen_of(kernels, case)).shape == (0, 1, 64)
 
 
 @pytest.mark.parametrize(
@@ -111,28 +111,41 @@ def test_tiles_are_padded_or_refused():
 def test_arguments_that_do_not_fit_are_refused(changes, said):
     case = case_of("three queries a key", torch.float32)
     with pytest.raises(ValueError) as error:
-        kernels.branch_attention(*case._replace(**changes(case)), tiles_of(kernels, case))
+        tiles = seen_of(kernels, case).tiles
+        case = case._replace(**changes(case))
+        kernels.branch_attention(*case[:5], kernels.Seen(*case[5:], tiles))
     assert_holds(error, *said)
 
 
 def test_tiles_of_other_branches_are_refused(monkeypatch):
     monkeypatch.setenv("RMT_KERNELS", "reference")
-    tiles = tiles_of(kernels, case_of("odd heads", torch.float32))
+    case = case_of("one branch", torch.float32)
+    tiles = seen_of(kernels, case_of("odd heads", torch.float32)).tiles
     with pytest.raises(ValueError) as error:
-        kernels.branch_attention(*case_of("one branch", torch.float32), tiles)
-    assert_holds(error, "4 branches", "q of 1", "make tiles again")
+        kernels.branch_attention(*case[:5], kernels.Seen(*case[5:], tiles))
+    assert_holds(error, "4 branches", "lengths of 1", "make tiles again")
+
+
+def test_a_bound_of_lengths_beyond_the_cache_is_refused(monkeypatch):
+    monkeypatch.setenv("RMT_KERNELS", "reference")
+    case = case_of("one branch", torch.float32)
+    with pytest.raises(ValueError) as error:
+        kernels.branch_attention(*case[:5], seen_of(kernels, case, longest=11))
+    assert_holds(error, "longest = 11", "10 that a slot")
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CUDA graph needs a GPU")
 @pytest.mark.parametrize("kind", ["triton"])
 def test_a_captured_step_is_replayed_with_other_lengths(kind):
     case = case_of("three queries a key", torch.bfloat16)
-    tiles = tiles_of(kernels, case)
+    seen = seen_of(kernels, case)
     short = case._replace(fork=case.fork // 2, length=case.length // 2)
-    expected = [kernels.branch_attention(*x, tiles) for x in (case, short)]
+    expected = [
+        kernels.branch_attention(*x[:5], kernels.Seen(*x[5:], seen.tiles)) for x in (case, short)
+    ]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        given = kernels.branch_attention(*case, tiles)
+        given = kernels.branch_attention(*case[:5], seen)
     for state, wanted in zip((case, short), expected):
         case.fork.copy_(state.fork)
         case.length.copy_(state.length)

@@ -26,7 +26,7 @@ PARTS = {
     "scaling": "--rounds 2",
 }
 FULL = {
-    "rl_step": "--rounds 5 --dtypes bfloat16 float32",
+    "rl_step": "--rounds 5 --dtypes bfloat16 float32 --contenders trl trl-checkpointing",
     "rollout": "--rounds 7 --dtypes bfloat16 float32 --sequences 32 1 --profile",
     "forest": "--rounds 5 --dtypes bfloat16 float32 --sweep-rounds 3",
     "scaling": "--rounds 5",

@@ -4,10 +4,10 @@
 
 `documents` prefixes, `group` responses of exactly `response` tokens to each: sampling, rewards,
 advantages, loss, backward, clipping and AdamW, with the same model, prompts, lengths, dtype,
-optimiser and threads (benchmarks/trainers.py has both). TRL runs with --micro responses at a time,
-gradients accumulated, which is its memory-friendly setting; so does ours. What is compared is what
-a user of either gets, not one kernel: ours computes each prefix once, TRL once for each response,
-in sampling and in training. Data loading, logging and saving are off in both; no raw text is
+optimiser and threads (benchmarks/trainers.py has all). TRL runs with --micro responses at a time,
+gradients accumulated, without gradient checkpointing (faster) and with it (its default, as ours).
+What is compared is what a user of either gets, not one kernel: ours computes each prefix once, TRL
+once for each response, in sampling and in training. Data loading, logging and saving are off in both; no raw text is
 trained on, because TRL has no such loss. TRL with vLLM, on more GPUs, or with PEFT is not measured.
 
 Before the contest, in fp32 and in a process of its own: of the same responses, TRL's own loss and
@@ -30,6 +30,7 @@ from rmt.flops import forward_flops, peak_flops
 
 MODULE = "benchmarks.rl_step"
 DTYPES = ("bfloat16", "float32")
+PEERS = (OURS, "trl", "trl-checkpointing")
 LIMITS = {"logprob_difference": 1e-3, "gradient_difference": 1e-3}  # in nats; of the norm
 COSINE = 0.9999
 
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--trl-cache", choices=("static", "dynamic"), help="of TRL's generation")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: bfloat16")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help=argparse.SUPPRESS)
-    parser.add_argument("--contenders", nargs="+", choices=(OURS, "trl"), help="default: both")
+    parser.add_argument("--contenders", nargs="+", choices=PEERS, help="default: trl")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--no-check", action="store_true", help="do not compare the losses first")
     parser.add_argument("--apart", action="store_true", help="not in turns: memory holds one only")
@@ -103,8 +104,8 @@ def main() -> None:
     command = f"python -m {MODULE} {' '.join(inputs.flags(o, 'dtype'))}"
     result = {"command": command, **machine.about(machine.device_here()), "contests": []}
     print(f"{result['device']}\n{command}", flush=True)
-    names = [OURS, *(n for n in o.contenders or ["trl"] if n != OURS)]
-    if "trl" in names and not o.no_check:
+    names = [OURS, *(n for n in o.contenders or PEERS[1:2] if n != OURS)]
+    if len(names) > 1 and not o.no_check:
         result["check"] = verify(o)
         print(f"the losses, before the contest: {result['check']}", flush=True)
     for dtype in o.dtypes or ["bfloat16"]:

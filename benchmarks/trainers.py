@@ -1,13 +1,14 @@
-"""The contenders of benchmarks/rl_step.py: ours, and TRL's GRPOTrainer.
+"""The contenders of benchmarks/rl_step.py: ours, and TRL's GRPOTrainer in two settings.
 
 A step is G responses to each prefix, a reward of each, advantages within the group, one loss over
 all tokens, its gradient, clipping and AdamW. The reward is a function of the token ids, as good as
 random: ours leaves out responses without an advantage, and here there are none to leave out.
 
-Both hold fp32 master weights. bf16 is autocast for TRL and FSDP2's mixed precision for ours: the
-usual way of each. `micro` responses at a time go through a forward and backward pass, in both, and
-neither recomputes activations. AdamW is fused in both. Ours makes its metrics as in train.py, but
-has no raw text in its loss, since TRL has none.
+All hold fp32 master weights. bf16 is autocast for TRL and FSDP2's mixed precision for ours: the
+usual way of each. Ours recomputes the activations of a layer in its backward pass, its default, in
+rows of up to ROW tokens. TRL takes `micro` responses at a time; `trl` keeps activations, which is
+faster, and `trl-checkpointing`, its default, recomputes them as ours does. AdamW is fused in all.
+Ours makes its metrics as in train.py, but has no raw text in its loss, since TRL has none.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from rmt.run import Run
 from rmt.update import global_objective, update
 
 LEARNING_RATE = 1e-6
+ROW = {"cpu": 4096, "cuda": 16384}  # the preset `small`, and the default
 
 
 def reward(ids: list[int]) -> float:
@@ -41,13 +43,13 @@ def reward(ids: list[int]) -> float:
     return sum(ids) % 97 / 97
 
 
-def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int) -> Run:
-    """What train.py prepares, as far as an update needs it; `row` tokens per micro-batch."""
+def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype) -> Run:
+    """What train.py prepares, as far as an update needs it."""
     world = dist.current(machine.device_here())
     config = Config(
         model=str(place), batch_size=o.documents, group_size=o.group, temperature=1.0,
         max_response=o.response, ntp=False, learning_rate=LEARNING_RATE, warmup_steps=0,
-        tokens_per_micro_batch=row, recompute="none",
+        tokens_per_micro_batch=ROW[world.device.type],
     )  # fmt: skip
     model = dist.load_model(place, world, compute)
     model.how_to_train(config.recompute, compiled=world.device.type == "cuda")
@@ -100,7 +102,7 @@ def learn(run: Run, prefixes: list[list[int]], groups: list[list[Rollout]]) -> M
 def ours(o: argparse.Namespace, turns: Turns) -> None:
     place = inputs.directory(o)
     prefixes = [ids for _, ids in inputs.prompts(place, o.documents, o.prefix)]
-    run = make_run(o, place, inputs.dtype_of(o), o.prefix + o.micro * o.response)
+    run = make_run(o, place, inputs.dtype_of(o))
     trees = inputs.trees(prefixes)
     while turns.begin():
         groups = respond(run, trees, o.group, o.response)
@@ -111,7 +113,7 @@ def ours(o: argparse.Namespace, turns: Turns) -> None:
     dist.stop()
 
 
-def trl(o: argparse.Namespace, turns: Turns) -> None:
+def trl(o: argparse.Namespace, turns: Turns, recompute: bool = False) -> None:
     """A turn is from on_step_begin to on_step_end, which includes generation."""
 
     class Over(Exception):
@@ -124,7 +126,7 @@ def trl(o: argparse.Namespace, turns: Turns) -> None:
         return [reward(ids) for ids in completion_ids]
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(o, folder, judge)
+        trainer = make_trainer(o, folder, judge, recompute)
 
         class Gate(_callback_class()):
             def on_step_begin(self, *_, **__):
@@ -146,7 +148,7 @@ def _callback_class() -> type:
     return TrainerCallback
 
 
-def make_trainer(o: argparse.Namespace, folder: str, reward_function):
+def make_trainer(o: argparse.Namespace, folder: str, reward_function, recompute: bool = False):
     try:
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -167,7 +169,7 @@ def make_trainer(o: argparse.Namespace, folder: str, reward_function):
         beta=0.0, num_iterations=1, num_generations=o.group, max_completion_length=o.response,
         generation_kwargs={"min_new_tokens": o.response}, temperature=1.0, top_k=0,
         per_device_train_batch_size=o.micro, gradient_accumulation_steps=everyone // o.micro,
-        gradient_checkpointing=False, learning_rate=LEARNING_RATE, weight_decay=0.01,
+        gradient_checkpointing=recompute, learning_rate=LEARNING_RATE, weight_decay=0.01,
         lr_scheduler_type="constant", max_steps=10**6, shuffle_dataset=False, save_strategy="no",
         logging_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
         cache_implementation=o.trl_cache,
@@ -187,7 +189,7 @@ def verify(o: argparse.Namespace, turns: Turns) -> None:
     """
     place = inputs.directory(o)
     prefixes = [ids for _, ids in inputs.prompts(place, o.documents, o.prefix)]
-    run = make_run(o, place, torch.float32, o.prefix + o.micro * o.response)
+    run = make_run(o, place, torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(o, folder, lambda completions, **_: [0.0] * len(completions))
         while turns.begin():
@@ -242,4 +244,9 @@ def _loss_of_trl(trainer, prefixes, groups, advantage) -> tuple[Tensor, dict[str
     return logprob.flatten(), _gradients(model)
 
 
-CONTENDERS = {"ours": ours, "trl": trl, "verify": verify}
+CONTENDERS = {
+    "ours": ours,
+    "trl": trl,
+    "trl-checkpointing": lambda o, turns: trl(o, turns, recompute=True),
+    "verify": verify,
+}

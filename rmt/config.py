@@ -134,7 +134,7 @@ PRESETS: dict[str, dict] = {
     ),
     "small": dict(  # a real model on a CPU: few, short responses
         batch_size=4, group_size=4, budget_start=64, max_response=96, document_tokens=512,
-        tokens_per_micro_batch=4096, learning_rate=1e-5, recompute="none",
+        tokens_per_micro_batch=4096, learning_rate=1e-5,
     ),
 }  # fmt: skip
 

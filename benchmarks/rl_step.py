@@ -7,8 +7,9 @@ advantages, loss, backward, clipping and AdamW, with the same model, prompts, le
 optimiser and threads (benchmarks/trainers.py has all). TRL runs with --micro responses at a time,
 gradients accumulated, without gradient checkpointing (faster) and with it (its default, as ours).
 What is compared is what a user of either gets, not one kernel: ours computes each prefix once, TRL
-once for each response, in sampling and in training. Data loading, logging and saving are off in both; no raw text is
-trained on, because TRL has no such loss. TRL with vLLM, on more GPUs, or with PEFT is not measured.
+once for each response, in sampling and in training. Data loading, logging and saving are off in
+both; no raw text is trained on, because TRL has no such loss. TRL with vLLM, on more GPUs, or with
+PEFT is not measured.
 
 Before the contest, in fp32 and in a process of its own: of the same responses, TRL's own loss and
 ours must have the same log-probabilities and gradient (cosine > 0.9999, and the same length).

@@ -36,8 +36,8 @@ SWEEPS = {
     "documents": (1, 2, 4, 8), "positions": (1, 2, 4, 8), "group": (2, 4, 8, 16, 32),
     "length": (16, 32, 64, 128),
 }  # fmt: skip
-PHASES = ("rollout", "update")
 ROW = 16384  # tokens of a micro-batch, as in train.py: a document's branches are not torn apart
+PHASES = ("rollout", "update")
 
 
 def plant(prefixes: list[list[int]], positions: int, groups=None) -> list[Tree]:

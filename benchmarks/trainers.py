@@ -43,13 +43,13 @@ def reward(ids: list[int]) -> float:
     return sum(ids) % 97 / 97
 
 
-def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype) -> Run:
-    """What train.py prepares, as far as an update needs it."""
+def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int = 0) -> Run:
+    """What train.py prepares, as far as an update needs it; `row` tokens per micro-batch."""
     world = dist.current(machine.device_here())
     config = Config(
         model=str(place), batch_size=o.documents, group_size=o.group, temperature=1.0,
         max_response=o.response, ntp=False, learning_rate=LEARNING_RATE, warmup_steps=0,
-        tokens_per_micro_batch=ROW[world.device.type],
+        tokens_per_micro_batch=row or ROW[world.device.type],
     )  # fmt: skip
     model = dist.load_model(place, world, compute)
     model.how_to_train(config.recompute, compiled=world.device.type == "cuda")

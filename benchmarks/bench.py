@@ -21,7 +21,7 @@ OUT = Path("runs/bench")
 # In the order of importance. A step of TRL takes one to two minutes on two cores.
 PARTS = {
     "rl_step": "--rounds 5 --dtypes bfloat16",
-    "rollout": "--rounds 5 --dtypes bfloat16 --sequences 32 1 --profile",
+    "rollout": "--rounds 3 --dtypes bfloat16 --sequences 32 1 --profile",
     "forest": "--rounds 3 --dtypes bfloat16 --sweep-rounds 1",
     "scaling": "--rounds 2",
 }

@@ -81,6 +81,15 @@ def test_ranks_on_nodes_of_their_own_replicate_instead_of_sharding(answers):
     assert_same_metrics(hybrid["metrics"], one["metrics"], 1e-9)
 
 
+def test_bf16_ranks_sample_from_the_weights_of_the_last_update(answers):
+    ranks = [a["bfloat16"] for a in answers[1:]]
+    for rank in ranks:
+        for name, master in rank["after"].items():
+            assert master.dtype == torch.float32 and not torch.equal(master, rank["before"][name])
+            assert torch.equal(rank["given"][name], master.bfloat16()), name
+    assert_same_metrics(*(rank["rows"][-1] for rank in ranks), 1e-9)
+
+
 def test_ragged_decoding_gives_the_samples_of_one_process(answers):
     one, *ranks = (a["steps"]["responses"] for a in answers)
     assert len({len(response) for *_, response in one}) > 3, "all responses are of one length"

@@ -22,8 +22,11 @@ from small_run import (
     write_corpus,
     write_small_model,
 )
+from toy_runs import WORLD
 
 from rmt.checkpoint import steps
+from rmt.config import Config
+from rmt.run import prepare, resolve
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,13 @@ def test_signal_finishes_the_step_saves_and_says_how_to_go_on(uninterrupted, out
     assert not (out / "model").exists()
     run_here(*flags(resume=out))
     assert_same(out, uninterrupted)
+
+
+def test_a_resumed_run_decodes_as_many_branches_as_it_had_planned(uninterrupted, out, monkeypatch):
+    after(2, uninterrupted, out)
+    planned = resolve(Config(resume=str(out)), WORLD)[0].max_branches
+    monkeypatch.setattr("rmt.memory.free_memory", lambda world: 0.0)  # no room for a new plan
+    assert prepare(Config(resume=str(out)), WORLD).config.max_branches == planned > 0
 
 
 # ---- another number of ranks

@@ -59,6 +59,7 @@ def _work(rank, port, place):
     world = dist.start()
     results = everything(world, place)
     results["hybrid"] = hybrid(world, place)
+    results["bfloat16"] = in_bfloat16(world, place)
     torch.save(results, place / f"rank{rank}.pt")
     dist.stop()
 
@@ -128,6 +129,17 @@ def hybrid(world, place):
     mesh = next(run.model.parameters()).device_mesh
     os_results = dict(mesh=tuple(mesh.shape), names=mesh.mesh_dim_names)
     return os_results | learn(run, "uneven")
+
+
+def in_bfloat16(world, place):
+    """Weights before and after whole steps, and what the sampler is then given."""
+    run = prepared(place, world, dtype="bfloat16", learning_rate=1e-2, **STEPS)
+    weights = lambda model: {name: whole(p) for name, p in model.named_parameters()}
+    before = weights(run.model)
+    rows = steps(run)["rows"]
+    with dist.rollout_mode(run.model) as sampler:
+        given = weights(sampler)
+    return dict(before=before, after=weights(run.model), given=given, rows=rows)
 
 
 def entropies(run):

@@ -3,6 +3,7 @@
     python eval.py --model qwen3-14b --mode ntp --data omni-math/eval.jsonl   greedy next token
     python eval.py --model qwen3-14b --mode ntr ...      think first, without asking for a length
     python eval.py --model runs/rmt/model --mode rmt ... think within the budget B_T
+    python eval.py --model runs/rmt/model --mode problems --data gsm8k/test.jsonl    answer problems
 
 Positions are chosen once per data set, by the entropies of the first model that is evaluated on
 it (or --difficulty-model), and stored in --positions: every checkpoint answers the same questions.
@@ -19,14 +20,14 @@ from models.weights import find
 from rmt import dist
 from rmt.budget import budget_at
 from rmt.config import Config, from_json
-from rmt.evaluate import predict_plainly, predict_thinking, summarise, table
+from rmt.evaluate import predict_plainly, predict_thinking, solve, summarise, table
 from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.log import as_json
 from rmt.memory import plan_branches
 from rmt.positions import choose_positions, data_key, read_positions, write_positions
-from rmt.prompt import next_token_prompt
+from rmt.prompt import next_token_prompt, problem_prompt
 from rmt.rollout import Sampling
-from rmt.run import measure_difficulty, read_documents, read_model_directory
+from rmt.sources import measure_difficulty, read_documents, read_model_directory
 
 EPILOG = "Run it with torchrun to share the positions out over several GPUs."
 # Knobs of training that mean the same here.
@@ -39,8 +40,11 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Options:
-    mode: str = knob("rmt", "ntp: plain greedy; ntr: think; rmt: think within a budget",
-                     ("ntp", "ntr", "rmt"))  # fmt: skip
+    mode: str = knob(
+        "rmt", "ntp: plain greedy; ntr: think; rmt: think within a budget; problems: answer them",
+        ("ntp", "ntr", "rmt", "problems"),
+    )  # fmt: skip
+    limit: int = knob(0, "problems to answer, the first of the data; 0: all")
     budget: int = knob(0, "thinking tokens to ask for; 0: B_T of the model's run, or the paper's")
     per_tier: int = knob(400, "positions per tier, when they are chosen")
     positions: str = knob("", "where the positions are stored; default: beside the runs, by data")
@@ -56,8 +60,14 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
     values = vars(parse_known(parser, arguments))
     own = {key: values.pop(key) for key in Options.__dataclass_fields__ if key in values}
     options = replace(Options(), **own)
-    if options.per_tier < 1 or options.budget < 0 or not options.temperature > 0:
-        sys.exit("error: --per-tier and --temperature must be above 0, --budget 0 or more")
+    if (
+        options.per_tier < 1
+        or min(options.budget, options.limit) < 0
+        or not options.temperature > 0
+    ):
+        sys.exit(
+            "error: --per-tier and --temperature must be above 0, --budget and --limit 0 or more"
+        )
     if Path(options.json).is_dir() and options.json:
         sys.exit(f"error: --json {options.json} is a directory; give a file's path")
     try:
@@ -77,10 +87,18 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
     """Rows of the table, items and the budget asked for. All ranks."""
     source = find(config.model, Path(config.weights) if config.weights else None)
     tokenizer, shape = read_model_directory(source)
+    if options.mode == "problems":
+        config = replace(config, task="problems", match="answer", budget=False, ntp=False)
     response = 0 if options.mode == "ntp" else config.max_response
     documents = read_documents(config, config.data, tokenizer, shape, response)
     compute = dist.compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
+    if options.mode == "problems":
+        documents = documents[: options.limit or None]
+        prompt = problem_prompt(tokenizer, None)
+        sampling = make_sampling(config, options, tokenizer, prompt, model, compute, world)
+        items = solve(model, tokenizer, documents, None, sampling, world)
+        return summarise(items, None), items, None
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     if dist.gather_objects(stored.is_file(), world)[0]:
         positions = read_positions(stored, documents)
@@ -102,14 +120,19 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
         return summarise(items, None), items, None
     budget = (options.budget or final_budget(config.model)) if options.mode == "rmt" else None
     prompt = next_token_prompt(tokenizer, budget)
-    sampling = Sampling(
+    sampling = make_sampling(config, options, tokenizer, prompt, model, compute, world)
+    items = predict_thinking(model, tokenizer, documents, positions, budget, sampling, world)
+    return summarise(items, budget), items, budget
+
+
+def make_sampling(config, options, tokenizer, prompt, model, compute, world) -> Sampling:
+    """All ranks."""
+    return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,
         options.temperature if options.decoding == "sampled" else 0.0,
         plan_branches(config, prompt, model, compute, world),
         config.seed, "evaluate",
     )  # fmt: skip
-    items = predict_thinking(model, tokenizer, documents, positions, budget, sampling, world)
-    return summarise(items, budget), items, budget
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

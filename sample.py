@@ -24,7 +24,7 @@ from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.forest import Branch, Tree, pack
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rollout import Sampling, stream
-from rmt.run import read_model_directory
+from rmt.sources import read_model_directory
 from rmt.tokenizer import Tokenizer
 
 

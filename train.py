@@ -14,20 +14,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rmt import dist
-from rmt.batch import Question, question_trees, text_trees
+from rmt.ask import ask, draw_questions
+from rmt.batch import question_trees, text_trees
 from rmt.budget import budget_at
 from rmt.checkpoint import CheckpointError, export_model
 from rmt.clock import profiled
 from rmt.config import parse
-from rmt.curriculum import NO_TIER, tier_probabilities
-from rmt.evaluate import predict_thinking, summarise, table
+from rmt.curriculum import NO_TIER
+from rmt.evaluate import predict_thinking, solve, summarise, table
 from rmt.flops import forward_flops, peak_flops
 from rmt.grpo import advantage_scale, advantages, length_share
 from rmt.log import RunLog, device_name, readable_samples
 from rmt.metrics import Metrics, add_rollout_metrics, add_speed_metrics
-from rmt.prompt import next_token_prompt, parse_response
-from rmt.rewards import reward_groups
-from rmt.rollout import Sampling, generate
+from rmt.prompt import prompt_for
+from rmt.rollout import Sampling
 from rmt.run import Run, prepare, save
 from rmt.update import update
 
@@ -46,34 +46,23 @@ REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
 def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     """One step of the method: draw, think, reward, learn. All ranks."""
     c, world, metrics, started = run.config, run.world, Metrics(), time.perf_counter()
-    progress = step / run.total_steps
     indices = run.order[step][world.rank :: world.size].tolist()
 
     # 1. The curriculum draws the positions C to reason about.
-    questions = draw_questions(run, step, progress, metrics)
+    questions = draw_questions(run, step, metrics)
 
     # 2. The budget of this step is what the prompt asks for.
     budget = None
     if c.budget:
         budget = budget_at(step, run.total_steps, c.budget_start, c.budget_decay, c.budget_min)
-    prompt = next_token_prompt(run.tokenizer, budget)
+    prompt = prompt_for(c.task, run.tokenizer, budget)
 
     # 3. G rollouts per position: think, then predict the next token.
-    sampling = Sampling(
-        c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, c.temperature,
-        c.max_branches, c.seed, "train", step,
-    )  # fmt: skip
+    # 4. Rewards (P, G): the right token, and the length that was asked for.
     run.optimizer.zero_grad(set_to_none=True)  # the last gradients make room for the cache
     with run.clock("rollout"), dist.rollout_mode(run.model) as sampler:
-        trees = question_trees(questions, run.documents, prompt)
-        groups = generate(sampler, trees, c.group_size, sampling)
-
-    # 4. Rewards (P, G): the right token, and the length that was asked for.
-    answers = [[parse_response(run.tokenizer, r.tokens) for r in group] for group in groups]
-    rewards = reward_groups(
-        answers, [q.truth for q in questions], c.group_size, budget, c.length_weight,
-        c.length_reward_max, c.length_reward_gate,
-    )  # fmt: skip
+        questions, said = ask(run, sampler, questions, prompt, step, budget, metrics)
+    groups, answers, rewards = said.groups, said.answers, said.rewards
 
     # 5. Advantages (P, G) relative to the group.
     total = rewards["total"]
@@ -98,6 +87,8 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     add_rollout_metrics(metrics, questions, answers, responses, rewards, budget)
     measure_speed(run, responses, trained, started, metrics)
     row = {"step": step, "budget": budget} | metrics.reduce(world)
+    run.tokens += row["tokens/step"] + row["tokens/dropped"]
+    run.seconds += row["time/step"]
     return row, readable_samples(run, step, questions, groups, answers, rewards, budget)
 
 
@@ -113,26 +104,8 @@ def measure_speed(run: Run, responses, trained, started: float, metrics: Metrics
     took = time.perf_counter() - started
     metrics.add("time/step", took, 1)
     metrics.add("speed/tokens_per_second", tokens, took / world.size)
+    metrics.add("tokens/step", generated + tokens, 1 / world.size)  # a sum over ranks
     metrics.add_max("memory/peak_gb", dist.peak_memory(world))
-
-
-def draw_questions(run: Run, step: int, progress: float, metrics: Metrics) -> list[Question]:
-    """Positions of this rank's documents; every rank draws for all, to know what was drawn."""
-    c, world, questions = run.config, run.world, []
-    probabilities = None
-    if c.curriculum:
-        probabilities = tier_probabilities(
-            progress, c.curriculum_early, c.curriculum_late, c.curriculum_start, c.curriculum_end
-        )
-    for number, index in enumerate(run.order[step].tolist()):
-        draws, missing = run.curriculum.draw(step, index, probabilities, c.positions_per_document)
-        mine = number % world.size == world.rank
-        metrics.add("share/empty_tier_draws", mine * missing, mine * c.positions_per_document)
-        for draw in draws if mine else ():
-            token = int(run.documents[index].tokens[draw.position])
-            truth = run.tokenizer.bytes_of([token])
-            questions.append(Question(index, draw.position, draw.tier, truth))
-    return questions
 
 
 def evaluate(run: Run, log: RunLog) -> None:
@@ -145,9 +118,11 @@ def evaluate(run: Run, log: RunLog) -> None:
     sampling = Sampling(
         c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.0, c.max_branches
     )
-    items = predict_thinking(
-        run.model, run.tokenizer, documents, positions, budget, sampling, run.world
-    )
+    known = (run.model, run.tokenizer, documents)
+    if c.task == "problems":
+        items = solve(*known, budget, sampling, run.world)
+    else:
+        items = predict_thinking(*known, positions, budget, sampling, run.world)
     rows = summarise(items, budget)
     log.evaluation(run.step, rows)
     log.message(f"held-out accuracy after {run.step} steps\n{table(rows)}")
@@ -157,7 +132,7 @@ def run_to_end(run: Run, log: RunLog) -> str:
     """All remaining steps; returns what to tell the user. All ranks."""
     c, world = run.config, run.world
     with signals_noted() as asked:
-        while run.step < run.total_steps:
+        while not run.over:
             if run.held_out and run.step % c.eval_every == 0:
                 evaluate(run, log)
             with profile_of(run, log):
@@ -166,7 +141,7 @@ def run_to_end(run: Run, log: RunLog) -> str:
             log.step(row, samples)
             broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
             stop = broken or bool(dist.reduce_max([len(asked)], world)[0])
-            if stop or run.step % c.save_every == 0 or run.step == run.total_steps:
+            if stop or run.step % c.save_every == 0 or run.over:
                 save(run)
             if broken:
                 raise FloatingPointError(

@@ -13,12 +13,16 @@ from rmt.prompt import PromptIds
 
 @dataclass(frozen=True)
 class Question:
-    """A position to reason about: which token comes next?"""
+    """A position to reason about: which token comes next? Of a problem: its end."""
 
     document: int
     position: int
     tier: int
-    truth: bytes  # the exact bytes of the token there
+    coming: tuple[bytes, ...]  # of the tokens from there on, exact; or the answer to a problem
+
+    @property
+    def truth(self) -> bytes:
+        return self.coming[0]
 
 
 def question_trees(

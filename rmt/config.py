@@ -1,21 +1,29 @@
 """Every knob of a run in one frozen record; command-line flags are generated from it.
 
 Departures: fields marked [ours] are not published by the paper; the others have its values.
-Precedence: default < --preset < command line. A resumed run takes its checkpoint's config.
+Precedence: default < --method < --preset < command line. A resumed run takes its checkpoint's
+config.
 """
 
 import dataclasses
-import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmt.flags import add_fields, flag, knob, make_parser, parse_known
+from rmt.checks import problems
+from rmt.flags import add_fields, knob, make_parser, parse_known
+from rmt.presets import METHODS, PRESETS
 
 
 @dataclass(frozen=True)
 class Config:
+    # ---- what is learnt
+    method: str = knob("rmt", "values for the knobs below, see rmt/presets.py", tuple(METHODS))
+    task: str = knob(
+        "next-token", "what is reasoned about: next tokens of text, problems with an answer, or "
+        "nothing", ("next-token", "problems", "nothing"),
+    )  # fmt: skip
     # ---- input and output
     model: str = knob(
         "tiny", "name (tiny, qwen3-14b, smollm2-135m, ...) or a Hugging Face directory"
@@ -37,6 +45,8 @@ class Config:
     # ---- length of the run
     steps: int = knob(0, "updates; 0 = epochs x documents / batch-size. T of the schedules")
     epochs: float = knob(10.0, "passes over the documents when --steps is 0")
+    max_tokens: int = knob(0, "end after so many tokens, sampled and trained on; 0: do not")
+    max_minutes: float = knob(0.0, "end after so many minutes of training; 0: do not")
     batch_size: int = knob(128, "documents per step, over all ranks")
     # ---- difficulty and curriculum
     min_context: int = knob(16, "positions before this one are never reasoned about [ours]")
@@ -56,6 +66,11 @@ class Config:
     curriculum_start: float = knob(0.3, "t1 / T: the ramp from early to late begins")
     curriculum_end: float = knob(0.7, "t2 / T: the ramp ends")
     positions_per_document: int = knob(1, "positions reasoned about per document and step [ours]")
+    resample_from: int = knob(
+        -1, "step from which groups of equal matching rewards are replaced by those of other "
+        "positions (dynamic sampling, DAPO); -1: never"
+    )  # fmt: skip
+    resample_tries: int = knob(4, "how often, before they stay as they are [ours]")
     # ---- rollouts
     group_size: int = knob(8, "G: responses per position")
     temperature: float = knob(0.8, "of sampling and of the scored distribution [ours]")
@@ -63,6 +78,10 @@ class Config:
     # 48 responses of 2,200 tokens of a 14B model: 17 GB of cache beside 30 GB of gathered weights.
     max_branches: int = knob(0, "responses decoded at one time per rank; 0: what free memory holds")
     # ---- budget and reward
+    match: str = knob(
+        "token", "a right answer is the next token, or a prefix of the text that ends with a "
+        "token (RPT), or the problem's answer", ("token", "prefix", "answer"),
+    )  # fmt: skip
     budget: bool = knob(True, "dynamic token budget: ask for B_t tokens and reward the length")
     budget_start: int = knob(800, "B_0: thinking tokens asked for at the first step")
     budget_decay: float = knob(0.2, "gamma: B_t = B_0 gamma^(t/T)")
@@ -120,101 +139,8 @@ class Config:
     eval_positions: int = knob(64, "positions per tier in an evaluation during the run")
 
     def __post_init__(self):
-        for message in _problems(self):
+        for message in problems(self):
             raise ValueError(message)
-
-
-# Values of method.md are the defaults; presets say what a smaller machine needs instead.
-PRESETS: dict[str, dict] = {
-    "paper": {},
-    "demo": dict(  # minutes on two CPU cores with --model tiny
-        data=("assets/tiny_corpus/train.jsonl",), steps=80, batch_size=12, learning_rate=1.5e-4,
-        budget_start=90, max_response=192, document_tokens=512, entropy_top_k=0, save_every=50,
-        max_branches=256, recompute="none",
-    ),
-    "small": dict(  # a real model on a CPU: few, short responses
-        batch_size=4, group_size=4, budget_start=64, max_response=96, document_tokens=512,
-        tokens_per_micro_batch=4096, learning_rate=1e-5,
-    ),
-}  # fmt: skip
-
-
-def _problems(c: Config) -> Iterator[str]:
-    """Messages about values that cannot work: value, reason, remedy."""
-    yield from _number_problems(c)
-    yield from _reward_problems(c)
-    yield from _curriculum_problems(c)
-
-
-def _number_problems(c: Config) -> Iterator[str]:
-    positive = (
-        "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
-        "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep",
-        "eval_every", "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
-    )  # fmt: skip
-    not_negative = (
-        "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta", "profile", "max_branches",
-        "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
-    )  # fmt: skip
-    for field in dataclasses.fields(c):
-        value = getattr(c, field.name)
-        if field.type is float and not math.isfinite(value):
-            yield f"{flag(field.name)} is {value}; give a finite number"
-    for name in positive:
-        if not getattr(c, name) > 0:
-            yield f"{flag(name)} is {getattr(c, name)} but must be greater than 0"
-    for name in not_negative:
-        if getattr(c, name) < 0:
-            yield f"{flag(name)} is {getattr(c, name)} but must be 0 or more"
-
-
-def _reward_problems(c: Config) -> Iterator[str]:
-    if c.budget_min < 1:
-        yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"
-    if c.budget_start < c.budget_min:
-        yield f"--budget-start {c.budget_start} is below --budget-min {c.budget_min}; raise it"
-    if not 0 < c.budget_decay <= 1:
-        yield f"--budget-decay is {c.budget_decay}: the budget shrinks, so choose it in (0, 1]"
-    if not 0 <= c.length_weight < 0.5:
-        yield (
-            f"--length-weight is {c.length_weight}: choose it in [0, 0.5), "
-            "or a wrong answer of the right length could beat a right one"
-        )
-    elif c.length_weight * c.length_reward_max >= 1 - c.length_weight:
-        yield (
-            f"--length-reward-max is {c.length_reward_max}: with --length-weight {c.length_weight} "
-            "a wrong answer of the right length could beat a right one; lower it"
-        )
-    if c.max_response < 4:
-        yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
-    if c.group_size < 2:
-        yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
-    if not c.temperature > 0:
-        yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
-    if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
-        yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
-
-
-def _curriculum_problems(c: Config) -> Iterator[str]:
-    if c.document_tokens <= c.min_context:
-        yield (
-            f"--document-tokens {c.document_tokens} leaves nothing after --min-context "
-            f"{c.min_context}; raise the one or lower the other"
-        )
-    thresholds = c.tier_thresholds
-    if len(thresholds) != 3 or list(thresholds) != sorted(set(thresholds)):
-        yield f"--tier-thresholds is {thresholds}: give three rising numbers, easy medium hard"
-    if c.tiers == "quantile" and not all(0 <= x < 1 for x in thresholds):
-        yield f"--tier-thresholds is {thresholds}: quantiles lie in [0, 1); try 0.5 0.7 0.85"
-    for name in ("curriculum_early", "curriculum_late"):
-        p = getattr(c, name)
-        if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:
-            yield f"{flag(name)} is {p}: give three probabilities that sum to 1"
-    if not 0 <= c.curriculum_start < c.curriculum_end <= 1:
-        yield (
-            f"--curriculum-start {c.curriculum_start} and --curriculum-end {c.curriculum_end}: "
-            "choose 0 <= start < end <= 1"
-        )
 
 
 def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
@@ -223,9 +149,11 @@ def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="base values")
     add_fields(parser, Config)
     values = vars(parse_known(parser, arguments))
-    settings = PRESETS[values.pop("preset")] | {
+    preset = PRESETS[values.pop("preset")]
+    method = values.get("method", preset.get("method", "rmt"))
+    settings = METHODS[method] | preset | {"method": method} | {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
+    }  # fmt: skip
     try:
         return Config(**settings)
     except ValueError as problem:

@@ -14,16 +14,17 @@ import torch
 from kernels import linear_topk
 from rmt.batch import Question, question_trees
 from rmt.corpus import Document
-from rmt.curriculum import TIERS
+from rmt.curriculum import NO_TIER, TIERS
 from rmt.dist import World, gather_objects, rollout_mode
 from rmt.forest import Tree, micro_batches, pack
 from rmt.memory import CACHED_TOKENS
 from rmt.positions import Position
-from rmt.prompt import next_token_prompt, parse_response
+from rmt.prompt import Answer, PromptIds, next_token_prompt, parse_response, problem_prompt
 from rmt.rewards import match_reward
-from rmt.rollout import Sampling, generate
+from rmt.rollout import Rollout, Sampling, generate
 from rmt.tokenizer import Tokenizer
 
+PROBLEMS = "problems"  # in place of a tier
 Z = 1.959964  # 95 % of a normal distribution
 
 
@@ -75,36 +76,71 @@ def predict_thinking(
     prompt = next_token_prompt(tokenizer, budget)
     own = [p for group in _share(positions, world).values() for p in group]
     questions = [
-        Question(p.document, p.position, TIERS.index(p.tier), tokenizer.bytes_of([p.target]))
+        Question(p.document, p.position, TIERS.index(p.tier), (tokenizer.bytes_of([p.target]),))
         for p in own
     ]
+    rollouts, items = _answer(model, questions, documents, prompt, sampling), []
+    for position, question, rollout in zip(own, questions, rollouts):
+        answer = parse_response(tokenizer, rollout.tokens)
+        match = bool(match_reward(answer, question.coming))
+        ids = [position.target] if match else tokenizer.encode(answer.text or "")
+        predicted = ids[0] if len(ids) == 1 else None
+        items.append(asdict(position) | _item(tokenizer, rollout, answer, match, predicted))
+    return _collect(items, world)
+
+
+def solve(
+    model,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    budget: int | None,
+    sampling: Sampling,
+    world: World,
+) -> list[dict[str, Any]]:
+    """One response to each problem; with its answer, whether or not it has thought. All ranks."""
+    prompt = problem_prompt(tokenizer, budget)
+    own = range(len(documents))[world.rank :: world.size]
+    questions = [
+        Question(d, len(documents[d].tokens), NO_TIER, (documents[d].answer.encode(),)) for d in own
+    ]
+    items = []
+    for question, rollout in zip(questions, _answer(model, questions, documents, prompt, sampling)):
+        answer = parse_response(tokenizer, rollout.tokens, thinks=False)
+        match = bool(match_reward(answer, question.coming, "answer"))
+        where = dict(document=question.document, position=question.position, tier=PROBLEMS)
+        items.append(where | _item(tokenizer, rollout, answer, match, answer.text))
+    return _collect(items, world)
+
+
+def _answer(
+    model, questions: Sequence[Question], documents: Sequence[Document], prompt: PromptIds,
+    sampling: Sampling,
+) -> list[Rollout]:  # fmt: skip
+    """One response to each of this rank's questions. All ranks."""
     with rollout_mode(model) as gathered:
         groups = {}  # by question: batches hold the trees in any order
         for batch in micro_batches(question_trees(questions, documents, prompt), CACHED_TOKENS):
             ids = [branch.id for tree in batch for branch in tree.branches]
             groups |= zip(ids, generate(gathered, batch, 1, sampling))
-    items = []
-    for number, (position, question) in enumerate(zip(own, questions)):
-        (rollout,) = groups[number]
-        answer = parse_response(tokenizer, rollout.tokens)
-        match = bool(match_reward(answer, question.truth))
-        ids = [position.target] if match else tokenizer.encode(answer.text or "")
-        items.append(
-            asdict(position)
-            | dict(
-                predicted=ids[0] if len(ids) == 1 else None,
-                match=match,
-                well_formed=answer.text is not None,
-                thinking_length=answer.thinking_length,
-                tokens=len(rollout.tokens),
-                response=tokenizer.decode(rollout.tokens),
-            )
-        )
-    return _collect(items, world)
+    return [groups[number][0] for number in range(len(questions))]
+
+
+def _item(
+    tokenizer: Tokenizer, rollout: Rollout, answer: Answer, match: bool, predicted: Any
+) -> dict[str, Any]:
+    return dict(
+        predicted=predicted, match=match, well_formed=answer.text is not None,
+        thinking_length=answer.thinking_length, tokens=len(rollout.tokens),
+        response=tokenizer.decode(rollout.tokens),
+    )  # fmt: skip
 
 
 def summarise(items: Sequence[dict[str, Any]], budget: int | None) -> list[dict[str, Any]]:
-    """A row per disjoint tier, their average, and RPT's nested sets (entropy above a threshold)."""
+    """A row per disjoint tier, their average, and RPT's nested sets (entropy above a threshold);
+    of problems one row.
+    """
+    if items and all(item["tier"] == PROBLEMS for item in items):
+        return [_row(PROBLEMS, items, budget)]
     rows = [_row(name, [i for i in items if i["tier"] == name], budget) for name in TIERS]
     present = [row for row in rows if row["n"]]
     average = _row("average", items, budget)

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from rmt.config import Config
-from rmt.curriculum import TIERS
+from rmt.curriculum import NO_TIER, TIERS
 from rmt.dist import World
 from rmt.prompt import escape
 
@@ -81,7 +81,7 @@ def readable_samples(
                 "step": step,
                 "document": run.documents[question.document].source,
                 "position": question.position,
-                "tier": TIERS[question.tier],
+                "tier": TIERS[question.tier] if question.tier != NO_TIER else "problem",
                 "context": run.tokenizer.decode(tokens[: question.position].tolist())[-200:],
                 "truth": escape(question.truth),
                 "response": run.tokenizer.decode(rollout.tokens),

@@ -22,6 +22,7 @@ Write a newline as \n, a tab as \t and an unpaired brace as \x7b or \x7d.
 ### Context
 """.replace("\\\n", "")
 
+SOLVE = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 BOXED = r"\boxed{"
 
 
@@ -49,6 +50,18 @@ def next_token_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
     )
 
 
+def problem_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
+    """Ids around a problem, of which the answer is asked."""
+    before, after = tokenizer.chat_parts()
+    request = SOLVE if budget is None else f"{SOLVE} {budget_sentence(budget)}"
+    return PromptIds(header=tuple(before), footer=tuple(tokenizer.encode(request) + after))
+
+
+def prompt_for(task: str, tokenizer: Tokenizer, budget: int | None) -> PromptIds:
+    make = problem_prompt if task == "problems" else next_token_prompt
+    return make(tokenizer, budget)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a response says. `text` is None when it is not well-formed."""
@@ -58,11 +71,15 @@ class Answer:
     thinking_length: int | None  # generated tokens before </think>; None without one
 
 
-def parse_response(tokenizer: Tokenizer, ids: list[int]) -> Answer:
-    """Split a response at its first </think> and read the answer behind it."""
+def parse_response(tokenizer: Tokenizer, ids: list[int], thinks: bool = True) -> Answer:
+    """Split a response at its first </think> and read the answer behind it.
+
+    Where there is no </think> there is no answer; `thinks=False` then reads the whole response.
+    """
     position, after = _find_close(tokenizer, ids)
     if position is None:
-        return Answer(tokenizer.decode(ids), None, None)
+        thought = tokenizer.decode(ids)
+        return Answer(thought, None if thinks else boxed_content(thought), None)
     return Answer(tokenizer.decode(ids[:position]), boxed_content(after), position)
 
 

@@ -1,23 +1,31 @@
 """Rewards of one response: did it name the next token, and did it think as long as asked?"""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from rmt.budget import length_reward
 from rmt.prompt import Answer, escape
+from rmt.verify import same_answer
 
 
-def match_reward(answer: Answer, truth: bytes) -> float:
-    """1 if the boxed answer is the ground-truth token byte for byte, nothing stripped; else 0.
+def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -> float:
+    """1 if the boxed answer is right, else 0.
 
-    A token that cannot be written as it is (a newline, half a character, a lone brace) may be
-    given as its escape.
+    rule "token" is the paper: the bytes of the first token of `coming`, nothing stripped. "prefix"
+    is RPT: the bytes of the first token or the first few, so that it ends where a token ends.
+    What cannot be written as it is (a newline, half a character, a lone brace) may be given as its
+    escape. "answer": coming[0] is the answer to a problem (rmt/verify.py).
     """
     if answer.text is None:
         return 0.0
-    return float(answer.text.encode("utf-8") == truth or answer.text == escape(truth))  # Eq. 5
+    if rule == "answer":
+        return float(same_answer(answer.text, coming[0].decode("utf-8")))
+    right = coming[:1] if rule == "token" else accumulate(coming)
+    said = answer.text.encode("utf-8")
+    return float(any(said == text or answer.text == escape(text) for text in right))  # Eq. 5, 12
 
 
 def thinking_reward(
@@ -41,24 +49,25 @@ def total_reward(match: float, length: float, length_weight: float) -> float:
 
 def reward_groups(
     answers: Sequence[Sequence[Answer]],
-    truths: Sequence[bytes],
+    coming: Sequence[Sequence[bytes]],
     group_size: int,
     budget: int | None,
     length_weight: float,
     maximum: float,
     gate: str,
+    rule: str = "token",
 ) -> dict[str, Tensor]:
     """Rewards of P groups of G answers: "match", "length" and "total", (P, G) fp64 each.
 
-    Without a budget the reward is the match alone.
+    coming and rule are those of `match_reward`. Without a budget the reward is the match alone.
     """
     match, length = [], []
-    for group, truth in zip(answers, truths):
-        match.append([match_reward(answer, truth) for answer in group])
+    for group, texts in zip(answers, coming):
+        match.append([match_reward(answer, texts, rule) for answer in group])
         length.append(
             [thinking_reward(a, m, budget, maximum, gate) for a, m in zip(group, match[-1])]
         )
-    match = torch.tensor(match, dtype=torch.float64).view(len(truths), group_size)
-    length = torch.tensor(length, dtype=torch.float64).view(len(truths), group_size)
+    match = torch.tensor(match, dtype=torch.float64).view(len(coming), group_size)
+    length = torch.tensor(length, dtype=torch.float64).view(len(coming), group_size)
     weight = 0.0 if budget is None else length_weight
     return {"match": match, "length": length, "total": total_reward(match, length, weight)}

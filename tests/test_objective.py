@@ -191,7 +191,7 @@ def test_policy_loss_clips_only_what_would_move_further_away():
 def texts(scope, begin=(1,)):
     """Targets of one document of 12 tokens, of which 4 and 9 are reasoned about."""
     documents = [Document(0, "a", np.arange(5)), Document(1, "b", np.arange(20, 32))]
-    questions = [Question(1, position, 0, b"x") for position in (4, 9)]
+    questions = [Question(1, position, 0, (b"x",)) for position in (4, 9)]
     easy = {1: np.arange(12) % 3 == 0}  # 0, 3, 6, 9
     (tree,) = text_trees([1], documents, list(begin), questions, easy, scope)
     assert list(tree.trunk) == [*begin, *range(20, 32)]

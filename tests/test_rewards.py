@@ -7,7 +7,7 @@ import torch
 
 from rmt.curriculum import TIERS
 from rmt.evaluate import summarise, wilson
-from rmt.prompt import Answer
+from rmt.prompt import Answer, boxed_content
 from rmt.rewards import match_reward, reward_groups, thinking_reward, total_reward
 
 
@@ -25,12 +25,51 @@ def answer(text, length=10):
     ],
 )  # fmt: skip
 def test_match_compares_bytes_without_stripping(text, truth, reward):
-    assert match_reward(answer(text), truth) == reward
+    assert match_reward(answer(text), [truth, b"!"]) == reward
+
+
+COMING = (
+    b" na",
+    b"\xc3",
+    b"\xaf",
+    b"ve{",
+    b"}",
+    b"\n",
+    b" end",
+)  # " naïve{}\n end", ï in two tokens
+
+
+@pytest.mark.parametrize(
+    "text, reward",
+    [
+        (" na", 1), (" naïve{}", 1), (" naïve{}\n", 1), (" naïve{}\n end", 1),  # one token or more
+        ("na", 0), (" n", 0), (" naïv", 0), (" naïve{}\n en", 0),  # no boundary, or another text
+        (" naï", 1), (r" na\xc3", 1), (r"\xc3", 0),  # half a character ends a token as well
+        (r" naïve\x7b", 1), (" naïve{", 1), (r" naïve{}\n", 1),  # lone braces, and a newline
+        ("", 0), (None, 0), (" naïve{}\n end.", 0),
+    ],
+)  # fmt: skip
+def test_a_prefix_is_right_where_a_token_ends(text, reward):
+    """Bytes of tokens are counted: a decoded prefix would break inside a character."""
+    assert match_reward(answer(text), COMING, "prefix") == reward
+
+
+@pytest.mark.parametrize(
+    "response, said",
+    [
+        (r"</think>\boxed{a}, no: \boxed{ b}", " b"), (r"</think>\boxed{}", ""),
+        (r"</think>\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{a}</think>", None),
+        (r"</think>\boxed{a", None),
+    ],
+)  # fmt: skip
+def test_the_answer_of_several_nested_empty_and_open_boxes(response, said):
+    _, close, after = response.partition("</think>")
+    assert (boxed_content(after) if close else None) == said
 
 
 def groups(answers, truth=b"x", budget=100, **options):
     settings = dict(length_weight=0.1, maximum=1.0, gate="none") | options
-    return reward_groups([answers], [truth], len(answers), budget, **settings)
+    return reward_groups([answers], [[truth]], len(answers), budget, **settings)
 
 
 def test_without_the_end_of_thinking_all_rewards_are_zero():

@@ -1,0 +1,133 @@
+"""What is asked in a step, and what is answered: questions, groups of responses, their rewards.
+
+Departures: RPT's dynamic sampling fills its batch with groups of other prompts; ours replaces a
+group whose matching rewards are all equal by one at another position of the same document, so that
+a step has the documents that its epoch gave it. Groups are judged by r_match (as the composite
+reward differs almost always), at most `resample_tries` times.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rmt import dist
+from rmt.batch import Question, question_trees
+from rmt.curriculum import NO_TIER, Draw, tier_probabilities
+from rmt.metrics import Metrics, mixed
+from rmt.prompt import Answer, PromptIds, parse_response
+from rmt.rewards import reward_groups
+from rmt.rollout import Rollout, Sampling, generate
+from rmt.run import Run
+
+LOOKAHEAD = 32  # tokens that a prefix may have
+
+
+@dataclass
+class Said:
+    """G responses to each of P questions, what they say, and (P, G) rewards."""
+
+    groups: list[list[Rollout]]
+    answers: list[list[Answer]]
+    rewards: dict[str, Tensor]
+
+
+def draw_questions(run: Run, step: int, metrics: Metrics) -> list[Question]:
+    """Questions about this rank's documents; every rank draws for all, to know what was drawn."""
+    c, questions = run.config, []
+    for number, index in enumerate(run.order[step].tolist()):
+        draws, missing = _draw(run, step, index, c.positions_per_document)
+        mine = number % run.world.size == run.world.rank
+        metrics.add("share/empty_tier_draws", mine * missing, mine * c.positions_per_document)
+        if mine:
+            questions += [_question(run, index, draw) for draw in draws]
+    return questions
+
+
+def _draw(run: Run, step: int, index: int, count: int) -> tuple[list[Draw], int]:
+    """Positions of a document to ask about, and how often a tier was empty."""
+    c = run.config
+    if c.task == "nothing":
+        return [], 0
+    if c.task == "problems":
+        return [Draw(len(run.documents[index].tokens), NO_TIER)], 0
+    probabilities = None
+    if c.curriculum:
+        probabilities = tier_probabilities(
+            step / run.total_steps, c.curriculum_early, c.curriculum_late, c.curriculum_start,
+            c.curriculum_end,
+        )  # fmt: skip
+    return run.curriculum.draw(step, index, probabilities, count)
+
+
+def _question(run: Run, index: int, draw: Draw) -> Question:
+    document, coming = run.documents[index], ()
+    if run.config.task == "problems":
+        coming = (document.answer.encode("utf-8"),)
+    else:
+        ids = document.tokens[draw.position : draw.position + LOOKAHEAD].tolist()
+        coming = tuple(run.tokenizer.bytes_of([token]) for token in ids)
+    return Question(index, draw.position, draw.tier, coming)
+
+
+def ask(
+    run: Run,
+    sampler,
+    questions: list[Question],
+    prompt: PromptIds,
+    step: int,
+    budget: int | None,
+    metrics: Metrics,
+) -> tuple[list[Question], Said]:
+    """Responses to questions; with dynamic sampling the questions may change. All ranks."""
+    c, generated = run.config, 0
+    said = _respond(run, sampler, questions, prompt, step, budget)
+    for _ in range(c.resample_tries if 0 <= c.resample_from <= step else 0):
+        dull = (~mixed(said.rewards["match"])).nonzero()[:, 0].tolist()
+        everywhere = dist.gather_objects([questions[i].document for i in dull], run.world)
+        if not any(everywhere):
+            break
+        # Every rank draws for all, to know what was drawn.
+        drawn = [[_draw(run, step, index, 1)[0][0] for index in part] for part in everywhere]
+        own = zip(everywhere[run.world.rank], drawn[run.world.rank])
+        others = [_question(run, index, draw) for index, draw in own]
+        fresh = _respond(run, sampler, others, prompt, step, budget)
+        generated += sum(len(r.tokens) for i in dull for r in said.groups[i])
+        questions, said = _replaced(questions, said, dull, others, fresh)
+    metrics.add("tokens/dropped", generated, 1 / run.world.size)  # a sum over ranks
+    return questions, said
+
+
+def _respond(
+    run: Run, sampler, questions: Sequence[Question], prompt: PromptIds, step: int,
+    budget: int | None,
+) -> Said:  # fmt: skip
+    c, tokenizer = run.config, run.tokenizer
+    sampling = Sampling(
+        c.max_response, tokenizer.stop_ids, tokenizer.vocab_size, c.temperature, c.max_branches,
+        c.seed, "train", step,
+    )  # fmt: skip
+    groups = generate(
+        sampler, question_trees(questions, run.documents, prompt), c.group_size, sampling
+    )
+    thinks = c.task == "next-token"
+    answers = [[parse_response(tokenizer, r.tokens, thinks) for r in group] for group in groups]
+    rewards = reward_groups(
+        answers, [q.coming for q in questions], c.group_size, budget, c.length_weight,
+        c.length_reward_max, c.length_reward_gate, c.match,
+    )  # fmt: skip
+    return Said(groups, answers, rewards)
+
+
+def _replaced(
+    questions: Sequence[Question], said: Said, places: Sequence[int], others: Sequence[Question],
+    fresh: Said,
+) -> tuple[list[Question], Said]:  # fmt: skip
+    """Questions and what was said to them, with others in some places."""
+    swap = dict(zip(places, range(len(others))))
+    pick = lambda old, new: [new[swap[i]] if i in swap else x for i, x in enumerate(old)]
+    rewards = {name: old.clone() for name, old in said.rewards.items()}
+    for name, values in rewards.items():
+        values[list(places)] = fresh.rewards[name]
+    answered = Said(pick(said.groups, fresh.groups), pick(said.answers, fresh.answers), rewards)
+    return pick(questions, others), answered

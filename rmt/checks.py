@@ -1,0 +1,104 @@
+"""Values of a Config that cannot work: each message has the value, the reason and the remedy."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rmt.flags import flag
+
+if TYPE_CHECKING:
+    from rmt.config import Config
+
+
+def problems(c: "Config") -> Iterator[str]:
+    """Messages about values that cannot work: value, reason, remedy."""
+    yield from _number_problems(c)
+    yield from _reward_problems(c)
+    yield from _curriculum_problems(c)
+    yield from _task_problems(c)
+
+
+def _number_problems(c: "Config") -> Iterator[str]:
+    positive = (
+        "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
+        "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep",
+        "eval_every", "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
+        "resample_tries",
+    )  # fmt: skip
+    not_negative = (
+        "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta", "profile", "max_branches",
+        "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
+        "max_tokens", "max_minutes",
+    )  # fmt: skip
+    for field in dataclasses.fields(c):
+        value = getattr(c, field.name)
+        if field.type is float and not math.isfinite(value):
+            yield f"{flag(field.name)} is {value}; give a finite number"
+    for name in positive:
+        if not getattr(c, name) > 0:
+            yield f"{flag(name)} is {getattr(c, name)} but must be greater than 0"
+    for name in not_negative:
+        if getattr(c, name) < 0:
+            yield f"{flag(name)} is {getattr(c, name)} but must be 0 or more"
+
+
+def _reward_problems(c: "Config") -> Iterator[str]:
+    if c.budget_min < 1:
+        yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"
+    if c.budget_start < c.budget_min:
+        yield f"--budget-start {c.budget_start} is below --budget-min {c.budget_min}; raise it"
+    if not 0 < c.budget_decay <= 1:
+        yield f"--budget-decay is {c.budget_decay}: the budget shrinks, so choose it in (0, 1]"
+    if not 0 <= c.length_weight < 0.5:
+        yield (
+            f"--length-weight is {c.length_weight}: choose it in [0, 0.5), "
+            "or a wrong answer of the right length could beat a right one"
+        )
+    elif c.length_weight * c.length_reward_max >= 1 - c.length_weight:
+        yield (
+            f"--length-reward-max is {c.length_reward_max}: with --length-weight {c.length_weight} "
+            "a wrong answer of the right length could beat a right one; lower it"
+        )
+    if c.max_response < 4:
+        yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
+    if c.group_size < 2:
+        yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
+    if not c.temperature > 0:
+        yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
+    if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
+        yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
+
+
+def _curriculum_problems(c: "Config") -> Iterator[str]:
+    if c.document_tokens <= c.min_context:
+        yield (
+            f"--document-tokens {c.document_tokens} leaves nothing after --min-context "
+            f"{c.min_context}; raise the one or lower the other"
+        )
+    thresholds = c.tier_thresholds
+    if len(thresholds) != 3 or list(thresholds) != sorted(set(thresholds)):
+        yield f"--tier-thresholds is {thresholds}: give three rising numbers, easy medium hard"
+    if c.tiers == "quantile" and not all(0 <= x < 1 for x in thresholds):
+        yield f"--tier-thresholds is {thresholds}: quantiles lie in [0, 1); try 0.5 0.7 0.85"
+    for name in ("curriculum_early", "curriculum_late"):
+        p = getattr(c, name)
+        if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:
+            yield f"{flag(name)} is {p}: give three probabilities that sum to 1"
+    if not 0 <= c.curriculum_start < c.curriculum_end <= 1:
+        yield (
+            f"--curriculum-start {c.curriculum_start} and --curriculum-end {c.curriculum_end}: "
+            "choose 0 <= start < end <= 1"
+        )
+
+
+def _task_problems(c: "Config") -> Iterator[str]:
+    if (c.task == "problems") != (c.match == "answer"):
+        yield (
+            f"--task {c.task} with --match {c.match}: a problem is right by its answer, a next "
+            "token by its bytes; use --method grpo, or rmt or rpt"
+        )
+    if c.task == "nothing" and not c.ntp:
+        yield "--task nothing with --no-ntp: there is nothing to learn; use --ntp"
+    if c.task == "problems" and c.ntp:
+        yield "--task problems with --ntp: problems are no text to learn by heart; use --no-ntp"

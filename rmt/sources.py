@@ -1,0 +1,105 @@
+"""What a run is made from: a model's directory, documents, and how hard their positions are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.config import ModelConfig
+from models.weights import find
+from rmt import corpus
+from rmt.config import Config, in_repository
+from rmt.corpus import Document
+from rmt.curriculum import NO_TIER, TIERS, quantile_thresholds
+from rmt.difficulty import cached_entropies, document_entropies
+from rmt.dist import World, compute_dtype, load_model, rollout_mode
+from rmt.prompt import prompt_for
+from rmt.tokenizer import Tokenizer
+
+
+def read_model_directory(source: Path) -> tuple[Tokenizer, ModelConfig]:
+    """Tokenizer and shape of a model; ValueError when the embedding has too few rows."""
+    shape, tokenizer = ModelConfig.from_directory(source), Tokenizer(source)
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens, config.json's vocab_size "
+            f"is {shape.vocab_size}; they are not of the same model: fetch both again"
+        )
+    return tokenizer, shape
+
+
+def read_documents(
+    config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig, response: int
+) -> list[Document]:
+    """The corpus; ValueError when document, prompt and `response` tokens exceed the context."""
+    prompt = prompt_for(config.task, tokenizer, config.budget_start if config.budget else None)
+    needed = config.document_tokens + len(prompt) + response
+    if needed > shape.max_position_embeddings:
+        raise ValueError(
+            f"--document-tokens {config.document_tokens} + {len(prompt)} tokens of prompt + "
+            f"--max-response {response} = {needed} tokens exceed the model's context "
+            f"of {shape.max_position_embeddings}; lower one of the two"
+        )
+    resolved = [str(in_repository(path)) for path in paths]
+    if config.task == "problems":
+        most = config.document_tokens
+        return corpus.load_problems(resolved, tokenizer, config.text_fields, most)
+    return corpus.load(
+        resolved, tokenizer, config.text_fields, config.document_tokens, config.min_context + 1
+    )
+
+
+def measure_difficulty(config, data, world, source, tokenizer, documents, model):
+    """Entropies of documents under the initial model (or a proxy), and the tier thresholds."""
+    weights = Path(config.weights) if config.weights else None
+    judge = find(config.difficulty_model, weights) if config.difficulty_model else source
+    if (
+        judge != source
+        and (judge / "tokenizer.json").read_bytes() != (source / "tokenizer.json").read_bytes()
+    ):
+        raise ValueError(
+            f"--difficulty-model {config.difficulty_model} has another tokenizer than "
+            f"{config.model}; positions would not correspond: take a model of the same family"
+        )
+
+    def measure():
+        frozen = model
+        if judge != source:
+            frozen = load_model(judge, world, compute_dtype(config.dtype, world), trainable=False)
+        with rollout_mode(frozen) as gathered:
+            entropies = document_entropies(
+                gathered, documents, tokenizer.begin_ids, config.entropy_top_k,
+                tokenizer.vocab_size, config.tokens_per_micro_batch, world,
+            )  # fmt: skip
+        broken = [d.source for d, entropy in zip(documents, entropies) if np.isnan(entropy).any()]
+        if broken:
+            raise ValueError(
+                f"{judge} predicts nan for {len(broken)} of {len(documents)} documents, the first "
+                f"{broken[0]}; its weights are damaged, or --dtype {config.dtype} overflows"
+            )
+        return entropies
+
+    place = in_repository(data[0])
+    method = f"top-{config.entropy_top_k} {compute_dtype(config.dtype, world)}"
+    entropies = cached_entropies(measure, judge, documents, method, place, world)
+    thresholds = config.tier_thresholds
+    if config.tiers == "quantile":
+        thresholds = quantile_thresholds(entropies, thresholds, config.min_context)
+    return entropies, thresholds
+
+
+def check_tiers(tiers: list[np.ndarray], thresholds: Sequence[float], world: World) -> None:
+    """ValueError when there is nothing to reason about, a remark when a whole tier is empty."""
+    sizes = {name: sum(int((t == k).sum()) for t in tiers) for k, name in enumerate(TIERS)}
+    lowest = ", ".join(f"{x:.2f}" for x in thresholds)
+    if not any(sizes.values()):
+        raise ValueError(
+            f"all tiers are empty: no token's entropy reaches the thresholds {lowest} nats; "
+            "lower --tier-thresholds, or use --tiers quantile --tier-thresholds 0.5 0.7 0.85"
+        )
+    if world.rank == 0:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        easy = sum(int((t == NO_TIER).sum()) for t in tiers)
+        print(f"positions by tier (from {lowest} nats): {shown}; {easy} below")
+        for name in (name for name, size in sizes.items() if not size):
+            print(f"tier {name} is empty: its probability goes to the others")

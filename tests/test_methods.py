@@ -1,0 +1,162 @@
+"""RMT's baselines, each a set of knobs: what they ask, what they learn, and when they end."""
+
+import json
+
+import pytest
+import torch
+from toy_runs import WORLD, prepared, write_thinker
+
+import train
+from rmt import ask as asking
+from rmt.config import parse
+from rmt.corpus import load_problems
+from rmt.log import RunLog
+from rmt.metrics import Metrics, mixed
+from rmt.presets import METHODS, PRESETS
+from rmt.run import prepare, resolve
+from rmt.tokenizer import Tokenizer
+
+
+def run_of(place, method, **changes):
+    return prepared(place, method=method, **METHODS[method] | changes)
+
+
+def whole(run):
+    """All steps of a run: its rows."""
+    with RunLog(run.out, run.config, 0, run.total_steps, WORLD) as log:
+        said = train.run_to_end(run, log)
+    assert said.startswith("wrote"), said
+    return [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_with_every_preset(method, preset):
+    config = parse(["--preset", preset, "--method", method], "", "")
+    assert config.method == method
+    assert all(getattr(config, name) == value for name, value in METHODS[method].items()
+               if name not in PRESETS[preset])  # fmt: skip
+
+
+def test_a_flag_beats_the_preset_and_the_preset_the_method():
+    rpt = parse(["--preset", "rpt"], "", "")
+    assert (rpt.method, rpt.match, rpt.ntp, rpt.batch_size) == ("rpt", "prefix", False, 256)
+    assert parse(["--preset", "rpt", "--ntp", "--batch-size", "3"], "", "").ntp
+
+
+def test_rpt_asks_for_no_length_and_learns_from_no_text(tmp_path):
+    rows = whole(run_of(tmp_path, "rpt"))
+    assert all(row["budget"] is None and row["loss/ntp"] is None for row in rows)
+    assert all(row["reward/length"] == 0 for row in rows)
+    assert any(row["loss/rl"] != 0 for row in rows)
+
+
+def test_ntp_asks_nothing_and_trains_on_every_position(tmp_path):
+    run = run_of(tmp_path, "ntp")
+    before = run.model.head.detach().clone()
+    rows = whole(run)
+    assert all(row["reward/match"] is None and row["loss/ntp"] > 0 for row in rows)
+    lengths = [len(run.documents[i].tokens) for i in run.order.flatten()]
+    assert sum(row["tokens/step"] for row in rows) == sum(lengths)
+    assert not torch.equal(run.model.head, before)
+
+
+def asked(run, step=0):
+    questions = asking.draw_questions(run, step, Metrics())
+    return questions, *asking.ask(
+        run, run.model, questions, train.prompt_for("next-token", run.tokenizer, None), step, None,
+        Metrics(),
+    )  # fmt: skip
+
+
+def test_dynamic_sampling_replaces_groups_of_equal_matches(tmp_path):
+    settings = dict(temperature=1.0, match="token", group_size=3)
+    plain = asked(run_of(tmp_path, "rpt", **settings | {"resample_from": 1}))
+    run = run_of(tmp_path, "rpt", **settings | {"resample_from": 0, "resample_tries": 30})
+    before, after, said = asked(run)
+    assert plain[0] == plain[1] == before
+    was, now = (mixed(x.rewards["match"]) for x in (plain[2], said))
+    assert was.any() and not was.all() and now.all()
+    assert [q.document for q in after] == [q.document for q in before]
+    kept = [i for i, m in enumerate(was.tolist()) if m]
+    assert [after[i] for i in kept] == [before[i] for i in kept]
+    assert all(after[i] != before[i] for i in set(range(len(before))) - set(kept))
+    lengths = [[len(r.tokens) for r in group] for group in said.groups]
+    assert [len(a) for a in said.answers] == [len(group) for group in lengths]
+
+
+def problems(place, answers=("a", "b", "a"), name="problems.jsonl"):
+    lines = (json.dumps({"question": "abba" * (2 + i), "answer": f"why #### {answer}"})
+             for i, answer in enumerate(answers))  # fmt: skip
+    (place / name).write_text("\n".join(lines))
+    return (str(place / name),)
+
+
+def test_grpo_learns_from_the_answers_to_problems(tmp_path):
+    data = problems(tmp_path)
+    run = run_of(tmp_path, "grpo", batch_size=3, steps=3, group_size=8, data=data,
+                 eval_data=data, eval_every=2)  # fmt: skip
+    assert [document.answer for document in run.documents] == ["a", "b", "a"]
+    before = run.model.head.detach().clone()
+    rows = whole(run)
+    assert any(0 < row["reward/match"] < 1 for row in rows)
+    assert not torch.equal(run.model.head, before)
+    evaluations = [json.loads(x) for x in (run.out / "eval.jsonl").read_text().splitlines()]
+    assert [[row["tier"] for row in e["tiers"]] for e in evaluations] == [["problems"]] * 3
+    assert {e["tiers"][0]["n"] for e in evaluations} == {3}
+    samples = [json.loads(x) for x in (run.out / "samples.jsonl").read_text().splitlines()]
+    assert {s["tier"] for s in samples} == {"problem"} and {s["truth"] for s in samples} == {
+        "a",
+        "b",
+    }
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ({"question": "a"}, "no field 'answer'"),
+        ({"text": "a", "answer": "b"}, "no text field 'problem'"),
+    ],
+)
+def test_problems_without_an_answer_are_named(tmp_path, line, said):
+    (tmp_path / "bad.jsonl").write_text(json.dumps(line))
+    write_thinker(tmp_path / "thinker")
+    with pytest.raises(ValueError, match=said):
+        run_of(tmp_path, "grpo", data=(str(tmp_path / "bad.jsonl"),))
+
+
+@pytest.mark.parametrize(
+    "line, text, answer",
+    [
+        ({"problem": "a", "answer": 34}, "a", "34"),
+        ({"question": "a", "answer": "2 + 3 = 5\n#### 5"}, "a", "5"),
+        ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": '["5"]'}},
+         "a", "5"),
+        ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": "5"}},
+         "a", "5"),
+    ],
+)  # fmt: skip
+def test_problems_of_all_usual_data_sets_are_read(tmp_path, line, text, answer):
+    (tmp_path / "problems.jsonl").write_text(json.dumps(line))
+    tokenizer = Tokenizer(write_thinker(tmp_path / "thinker"))
+    (document,) = load_problems([str(tmp_path / "problems.jsonl")], tokenizer, (), 99)
+    assert (tokenizer.decode(document.tokens.tolist()), document.answer) == (text, answer)
+
+
+def test_a_run_ends_when_its_tokens_are_used_up_also_after_it_was_resumed(tmp_path):
+    settings = dict(steps=40, max_tokens=900, save_every=1)
+    rows = whole(run_of(tmp_path, "ntp", **settings))
+    tokens = [row["tokens/step"] for row in rows]
+    assert sum(tokens[:-1]) < 900 <= sum(tokens) and len(rows) < 40
+    run = run_of(tmp_path, "ntp", **settings | {"out": str(tmp_path / "again")})
+    train.train_step(run, 0)
+    run.step = 1
+    train.save(run)
+    config, _, _ = resolve(type(run.config)(resume=str(tmp_path / "again")), WORLD)
+    again = prepare(config, WORLD)
+    assert (again.tokens, again.seconds) == (run.tokens, run.seconds) and run.tokens == tokens[0]
+
+
+def test_a_run_ends_when_its_minutes_are_used_up(tmp_path):
+    run = run_of(tmp_path, "ntp", steps=10**4, max_minutes=1 / 60)
+    assert 1 < len(whole(run)) < 10**4 and run.seconds >= 1

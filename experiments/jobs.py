@@ -1,13 +1,13 @@
 """What `make paper` runs: every method, every ablation and post-training, over seeds.
 
-A job is a training run with its evaluations, a folder of its own and a `done.json` when it has
-ended. Jobs are commands that anyone can type; each folder holds those that were run.
+Jobs are commands that anyone can type; the folder of each holds those that were run.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from rmt.jobs import Command, Job
 
 Flags = tuple[str, ...]
 
@@ -71,91 +71,84 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """train: flags of train.py, or None for a model as it is; a function is asked when it starts,
-    since some flags follow from jobs before. evals: name -> flags of eval.py.
-    """
-
-    name: str
-    seed: int
-    train: Callable[[Path], Flags] | None
-    evals: dict[str, Flags]
-    needs: tuple[str, ...] = ()  # names of jobs of the same seed
-    model: str | None = None  # a job whose model it starts from; None: the setting's
-
-
-@dataclass(frozen=True)
 class Row:
     """A line of a table: what is measured by which evaluation of which job."""
 
     title: str
     job: str
     eval: str = "text"
-    paper: tuple[float, ...] = ()  # easy, medium, hard, average; mean response, of Qwen3-14B
-    note: str = field(default="", compare=False)
+    paper: tuple[float, ...] = ()  # easy, medium, hard, average and mean response
 
 
-def jobs(setting: Setting) -> list[Job]:
-    """All jobs, those that others need first."""
-    return [job for seed in setting.seeds for job in _of_seed(setting, seed)]
+def jobs(setting: Setting, out: Path) -> list[Job]:
+    """All jobs, those that others need first; of each a folder out/SEED/NAME."""
+    return [job for seed in setting.seeds for job in _of_seed(setting, seed, out / str(seed))]
 
 
-def _of_seed(s: Setting, seed: int) -> list[Job]:
-    same = lambda *more: lambda _: (*s.train, "--steps", str(s.steps), *more)
-    ntr, rmt, plain = (("--mode", mode) for mode in ("ntr", "rmt", "ntp"))
-    budget = lambda place: (*rmt, "--budget", str(_last_budget(place / "rmt")))
+def _of_seed(s: Setting, seed: int, place: Path) -> list[Job]:
+    rmt = place / "rmt"
+    ntr, budget, plain = ({"text": ("--mode", mode)} for mode in ("ntr", "rmt", "ntp"))
+
+    def job(name, train, evals, needs=(), start=s.model) -> Job:
+        """train: flags, or a function that gives them when the job starts; None: no training."""
+        make = lambda: _commands(s, seed, place / name, start, train, evals)
+        return Job(place / name, make, needs)
+
+    steps = (*s.train, "--steps", str(s.steps))
+    halfway = ("--resample-from", str(s.steps // 2))
+    untrained = {"plain": ("--mode", "ntp"), "text": ("--mode", "ntr"),
+                 "budget": lambda: ("--mode", "rmt", "--budget", str(_last_budget(rmt)))}  # fmt: skip
     found = [
-        Job("rmt", seed, same("--method", "rmt"), {"text": rmt}),
-        Job("rpt", seed, same("--method", "rpt", "--resample-from", str(s.steps // 2)),
-            {"text": ntr}),
-        Job("base", seed, None, {"plain": plain, "text": ntr, "budget": budget}, needs=("rmt",)),
-        Job("without-budget", seed, same("--no-budget"), {"text": ntr}),
-        Job("without-curriculum", seed, same("--no-curriculum"), {"text": rmt}),
-        Job("without-ntp", seed, same("--no-ntp"), {"text": rmt}),
-        Job("ntp-tokens", seed, lambda place: _matched(s, place, "--max-tokens"),
-            {"plain": plain}, needs=("rmt",)),
-        Job("ntp-minutes", seed, lambda place: _matched(s, place, "--max-minutes"),
-            {"plain": plain}, needs=("rmt",)),
-    ]  # fmt: skip
-    post = lambda _: (*s.post, "--method", "grpo", "--steps", str(s.post_steps))
-    for start in ("base", "ntp-tokens", "rpt", "rmt"):
-        problems = {"problems": ("--mode", "problems")}
-        source = None if start == "base" else start
-        found.append(Job(f"{start}-before", seed, None, problems, (start,), source))
-        found.append(Job(f"{start}-after", seed, post, problems, (start,), source))
+        job("rmt", (*steps, "--method", "rmt"), budget),
+        job("rpt", (*steps, "--method", "rpt", *halfway), ntr),
+        job("without-budget", (*steps, "--no-budget"), ntr),
+        job("without-curriculum", (*steps, "--no-curriculum"), budget),
+        job("without-ntp", (*steps, "--no-ntp"), budget),
+        job("ntp-tokens", lambda: _matched(s, rmt, "--max-tokens"), plain, (rmt,)),
+        job("ntp-minutes", lambda: _matched(s, rmt, "--max-minutes"), plain, (rmt,)),
+        job("base", None, untrained, (rmt,)),
+    ]
+    post = (*s.post, "--method", "grpo", "--steps", str(s.post_steps))
+    problems = {"problems": ("--mode", "problems")}
+    for name in ("base", "ntp-tokens", "rpt", "rmt"):
+        start = s.model if name == "base" else str(place / name / "model")
+        for when, train in (("before", None), ("after", post)):
+            found.append(job(f"{name}-{when}", train, problems, (place / name,), start))
     return found
 
 
-def _matched(s: Setting, place: Path, flag: str) -> Flags:
-    """Next-token training with the tokens, or the minutes, of the seed's RMT run."""
-    rows = [json.loads(line) for line in (place / "rmt/metrics.jsonl").read_text().splitlines()]
-    spent = {
-        "--max-tokens": sum(row["tokens/step"] + row["tokens/dropped"] for row in rows),
-        "--max-minutes": sum(row["time/step"] for row in rows) / 60,
-    }[flag]
-    limit = f"{spent:.0f}" if flag == "--max-tokens" else f"{spent:.3f}"
-    return (*s.train, "--method", "ntp", "--steps", str(1000 * s.steps), flag, limit)
-
-
-def _last_budget(run: Path) -> int:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return rows[-1]["budget"]
-
-
-def commands(s: Setting, job: Job, place: Path, train: str, evaluate: str) -> list[Sequence[str]]:
-    """Command lines of a job, in order; `place` is the folder of its seed."""
-    out, lines = place / job.name, []
-    model = str(place / job.model / "model") if job.model else s.model
-    if job.train:
-        lines.append((train, "--model", model, *job.train(place), "--seed", str(job.seed),
-                      "--out", str(out)))  # fmt: skip
+def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> list[Command]:
+    """Of a job: training, if any, then its evaluations."""
+    called = lambda flags: flags() if callable(flags) else flags
+    found = []
+    if train:
+        flags = (*called(train), "--seed", str(seed), "--out", str(out))
+        found.append(("train.py", "--model", model, *flags))
         model = str(out / "model")
-    for name, flags in job.evals.items():
-        asked = flags(place) if callable(flags) else flags
-        text = s.problems if "problems" in asked else s.eval
-        shared = (
-            () if "problems" in asked else ("--positions", str(place.parent / "positions.json"))
-        )
-        lines.append((evaluate, "--model", model, *text, *asked, *shared, "--seed", str(job.seed),
-                      "--json", str(out / f"{name}.json")))  # fmt: skip
-    return lines
+    for name, flags in evals.items():
+        flags = called(flags)
+        # The same questions to all, chosen by the model as it was.
+        stored = ("--positions", str(out.parent.parent / "positions.json"))
+        given = (*s.eval, *stored, "--difficulty-model", s.model)
+        given = s.problems if "problems" in flags else given
+        written = ("--seed", str(seed), "--json", str(out / f"{name}.json"))
+        found.append(("eval.py", "--model", model, *given, *flags, *written))
+    return found
+
+
+def _matched(s: Setting, rmt: Path, flag: str) -> Flags:
+    """Next-token training with the tokens, or the minutes, of the seed's RMT run."""
+    rows = _metrics(rmt)
+    spent = {
+        "--max-tokens": f"{sum(row['tokens/step'] + row['tokens/dropped'] for row in rows):.0f}",
+        "--max-minutes": f"{sum(row['time/step'] for row in rows) / 60:.3f}",
+    }
+    return (*s.train, "--method", "ntp", "--steps", str(1000 * s.steps), flag, spent[flag])
+
+
+def _last_budget(rmt: Path) -> int:
+    return _metrics(rmt)[-1]["budget"]
+
+
+def _metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

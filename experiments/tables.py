@@ -158,7 +158,10 @@ def write_tables(setting: Setting, name: str, out: Path) -> str:
     results = Results(setting, out)
     text = "\n".join([
         *accuracy_table(results, MAIN), "", *accuracy_table(results, ABLATIONS), "",
-        *post_table(results), "", *claims(results), "", provenance(setting, name, out),
+        *post_table(results), "",
+        "*Italics*: the paper's own numbers, of Qwen3-14B (ablations: of R1-Distill-Qwen-14B) on "
+        "Omni-MATH; \"thinking\" is the mean length, in the paper of the whole response.", "",
+        *claims(results), "", provenance(setting, name, out),
     ])  # fmt: skip
     Path(f"docs/paper-{name}.md").write_text(text + "\n", encoding="utf-8")
     readme, begin, end = Path("README.md"), f"<!-- paper {name} -->", f"<!-- /paper {name} -->"

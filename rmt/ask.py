@@ -9,11 +9,12 @@ reward differs almost always), at most `resample_tries` times.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from rmt import dist
 from rmt.batch import Question, question_trees
-from rmt.curriculum import NO_TIER, Draw, tier_probabilities
+from rmt.curriculum import NO_TIER, Draw, adaptive_probabilities, tier_probabilities
 from rmt.metrics import Metrics, mixed
 from rmt.prompt import Answer, PromptIds, parse_response
 from rmt.rewards import reward_groups
@@ -51,13 +52,20 @@ def _draw(run: Run, step: int, index: int, count: int) -> tuple[list[Draw], int]
         return [], 0
     if c.task == "problems":
         return [Draw(len(run.documents[index].tokens), NO_TIER)], 0
-    probabilities = None
-    if c.curriculum:
-        probabilities = tier_probabilities(
-            step / run.total_steps, c.curriculum_early, c.curriculum_late, c.curriculum_start,
-            c.curriculum_end,
-        )  # fmt: skip
-    return run.curriculum.draw(step, index, probabilities, count)
+    return run.curriculum.draw(step, index, planned_tiers(run, step), count)
+
+
+def planned_tiers(run: Run, step: int) -> np.ndarray | None:
+    """The probabilities that tiers are drawn with; None: without a curriculum."""
+    c = run.config
+    if not c.curriculum:
+        return None
+    if c.curriculum_rule == "adaptive":
+        return adaptive_probabilities(*run.curriculum.rates.T, c.adaptive_floor)
+    return tier_probabilities(
+        step / run.total_steps, c.curriculum_early, c.curriculum_late, c.curriculum_start,
+        c.curriculum_end,
+    )  # fmt: skip
 
 
 def _question(run: Run, index: int, draw: Draw) -> Question:
@@ -82,6 +90,8 @@ def ask(
     """Responses to questions; with dynamic sampling the questions may change. All ranks."""
     c, generated = run.config, 0
     said = _respond(run, sampler, questions, prompt, step, budget)
+    run.curriculum.fade()
+    _observe(run, questions, said)
     for _ in range(c.resample_tries if 0 <= c.resample_from <= step else 0):
         dull = (~mixed(said.rewards["match"])).nonzero()[:, 0].tolist()
         everywhere = dist.gather_objects([questions[i].document for i in dull], run.world)
@@ -92,9 +102,11 @@ def ask(
         own = zip(everywhere[run.world.rank], drawn[run.world.rank])
         others = [_question(run, index, draw) for index, draw in own]
         fresh = _respond(run, sampler, others, prompt, step, budget)
+        _observe(run, others, fresh)
         generated += sum(len(r.tokens) for i in dull for r in said.groups[i])
         questions, said = _replaced(questions, said, dull, others, fresh)
     metrics.add("tokens/dropped", generated, 1 / run.world.size)  # a sum over ranks
+    metrics.add("share/noise", run.curriculum.noise, max(1, len(run.curriculum.misses)))
     return questions, said
 
 
@@ -117,6 +129,17 @@ def _respond(
         c.length_reward_max, c.length_reward_gate, c.match,
     )  # fmt: skip
     return Said(groups, answers, rewards)
+
+
+def _observe(run: Run, questions: Sequence[Question], said: Said) -> None:
+    """Tell the curriculum of every rank what became of its positions. All ranks."""
+    if run.config.task != "next-token":
+        return
+    right = said.rewards["match"].sum(dim=1).tolist()
+    own = [(q.document, q.position, q.tier, int(n)) for q, n in zip(questions, right)]
+    for part in dist.gather_objects(own, run.world):
+        for document, position, tier, matched in part:
+            run.curriculum.observe(document, position, tier, matched, run.config.group_size)
 
 
 def _replaced(

@@ -57,6 +57,14 @@ class Config:
         (0.5, 1.0, 1.5), "lower ends of easy, medium, hard: nats, or quantiles in [0, 1) [ours]"
     )
     curriculum: bool = knob(True, "draw tiers on a schedule; off: uniformly over all tiers")
+    curriculum_rule: str = knob(
+        "schedule", "from early to late (the paper), or by what each tier can teach, measured",
+        ("schedule", "adaptive"),
+    )  # fmt: skip
+    adaptive_floor: float = knob(0.1, "adaptive: how often a tier that teaches nothing is asked")
+    noise_tries: int = knob(
+        0, "responses after which a position that none has matched is left out as noise; 0: never"
+    )
     curriculum_early: tuple[float, ...] = knob(
         (0.6, 0.3, 0.1), "p_early of easy, medium, hard [ours]"
     )

@@ -3,6 +3,10 @@
 Departures: the paper draws a position "uniformly from that tier"; with documents taken in epochs,
 one position per document, the tier is that of the document at hand. Positions are drawn without
 replacement until the document's tier is used up, then reshuffled.
+
+Beyond the paper, both off by default: positions that many tries never matched are taken for noise
+and left out (entropy cannot tell noise from difficulty, tries can); and tiers may be drawn by how
+much they can teach, from measured match rates, instead of on a schedule.
 """
 
 from collections.abc import Sequence
@@ -11,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 TIERS = ("easy", "medium", "hard")
+MATCHED = -1  # in place of a count of misses
+MEMORY = 0.9  # how much of a tier's match rate a step keeps
 NO_TIER = -1  # too predictable, or too early in the document, to be reasoned about
 
 
@@ -20,6 +26,17 @@ def tier_probabilities(
     """p_t over (easy, medium, hard) at `progress` = t/T: early, then a ramp, then late."""
     u = min(1.0, max(0.0, (progress - start) / (end - start)))
     return (1 - u) * np.asarray(early) + u * np.asarray(late)  # Eq. 4
+
+
+def adaptive_probabilities(right: np.ndarray, asked: np.ndarray, floor: float) -> np.ndarray:
+    """Probabilities of the tiers in proportion to floor + 4·p(1 − p), p = right / asked of each.
+
+    p(1 − p) is the variance of the matching reward: a tier that is always or never right teaches
+    nothing. `floor` keeps every tier being asked, so that its p stays known.
+    """
+    p = right / asked
+    worth = floor + 4 * p * (1 - p)  # Eq. 13
+    return worth / worth.sum()
 
 
 def assign_tiers(entropy: np.ndarray, thresholds: Sequence[float], min_context: int) -> np.ndarray:
@@ -66,13 +83,54 @@ class Draw:
 
 
 class Curriculum:
-    """Draws positions. State: how many were drawn from each tier of each document."""
+    """Draws positions, and learns from what became of them.
 
-    def __init__(self, tiers: Sequence[np.ndarray], seed: int):
-        """tiers: for each document the tier of each position (T,)."""
-        self.tiers, self.seed = tiers, seed
+    State, all of it arrays that are saved: how many were drawn from each tier of each document;
+    how often each position was asked in vain; the match rate of each tier, of late.
+    """
+
+    def __init__(self, tiers: Sequence[np.ndarray], seed: int, noise_tries: int = 0):
+        """tiers: for each document the tier of each position (T,). noise_tries: a position that
+        so many responses missed, and none has matched, is noise; 0: nothing is.
+        """
+        self.tiers, self.seed, self.noise_tries = tiers, seed, noise_tries
+        self.first = np.cumsum([0, *map(len, tiers)])  # of each document in `misses`
         self.drawn = np.zeros((len(tiers), len(TIERS)), dtype=np.int64)
-        self.sizes = np.array([[(t == k).sum() for k in range(len(TIERS))] for t in tiers])
+        self.misses = np.zeros(self.first[-1], dtype=np.int64)  # MATCHED once there was a match
+        self.rates = np.tile([0.5, 1.0], (len(TIERS), 1))  # right and asked, fading
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The state, to be saved and restored in place."""
+        return {"drawn": self.drawn, "misses": self.misses, "rates": self.rates}
+
+    @property
+    def noise(self) -> int:
+        """How many positions are taken for noise."""
+        return int((self.misses >= self.noise_tries).sum()) if self.noise_tries else 0
+
+    def fade(self) -> None:
+        """Before the answers of a step: earlier ones count less and less."""
+        self.rates *= MEMORY
+
+    def observe(self, document: int, position: int, tier: int, right: int, asked: int) -> None:
+        """`right` of `asked` responses about a position named its token."""
+        self.rates[tier] += (right, asked)
+        index = self.first[document] + position
+        if right:
+            self.misses[index] = MATCHED
+        elif self.misses[index] != MATCHED:
+            self.misses[index] += asked
+
+    def _pool(self, document: int, tier: int) -> np.ndarray:
+        """Positions of a tier that are not noise."""
+        positions = np.flatnonzero(self.tiers[document] == tier)
+        return positions[~self._is_noise(document, positions)]
+
+    def _is_noise(self, document: int, positions: np.ndarray) -> np.ndarray:
+        if not self.noise_tries:
+            return np.zeros(len(positions), dtype=bool)
+        return self.misses[self.first[document] + positions] >= self.noise_tries
 
     def draw(
         self, step: int, document: int, probabilities: np.ndarray | None, count: int
@@ -82,7 +140,7 @@ class Curriculum:
         probabilities None: no curriculum, uniform over the positions of all tiers. A tier that the
         document lacks is dropped and the others renormalised; without any, nothing is drawn.
         """
-        sizes = self.sizes[document]
+        sizes = np.array([len(self._pool(document, tier)) for tier in range(len(TIERS))])
         wanted = sizes / max(1, sizes.sum()) if probabilities is None else probabilities
         present = wanted * (sizes > 0)
         if present.sum() == 0:
@@ -100,20 +158,12 @@ class Curriculum:
         return list(draws.values()), dropped
 
     def _next(self, document: int, tier: int) -> int:
-        """The next position of the current shuffle of (document, tier)."""
+        """The next position of the current shuffle of (document, tier) that is not noise."""
         positions = np.flatnonzero(self.tiers[document] == tier)
-        shuffle, index = divmod(int(self.drawn[document, tier]), len(positions))
-        self.drawn[document, tier] += 1
-        rng = np.random.default_rng((self.seed, document, tier, shuffle))
-        return int(rng.permutation(positions)[index])
-
-    def state_dict(self) -> dict:
-        return {"drawn": self.drawn.copy()}
-
-    def load_state_dict(self, state: dict) -> None:
-        if state["drawn"].shape != self.drawn.shape:
-            raise ValueError(
-                f"the checkpoint's curriculum covers {len(state['drawn'])} documents, the data has "
-                f"{len(self.drawn)}; resume with the data the run started with"
-            )
-        self.drawn = np.array(state["drawn"])
+        while True:
+            shuffle, index = divmod(int(self.drawn[document, tier]), len(positions))
+            self.drawn[document, tier] += 1
+            rng = np.random.default_rng((self.seed, document, tier, shuffle))
+            position = rng.permutation(positions)[index]
+            if not self._is_noise(document, position[None]).any():
+                return int(position)

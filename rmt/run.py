@@ -111,10 +111,12 @@ def prepare(config: Config, world: World) -> Run:
         for index, entropy in zip(drawn, entropies):
             tiers[index] = assign_tiers(entropy, thresholds, config.min_context)
         check_tiers([tiers[index] for index in drawn], thresholds, world)
+    curriculum, reference = Curriculum(tiers, config.seed, config.noise_tries), None
+    if config.kl_beta:
+        reference = load_model(source, world, compute, trainable=False)
     run = Run(
         config=config, world=world, source=source, tokenizer=tokenizer, documents=documents,
-        tiers=tiers, curriculum=Curriculum(tiers, config.seed), order=order, model=model,
-        reference=load_model(source, world, compute, trainable=False) if config.kl_beta else None,
+        tiers=tiers, curriculum=curriculum, order=order, model=model, reference=reference,
         optimizer=torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
             weight_decay=config.weight_decay, fused=True,
@@ -167,10 +169,10 @@ def save(run: Run) -> Path:
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
-    return {"drawn": torch.from_numpy(run.curriculum.drawn)}
+    return {name: torch.from_numpy(array) for name, array in run.curriculum.arrays.items()}
 
 
 def _restore(run: Run, place: Path, saved: dict[str, Any]) -> None:
-    checkpoint.restore(place, run.model, run.optimizer, _tensors(run))  # in place: `drawn` too
+    checkpoint.restore(place, run.model, run.optimizer, _tensors(run))  # in place, all of it
     run.step, run.refused_in_a_row = saved["step"], saved["refused_in_a_row"]
     run.tokens, run.seconds = saved["tokens"], saved["seconds"]

@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo test check smollm2 bench gpu aot clean
+.PHONY: help setup demo paper test check smollm2 bench gpu aot clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,10 @@ demo: setup  ## reinforcement mid-training of the tiny model, before and after (
 	$(EVAL) --model $(RUN)/model --mode ntp --json $(RUN)/after-ntp.json
 	$(THINK) --model $(RUN)/model --json $(RUN)/after.json
 	$(BIN)/python -m rmt.report $(RUN)
+
+MODEL ?= tiny
+paper: setup  ## the paper's tables in miniature, three seeds (45 minutes, 2 cores); MODEL=... on a GPU
+	$(BIN)/python -m experiments.paper $(MODEL)
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest

@@ -69,13 +69,13 @@ class Document:
 
 def make_document(rng: random.Random) -> Document:
     """One document: an opening, six statements, a sentence of noise, six statements."""
-    people, text = _opening(rng)
+    people, text = make_opening(rng)
     marks, first = [], 0
     for kind in SCHEDULE:
         if kind == "|":
             text = _add_noise(rng, text, marks)
             continue
-        operands = _operands(people, first, kind)
+        operands = operands_of(people, first, OPERANDS[kind])
         *others, last = [name for name, _ in operands]
         text += f" {', '.join(others)} and {last} {VERBS[kind]}"
         word = running_states(kind, operands)[-1]
@@ -91,25 +91,25 @@ def make_book(rng: random.Random, chapter: str) -> str:
     The chapter "sums" is one count of 26 people, again and again around the ring, since sums mod
     10 are the hardest to learn; the chapter "all" has ten different counts of all kinds.
     """
-    people, text = _opening(rng)
+    people, text = make_opening(rng)
     if chapter == "sums":
         first = rng.randrange(PEOPLE)
         ring = (people[first:] + people[:first]) * 5
         return f"{text} {work_out(rng, Mark(0, '', 'digit', tuple(ring[:26])), careful=True)[0]}"
     every = [(kind, first) for kind in COMPUTED for first in range(PEOPLE)]
     for kind, first in rng.sample(every, 10):
-        operands = _operands(people, first, kind)
+        operands = operands_of(people, first, OPERANDS[kind])
         text += " " + work_out(rng, Mark(0, "", kind, operands), careful=True)[0]
     return text
 
 
-def _opening(rng: random.Random) -> tuple[list[tuple[str, int]], str]:
+def make_opening(rng: random.Random) -> tuple[list[tuple[str, int]], str]:
     people = [(name, rng.randrange(10)) for name in rng.sample(NAMES, PEOPLE)]
     return people, "Coins:" + "".join(f" {name} {coins}" for name, coins in people) + "."
 
 
-def _operands(people: list[tuple[str, int]], first: int, kind: str) -> tuple[tuple[str, int], ...]:
-    return tuple((people[first:] + people[:first])[: OPERANDS[kind]])
+def operands_of(people: list, first: int, count: int) -> tuple[tuple[str, int], ...]:
+    return tuple((people[first:] + people[:first])[:count])
 
 
 def _add_noise(rng: random.Random, text: str, marks: list[Mark]) -> str:

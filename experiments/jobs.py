@@ -96,8 +96,8 @@ def _of_seed(s: Setting, seed: int, place: Path) -> list[Job]:
 
     steps = (*s.train, "--steps", str(s.steps))
     halfway = ("--resample-from", str(s.steps // 2))
-    untrained = {"plain": ("--mode", "ntp"), "text": ("--mode", "ntr"),
-                 "budget": lambda: ("--mode", "rmt", "--budget", str(_last_budget(rmt)))}  # fmt: skip
+    asked = lambda: ("--mode", "rmt", "--budget", str(_last_budget(rmt)))
+    untrained = {"plain": ("--mode", "ntp"), "text": ("--mode", "ntr"), "budget": asked}
     found = [
         job("rmt", (*steps, "--method", "rmt"), budget),
         job("rpt", (*steps, "--method", "rpt", *halfway), ntr),

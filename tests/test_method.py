@@ -10,6 +10,7 @@ from rmt.budget import budget_at, budget_sentence, length_reward
 from rmt.config import Config
 from rmt.curriculum import (
     Curriculum,
+    adaptive_probabilities,
     assign_tiers,
     document_order,
     quantile_thresholds,
@@ -139,6 +140,40 @@ def test_several_positions_of_a_step_are_distinct():
     for draws, _ in drawn(curriculum(3, 2, 2), 30, np.array(LATE), count=5):
         positions = [draw.position for draw in draws]
         assert len(positions) == len(set(positions)) > 1
+
+
+def test_a_position_that_was_missed_often_enough_leaves_the_pool():
+    source = Curriculum([np.repeat((0, 1), (3, 4))], seed=0, noise_tries=16)
+    for position, right in ((0, 0), (1, 1), (2, 0)):
+        source.observe(0, position, 0, right, 8)
+    assert source.noise == 0
+    for position, right in ((0, 0), (1, 0), (2, 1)):
+        source.observe(0, position, 0, right, 8)
+    assert source.noise == 1  # the others have matched once
+    draws = drawn(source, 40, np.array((1.0, 0, 0)))
+    assert {d[0][0].position for d in draws} == {1, 2}
+
+
+def test_a_tier_of_noise_alone_counts_as_empty():
+    source = Curriculum([np.repeat((0, 1), (1, 2))], seed=0, noise_tries=8)
+    source.observe(0, 0, 0, 0, 8)
+    draws = drawn(source, 20, np.array((0.5, 0.5, 0)))
+    assert {d[0][0].tier for d in draws} == {1} and sum(dropped for _, dropped in draws) > 0
+
+
+def test_an_adaptive_curriculum_asks_most_where_half_of_the_answers_are_right():
+    worth = adaptive_probabilities(np.array((4.0, 8.0, 0.0)), np.array((8.0, 8.0, 8.0)), 0.1)
+    assert worth == pytest.approx(np.array((1.1, 0.1, 0.1)) / 1.3)
+
+
+def test_match_rates_fade():
+    source = curriculum(2, 2, 2)
+    for _ in range(200):
+        source.fade()
+        source.observe(0, 0, 0, 2, 8)
+        source.observe(0, 2, 1, 0, 8)
+    p = source.rates[:, 0] / source.rates[:, 1]
+    assert p == pytest.approx([0.25, 0, 0.5], abs=1e-3)
 
 
 def test_a_document_without_tiers_gives_no_position():

@@ -1,8 +1,9 @@
-"""Problems of the tiny world, for post-training: one more person than any statement of its corpus.
+"""What the tiny model has not met: statements about one person more, as problems and as text.
 
     Coins: Mira 4 Otto 7 Pia 2 Ben 5 Ida 3 Kai 6. Mira, Otto, Pia and Ben end in          -> 8
 
-A problem is the opening of a document and half a statement; its answer is the word that follows.
+A problem, for post-training, is the opening of a document and half a statement; its answer is the
+word that follows. The text is for evaluation off the domain of training.
 `python -m assets.tiny_problems` rewrites assets/tiny_problems.
 """
 
@@ -15,14 +16,16 @@ from assets.tiny_world import (
     OPERANDS,
     PEOPLE,
     VERBS,
+    as_jsonl,
+    make_document,
     make_opening,
     operands_of,
     running_states,
 )
 
 FOLDER = Path(__file__).resolve().parent / "tiny_problems"
-TRAIN_SEED, EVAL_SEED = 11, 12
-TRAIN_PROBLEMS, EVAL_PROBLEMS = 600, 300
+TRAIN_SEED, EVAL_SEED, TEXT_SEED = 11, 12, 13
+TRAIN_PROBLEMS, EVAL_PROBLEMS, TEXTS = 600, 300, 150
 
 
 def make_problem(rng: random.Random) -> dict[str, str]:
@@ -48,6 +51,9 @@ def main() -> None:
     ):
         lines = (json.dumps(problem) + "\n" for problem in problems(seed, count))
         (FOLDER / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    rng = random.Random(TEXT_SEED)
+    texts = [make_document(rng, more=1) for _ in range(TEXTS)]
+    (FOLDER / "text.jsonl").write_text(as_jsonl(texts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -67,15 +67,15 @@ class Document:
     marks: tuple[Mark, ...]
 
 
-def make_document(rng: random.Random) -> Document:
-    """One document: an opening, six statements, a sentence of noise, six statements."""
+def make_document(rng: random.Random, more: int = 0) -> Document:
+    """An opening, six statements, noise, six statements; each about so many people more."""
     people, text = make_opening(rng)
     marks, first = [], 0
     for kind in SCHEDULE:
         if kind == "|":
             text = _add_noise(rng, text, marks)
             continue
-        operands = operands_of(people, first, OPERANDS[kind])
+        operands = operands_of(people, first, OPERANDS[kind] + more)
         *others, last = [name for name, _ in operands]
         text += f" {', '.join(others)} and {last} {VERBS[kind]}"
         word = running_states(kind, operands)[-1]

@@ -20,6 +20,7 @@ class Setting:
     train: Flags  # of train.py, for mid-training
     post: Flags  # of train.py --method grpo
     eval: Flags  # of eval.py on held-out text
+    other: Flags  # of eval.py on text of another domain
     problems: Flags  # of eval.py --mode problems
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 40
@@ -36,6 +37,11 @@ SETTINGS = {
         eval=(
             "--data", "assets/tiny_corpus/eval.jsonl", "--document-tokens", "512",
             "--entropy-top-k", "0", "--per-tier", "200", "--max-response", "192",
+            "--decoding", "sampled", "--max-branches", "256",
+        ),
+        other=(
+            "--data", "assets/tiny_problems/text.jsonl", "--document-tokens", "512",
+            "--entropy-top-k", "0", "--per-tier", "150", "--max-response", "192",
             "--decoding", "sampled", "--max-branches", "256",
         ),
         problems=(
@@ -58,6 +64,10 @@ SETTINGS = {
         eval=(
             "--data", "../shared/data/omni-math/eval.jsonl", "--document-tokens", "1024",
             "--per-tier", "400", "--max-response", "512", "--decoding", "sampled",
+        ),
+        other=(
+            "--data", "../shared/data/text/python_docs.jsonl", "--document-tokens", "1024",
+            "--per-tier", "200", "--max-response", "512", "--decoding", "sampled",
         ),
         problems=(
             "--data", "../shared/data/gsm8k/test.jsonl", "--limit", "400",
@@ -87,7 +97,9 @@ def jobs(setting: Setting, out: Path) -> list[Job]:
 
 def _of_seed(s: Setting, seed: int, place: Path) -> list[Job]:
     rmt = place / "rmt"
-    ntr, budget, plain = ({"text": ("--mode", mode)} for mode in ("ntr", "rmt", "ntp"))
+    ntr, budget, plain = (
+        {name: ("--mode", mode) for name in ("text", "other")} for mode in ("ntr", "rmt", "ntp")
+    )
 
     def job(name, train, evals, needs=(), start=s.model) -> Job:
         """train: flags, or a function that gives them when the job starts; None: no training."""
@@ -98,6 +110,7 @@ def _of_seed(s: Setting, seed: int, place: Path) -> list[Job]:
     halfway = ("--resample-from", str(s.steps // 2))
     asked = lambda: ("--mode", "rmt", "--budget", str(_last_budget(rmt)))
     untrained = {"plain": ("--mode", "ntp"), "text": ("--mode", "ntr"), "budget": asked}
+    untrained |= {"other-plain": ("--mode", "ntp"), "other": ("--mode", "ntr")}
     found = [
         job("rmt", (*steps, "--method", "rmt"), budget),
         job("rpt", (*steps, "--method", "rpt", *halfway), ntr),
@@ -128,9 +141,11 @@ def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> lis
     for name, flags in evals.items():
         flags = called(flags)
         # The same questions to all, chosen by the model as it was.
-        stored = ("--positions", str(out.parent.parent / "positions.json"))
-        given = (*s.eval, *stored, "--difficulty-model", s.model)
-        given = s.problems if "problems" in flags else given
+        domain = "other" if name.startswith("other") else "text"
+        stored = ("--positions", str(out.parent.parent / f"positions-{domain}.json"))
+        given = s.other if domain == "other" else s.eval
+        given = (*given, *stored, "--difficulty-model", s.model)
+        given = s.problems if name == "problems" else given
         written = ("--seed", str(seed), "--json", str(out / f"{name}.json"))
         found.append(("eval.py", "--model", model, *given, *flags, *written))
     return found

@@ -20,8 +20,8 @@ Z95 = 1.96
 
 MAIN = [
     Row("next token, untrained (NTP)", "base", "plain", (47.89, 34.61, 25.01, 35.84)),
-    Row("next token, trained on RMT's tokens", "ntp-tokens", "plain"),
-    Row("next token, trained for RMT's minutes", "ntp-minutes", "plain"),
+    Row("next token, trained on RMT's tokens", "ntp-tokens", "text"),
+    Row("next token, trained for RMT's minutes", "ntp-minutes", "text"),
     Row("thinking, untrained (NTR)", "base", "text", (8.47, 5.08, 4.51, 6.02, 1577)),
     Row("thinking on a budget, untrained", "base", "budget"),
     Row("RPT", "rpt", "text", (48.67, 35.84, 23.03, 35.85, 872)),
@@ -32,7 +32,14 @@ ABLATIONS = [
     Row("without the budget (DTB)", "without-budget", "text", (60.35, 32.79, 27.59, 40.24)),
     Row("without the curriculum (CAS)", "without-curriculum", "text", (59.32, 42.66, 27.68, 43.22)),
     Row("without next-token prediction", "without-ntp", "text", (40.00, 34.26, 27.27, 33.84)),
-    Row("next-token prediction alone, RMT's tokens", "ntp-tokens", "plain"),
+    Row("next-token prediction alone, RMT's tokens", "ntp-tokens", "text"),
+]
+OTHER = [  # text of another domain, see experiments/jobs.py
+    Row("next token, untrained", "base", "other-plain"),
+    Row("next token, trained on RMT's tokens", "ntp-tokens", "other"),
+    Row("thinking, untrained", "base", "other"),
+    Row("RPT", "rpt", "other"),
+    Row("**RMT**", "rmt", "other"),
 ]
 POST = [  # before and after, of Qwen3 where the paper has it
     ("instruct model", "base", (12.84, 54.17)),
@@ -92,7 +99,7 @@ def accuracy_table(results: Results, rows: list[Row]) -> list[str]:
              "|---|---|---|---|---|---:|"]  # fmt: skip
     for row in rows:
         found = [results.accuracy(row.job, row.eval, tier) for tier in COLUMNS]
-        found.append(None if row.eval == "plain" else results.length(row.job, row.eval))
+        found.append(results.length(row.job, row.eval))
         paper = [*row.paper, *[None] * (5 - len(row.paper))]
         cells = []
         for here, there in zip(found, paper):
@@ -133,7 +140,7 @@ def claims(results: Results) -> list[str]:
         ("RMT predicts more tokens rightly than the plain next token (NTP)", rmt,
          average("base", "plain")),
         ("RMT predicts more tokens rightly than training on the same tokens by NTP alone", rmt,
-         average("ntp-tokens", "plain")),
+         average("ntp-tokens")),
         ("the budget helps", rmt, average("without-budget")),
         ("the curriculum helps", rmt, average("without-curriculum")),
         ("next-token prediction helps", rmt, average("without-ntp")),
@@ -158,7 +165,8 @@ def write_tables(setting: Setting, name: str, out: Path) -> str:
     results = Results(setting, out)
     text = "\n".join([
         *accuracy_table(results, MAIN), "", *accuracy_table(results, ABLATIONS), "",
-        *post_table(results), "",
+        "Text of another domain:", "", *accuracy_table(results, OTHER), "", *post_table(results),
+        "",
         "*Italics*: the paper's own numbers, of Qwen3-14B (ablations: of R1-Distill-Qwen-14B) on "
         "Omni-MATH; \"thinking\" is the mean length, in the paper of the whole response.", "",
         *claims(results), "", provenance(setting, name, out),

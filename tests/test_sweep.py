@@ -78,7 +78,7 @@ def test_a_job_begins_after_those_it_needs_and_flags_may_follow_from_them(tmp_pa
 
 def test_a_failed_job_is_named_with_its_log_and_tried_again_the_next_time(tmp_path):
     failing = script(tmp_path, "failing", "import sys; print('why'); sys.exit(3)")
-    with pytest.raises(JobFailed, match="status 3; .*log.txt says why"):
+    with pytest.raises(JobFailed, match=r"status 3; .*log.txt says why"):
         run_all([failing], workers=1)
     assert "why" in (failing.out / "log.txt").read_text()
     assert not (failing.out / "done.json").exists()

@@ -25,7 +25,9 @@ def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -
         return float(same_answer(answer.text, coming[0].decode("utf-8")))
     right = coming[:1] if rule == "token" else accumulate(coming)
     said = answer.text.encode("utf-8")
-    return float(any(said == text or answer.text == escape(text) for text in right))  # Eq. 5, 12
+    return float(
+        any(said == text or answer.text == escape(text) for text in right)
+    )  # Eq. 5, Eq. 12
 
 
 def thinking_reward(

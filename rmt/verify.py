@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import cache
 
 SPELLINGS = (
-    (r"\\(?:left|right|displaystyle|,|;|!|quad|%)|[$%°]|\\circ|\^\{?\\circ\}?|\s", ""),
+    (r"\\(?:left|right|displaystyle|,|;|!|quad|%|\$)|[$%°]|\\circ|\^\{?\\circ\}?|\s", ""),
     (r"\\[dt]frac", r"\\frac"),
     (r"\\frac(\d)(\d)", r"\\frac{\1}{\2}"),
     (r"\\(?:text|mathrm|textbf|mathbf|mbox)\{([^{}]*)\}", r"\1"),

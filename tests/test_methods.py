@@ -120,7 +120,6 @@ def test_grpo_learns_from_the_answers_to_problems(tmp_path):
 )
 def test_problems_without_an_answer_are_named(tmp_path, line, said):
     (tmp_path / "bad.jsonl").write_text(json.dumps(line))
-    write_thinker(tmp_path / "thinker")
     with pytest.raises(ValueError, match=said):
         run_of(tmp_path, "grpo", data=(str(tmp_path / "bad.jsonl"),))
 

@@ -26,6 +26,7 @@ import torch
 from test_structure import SOURCES
 from toy_runs import prepared
 
+from rmt.ask import draw_questions
 from rmt.batch import question_trees, text_trees
 from rmt.forest import pack
 from rmt.metrics import Metrics
@@ -34,7 +35,7 @@ from rmt.prompt import next_token_prompt
 from rmt.rollout import Rollout
 from rmt.run import save
 from rmt.update import update
-from train import draw_questions, train_step
+from train import train_step
 
 CLOCK = ("time/", "speed/", "memory/")
 
@@ -45,7 +46,7 @@ def without_clock(row):
 
 def answered_trees(run, response):
     """Trees of step 0 in which every rollout is `response`, and their rollouts."""
-    questions = draw_questions(run, 0, 0.0, Metrics())
+    questions = draw_questions(run, 0, Metrics())
     groups = [[Rollout(response, [0.0] * len(response))] * 4 for _ in questions]
     responses = [[rollout.tokens for rollout in group] for group in groups]
     prompt = next_token_prompt(run.tokenizer, 8)

@@ -34,7 +34,7 @@ EPILOG = "Run it with torchrun to share the positions out over several GPUs."
 SHARED = (
     "model", "weights", "data", "text_fields", "document_tokens", "seed", "min_context",
     "entropy_top_k", "difficulty_model", "tiers", "tier_thresholds", "max_response",
-    "max_branches", "tokens_per_micro_batch", "dtype",
+    "max_branches", "tokens_per_micro_batch", "dtype", "problem_request",
 )  # fmt: skip
 
 
@@ -45,7 +45,9 @@ class Options:
         ("ntp", "ntr", "rmt", "problems"),
     )  # fmt: skip
     limit: int = knob(0, "problems to answer, the first of the data; 0: all")
-    budget: int = knob(0, "thinking tokens to ask for; 0: B_T of the model's run, or the paper's")
+    budget: int = knob(
+        0, "thinking tokens to ask for; 0: B_T of the model's run, or the paper's; of problems none"
+    )
     per_tier: int = knob(400, "positions per tier, when they are chosen")
     positions: str = knob("", "where the positions are stored; default: beside the runs, by data")
     decoding: str = knob("greedy", "of thinking modes", ("greedy", "sampled"))
@@ -95,10 +97,11 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
     model = dist.load_model(source, world, compute, trainable=False)
     if options.mode == "problems":
         documents = documents[: options.limit or None]
-        prompt = problem_prompt(tokenizer, None)
+        budget = options.budget or None
+        prompt = problem_prompt(tokenizer, budget, config.problem_request)
         sampling = make_sampling(config, options, tokenizer, prompt, model, compute, world)
-        items = solve(model, tokenizer, documents, None, sampling, world)
-        return summarise(items, None), items, None
+        items = solve(model, tokenizer, documents, prompt, sampling, world)
+        return summarise(items, budget), items, budget
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     if dist.gather_objects(stored.is_file(), world)[0]:
         positions = read_positions(stored, documents)

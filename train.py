@@ -55,7 +55,7 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     budget = None
     if c.budget:
         budget = budget_at(step, run.total_steps, c.budget_start, c.budget_decay, c.budget_min)
-    prompt = prompt_for(c.task, run.tokenizer, budget)
+    prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
 
     # 3. G rollouts per position: think, then predict the next token.
     # 4. Rewards (P, G): the right token, and the length that was asked for.
@@ -120,7 +120,8 @@ def evaluate(run: Run, log: RunLog) -> None:
     )
     known = (run.model, run.tokenizer, documents)
     if c.task == "problems":
-        items = solve(*known, budget, sampling, run.world)
+        prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
+        items = solve(*known, prompt, sampling, run.world)
     else:
         items = predict_thinking(*known, positions, budget, sampling, run.world)
     rows = summarise(items, budget)

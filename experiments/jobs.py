@@ -27,12 +27,16 @@ class Setting:
     post_steps: int = 20
 
 
+# The tiny model has read nothing but its own world: the usual request would be noise to it.
+PLAINLY = ("--problem-request", "")
+
 SETTINGS = {
     "tiny": Setting(
         model="tiny",
         train=("--preset", "demo"),
         post=(
-            "--preset", "demo", "--data", "assets/tiny_problems/train.jsonl", "--batch-size", "12",
+            "--preset", "demo", "--data", "assets/tiny_problems/train.jsonl", *PLAINLY,
+            "--budget", "--budget-start", "40", "--budget-decay", "1", "--length-weight", "0",
         ),
         eval=(
             "--data", "assets/tiny_corpus/eval.jsonl", "--document-tokens", "512",
@@ -45,8 +49,9 @@ SETTINGS = {
             "--decoding", "sampled", "--max-branches", "256",
         ),
         problems=(
-            "--data", "assets/tiny_problems/eval.jsonl", "--max-response", "192",
-            "--decoding", "sampled", "--max-branches", "256",
+            "--data", "assets/tiny_problems/eval.jsonl", "--document-tokens", "512",
+            "--max-response", "192", "--decoding", "sampled", "--max-branches", "256", *PLAINLY,
+            "--budget", "40",
         ),
     ),
     # For a GPU: a real model on Omni-MATH text, and GSM8K afterwards.

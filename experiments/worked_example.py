@@ -44,7 +44,7 @@ def example() -> str:
         run = prepare(parse([*FLAGS, "--out", out], "", ""), dist.start())
     c, metrics = run.config, Metrics()
     budget = budget_at(0, run.total_steps, c.budget_start, c.budget_decay, c.budget_min)
-    prompt = prompt_for(c.task, run.tokenizer, budget)
+    prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
     questions = draw_questions(run, 0, metrics)
     with dist.rollout_mode(run.model) as sampler:
         questions, said = ask(run, sampler, questions, prompt, 0, budget, metrics)

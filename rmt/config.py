@@ -14,6 +14,7 @@ from pathlib import Path
 from rmt.checks import problems
 from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.presets import METHODS, PRESETS
+from rmt.prompt import SOLVE
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Config:
     max_response: int = knob(2048, "tokens per response at most")
     # 48 responses of 2,200 tokens of a 14B model: 17 GB of cache beside 30 GB of gathered weights.
     max_branches: int = knob(0, "responses decoded at one time per rank; 0: what free memory holds")
+    problem_request: str = knob(SOLVE, "what is asked after a problem")
     # ---- budget and reward
     match: str = knob(
         "token", "a right answer is the next token, or a prefix of the text that ends with a "

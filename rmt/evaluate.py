@@ -19,7 +19,7 @@ from rmt.dist import World, gather_objects, rollout_mode
 from rmt.forest import Tree, micro_batches, pack
 from rmt.memory import CACHED_TOKENS
 from rmt.positions import Position
-from rmt.prompt import Answer, PromptIds, next_token_prompt, parse_response, problem_prompt
+from rmt.prompt import Answer, PromptIds, next_token_prompt, parse_response
 from rmt.rewards import match_reward
 from rmt.rollout import Rollout, Sampling, generate
 from rmt.tokenizer import Tokenizer
@@ -93,12 +93,11 @@ def solve(
     model,
     tokenizer: Tokenizer,
     documents: Sequence[Document],
-    budget: int | None,
+    prompt: PromptIds,
     sampling: Sampling,
     world: World,
 ) -> list[dict[str, Any]]:
     """One response to each problem; with its answer, whether or not it has thought. All ranks."""
-    prompt = problem_prompt(tokenizer, budget)
     own = range(len(documents))[world.rank :: world.size]
     questions = [
         Question(d, len(documents[d].tokens), NO_TIER, (documents[d].answer.encode(),)) for d in own

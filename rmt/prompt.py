@@ -22,7 +22,7 @@ Write a newline as \n, a tab as \t and an unpaired brace as \x7b or \x7d.
 ### Context
 """.replace("\\\n", "")
 
-SOLVE = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+SOLVE = "Please reason step by step, and put your final answer within \\boxed{}."
 BOXED = r"\boxed{"
 
 
@@ -50,16 +50,18 @@ def next_token_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
     )
 
 
-def problem_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
-    """Ids around a problem, of which the answer is asked."""
+def problem_prompt(tokenizer: Tokenizer, budget: int | None, request: str = SOLVE) -> PromptIds:
+    """Ids around a problem; `request` says what to do with it, and may be empty."""
     before, after = tokenizer.chat_parts()
-    request = SOLVE if budget is None else f"{SOLVE} {budget_sentence(budget)}"
-    return PromptIds(header=tuple(before), footer=tuple(tokenizer.encode(request) + after))
+    sentences = [request] * bool(request) + [budget_sentence(budget)] * (budget is not None)
+    asked = "\n\n" + " ".join(sentences) if sentences else ""
+    return PromptIds(header=tuple(before), footer=tuple(tokenizer.encode(asked) + after))
 
 
-def prompt_for(task: str, tokenizer: Tokenizer, budget: int | None) -> PromptIds:
-    make = problem_prompt if task == "problems" else next_token_prompt
-    return make(tokenizer, budget)
+def prompt_for(task: str, tokenizer: Tokenizer, budget: int | None, request: str) -> PromptIds:
+    if task == "problems":
+        return problem_prompt(tokenizer, budget, request)
+    return next_token_prompt(tokenizer, budget)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ def prepare(config: Config, world: World) -> Run:
                 f"{place} was saved; put the old text back, or start anew"
             )
         _restore(run, place, saved)
-    prompt = prompt_for(config.task, tokenizer, config.budget_start if config.budget else None)
+    budget = config.budget_start if config.budget else None
+    prompt = prompt_for(config.task, tokenizer, budget, config.problem_request)
     # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
     branches = plan_branches(config, prompt, model, compute, world)
     run.config = replace(config, max_branches=branches)

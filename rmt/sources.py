@@ -32,7 +32,8 @@ def read_documents(
     config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig, response: int
 ) -> list[Document]:
     """The corpus; ValueError when document, prompt and `response` tokens exceed the context."""
-    prompt = prompt_for(config.task, tokenizer, config.budget_start if config.budget else None)
+    budget = config.budget_start if config.budget else None
+    prompt = prompt_for(config.task, tokenizer, budget, config.problem_request)
     needed = config.document_tokens + len(prompt) + response
     if needed > shape.max_position_embeddings:
         raise ValueError(

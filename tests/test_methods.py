@@ -63,10 +63,8 @@ def test_ntp_asks_nothing_and_trains_on_every_position(tmp_path):
 
 def asked(run, step=0):
     questions = asking.draw_questions(run, step, Metrics())
-    return questions, *asking.ask(
-        run, run.model, questions, train.prompt_for("next-token", run.tokenizer, None, ""), step, None,
-        Metrics(),
-    )  # fmt: skip
+    prompt = train.prompt_for("next-token", run.tokenizer, None, "")
+    return questions, *asking.ask(run, run.model, questions, prompt, step, None, Metrics())
 
 
 def test_dynamic_sampling_replaces_groups_of_equal_matches(tmp_path):

@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo paper test check smollm2 bench gpu aot clean
+.PHONY: help setup demo report paper test check smollm2 bench gpu aot clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,10 @@ demo: setup  ## reinforcement mid-training of the tiny model, before and after (
 	$(BIN)/python train.py --model tiny --preset demo --out $(RUN)
 	$(EVAL) --model $(RUN)/model --mode ntp --json $(RUN)/after-ntp.json
 	$(THINK) --model $(RUN)/model --json $(RUN)/after.json
+	$(BIN)/python -m rmt.report $(RUN)
+
+# Several runs are drawn over each other: make report RUN="runs/a runs/b"
+report: setup  ## the page about a run, RUN=runs/demo
 	$(BIN)/python -m rmt.report $(RUN)
 
 MODEL ?= tiny

@@ -14,9 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rmt import dist
-from rmt.ask import ask, draw_questions
+from rmt.ask import ask, budget_of, draw_questions
 from rmt.batch import question_trees, text_trees
-from rmt.budget import budget_at
 from rmt.checkpoint import CheckpointError, export_model
 from rmt.clock import profiled
 from rmt.config import parse
@@ -26,7 +25,9 @@ from rmt.flops import forward_flops, peak_flops
 from rmt.grpo import advantage_scale, advantages, length_share
 from rmt.log import RunLog, device_name, readable_samples
 from rmt.metrics import Metrics, add_rollout_metrics, add_speed_metrics
+from rmt.probe import ask_probes, describe_documents, probe_steps
 from rmt.prompt import prompt_for
+from rmt.report import try_report
 from rmt.rollout import Sampling
 from rmt.run import Run, prepare, save
 from rmt.update import update
@@ -37,8 +38,9 @@ what to watch (the README's glossary has every metric):
   think   mean thinking length; should follow the budget it is shown against
   ntp     nats per token on the text not reasoned about; should not rise
 
-a run leaves OUT/metrics.jsonl, OUT/samples.jsonl, OUT/checkpoints/ and OUT/model/, a Hugging Face
-directory. Ctrl-C finishes the step and saves; --resume OUT continues bit for bit.
+a run leaves OUT/report.html to look at, the lines that it shows (OUT/metrics.jsonl, samples.jsonl,
+probes.jsonl), OUT/checkpoints/ and OUT/model/, a Hugging Face directory. Ctrl-C finishes the step
+and saves; --resume OUT continues bit for bit.
 """
 REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
 
@@ -52,9 +54,7 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     questions = draw_questions(run, step, metrics)
 
     # 2. The budget of this step is what the prompt asks for.
-    budget = None
-    if c.budget:
-        budget = budget_at(step, run.total_steps, c.budget_start, c.budget_decay, c.budget_min)
+    budget = budget_of(run, step)
     prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
 
     # 3. G rollouts per position: think, then predict the next token.
@@ -112,9 +112,7 @@ def evaluate(run: Run, log: RunLog) -> None:
     """Greedy accuracy with thinking on the held-out positions, to eval.jsonl. All ranks."""
     c = run.config
     documents, positions = run.held_out
-    budget = None
-    if c.budget:
-        budget = budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+    budget = budget_of(run, run.total_steps)
     sampling = Sampling(
         c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.0, c.max_branches
     )
@@ -132,10 +130,13 @@ def evaluate(run: Run, log: RunLog) -> None:
 def run_to_end(run: Run, log: RunLog) -> str:
     """All remaining steps; returns what to tell the user. All ranks."""
     c, world = run.config, run.world
+    log.documents(describe_documents(run))
     with signals_noted() as asked:
         while not run.over:
             if run.held_out and run.step % c.eval_every == 0:
                 evaluate(run, log)
+            if run.step in probe_steps(run):
+                log.probes(ask_probes(run))
             with profile_of(run, log):
                 row, samples = train_step(run, run.step)
             run.step += 1
@@ -154,6 +155,7 @@ def run_to_end(run: Run, log: RunLog) -> str:
                 return f"stopped after step {run.step}; continue with --resume {c.out}"
     if run.held_out:
         evaluate(run, log)
+    log.probes(ask_probes(run))
     model = export_model(run.model, run.source, run.out, run.compute, world)
     return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
 
@@ -197,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dist.stop()
     if world.rank == 0:
         print(done)
+        print(try_report(run.out))
 
 
 if __name__ == "__main__":

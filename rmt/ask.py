@@ -1,5 +1,7 @@
 """What is asked in a step, and what is answered: questions, groups of responses, their rewards.
 
+Training asks through `draw_questions` and `ask`; rmt/probe.py asks its own questions by `respond`.
+
 Departures: RPT's dynamic sampling fills its batch with groups of other prompts; ours replaces a
 group whose matching rewards are all equal by one at another position of the same document, so that
 a step has the documents that its epoch gave it. Groups are judged by r_match (as the composite
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from rmt import dist
 from rmt.batch import Question, question_trees
+from rmt.budget import budget_at
 from rmt.curriculum import NO_TIER, Draw, adaptive_probabilities, tier_probabilities
 from rmt.metrics import Metrics, mixed
 from rmt.prompt import Answer, PromptIds, parse_response
@@ -33,6 +36,14 @@ class Said:
     rewards: dict[str, Tensor]
 
 
+def budget_of(run: Run, step: int) -> int | None:
+    """B_t, None when no budget is asked for; `step` may be T, which is the end of the schedule."""
+    c = run.config
+    if not c.budget:
+        return None
+    return budget_at(step, run.total_steps, c.budget_start, c.budget_decay, c.budget_min)
+
+
 def draw_questions(run: Run, step: int, metrics: Metrics) -> list[Question]:
     """Questions about this rank's documents; every rank draws for all, to know what was drawn."""
     c, questions = run.config, []
@@ -41,7 +52,7 @@ def draw_questions(run: Run, step: int, metrics: Metrics) -> list[Question]:
         mine = number % run.world.size == run.world.rank
         metrics.add("share/empty_tier_draws", mine * missing, mine * c.positions_per_document)
         if mine:
-            questions += [_question(run, index, draw) for draw in draws]
+            questions += [question_at(run, index, draw) for draw in draws]
     return questions
 
 
@@ -68,7 +79,8 @@ def planned_tiers(run: Run, step: int) -> np.ndarray | None:
     )  # fmt: skip
 
 
-def _question(run: Run, index: int, draw: Draw) -> Question:
+def question_at(run: Run, index: int, draw: Draw) -> Question:
+    """The question about a position of a document, with what comes there."""
     document, coming = run.documents[index], ()
     if run.config.task == "problems":
         coming = (document.answer.encode("utf-8"),)
@@ -89,7 +101,7 @@ def ask(
 ) -> tuple[list[Question], Said]:
     """Responses to questions; with dynamic sampling the questions may change. All ranks."""
     c, generated = run.config, 0
-    said = _respond(run, sampler, questions, prompt, step, budget)
+    said = respond(run, sampler, questions, prompt, step, budget)
     run.curriculum.fade()
     _observe(run, questions, said)
     for _ in range(c.resample_tries if 0 <= c.resample_from <= step else 0):
@@ -100,8 +112,8 @@ def ask(
         # Every rank draws for all, to know what was drawn.
         drawn = [[_draw(run, step, index, 1)[0][0] for index in part] for part in everywhere]
         own = zip(everywhere[run.world.rank], drawn[run.world.rank])
-        others = [_question(run, index, draw) for index, draw in own]
-        fresh = _respond(run, sampler, others, prompt, step, budget)
+        others = [question_at(run, index, draw) for index, draw in own]
+        fresh = respond(run, sampler, others, prompt, step, budget)
         _observe(run, others, fresh)
         generated += sum(len(r.tokens) for i in dull for r in said.groups[i])
         questions, said = _replaced(questions, said, dull, others, fresh)
@@ -110,14 +122,15 @@ def ask(
     return questions, said
 
 
-def _respond(
+def respond(
     run: Run, sampler, questions: Sequence[Question], prompt: PromptIds, step: int,
-    budget: int | None,
+    budget: int | None, purpose: str = "train",
 ) -> Said:  # fmt: skip
+    """G responses to each question, parsed and rewarded; `purpose` names their random numbers."""
     c, tokenizer = run.config, run.tokenizer
     sampling = Sampling(
         c.max_response, tokenizer.stop_ids, tokenizer.vocab_size, c.temperature, c.max_branches,
-        c.seed, "train", step,
+        c.seed, purpose, step,
     )  # fmt: skip
     groups = generate(
         sampler, question_trees(questions, run.documents, prompt), c.group_size, sampling

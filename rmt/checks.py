@@ -29,7 +29,7 @@ def _number_problems(c: "Config") -> Iterator[str]:
     not_negative = (
         "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta", "profile", "max_branches",
         "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
-        "max_tokens", "max_minutes", "noise_tries",
+        "max_tokens", "max_minutes", "noise_tries", "probe_documents",
     )  # fmt: skip
     for field in dataclasses.fields(c):
         value = getattr(c, field.name)
@@ -66,6 +66,8 @@ def _reward_problems(c: "Config") -> Iterator[str]:
         yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
     if not c.temperature > 0:
         yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
+    if c.probe_times < 2:
+        yield f"--probe-times is {c.probe_times}: at least 2, the start and the end of a run"
     if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
         yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
 

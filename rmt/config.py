@@ -144,6 +144,8 @@ class Config:
     keep: int = knob(2, "checkpoints kept")
     profile: int = knob(0, "the step (not 0) whose kernels are traced, into OUT/profile-STEP.json")
     samples_per_step: int = knob(4, "rollouts written to samples.jsonl each step")
+    probe_documents: int = knob(3, "documents of which one position per tier is asked repeatedly")
+    probe_times: int = knob(5, "how often: at the first step, in between, and after the last")
     eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
     eval_every: int = knob(50, "steps between evaluations, when there is held-out data")
     eval_positions: int = knob(64, "positions per tier in an evaluation during the run")

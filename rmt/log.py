@@ -1,4 +1,8 @@
-"""What a run leaves behind: metrics.jsonl, samples.jsonl, run.json, and one progress line."""
+"""What a run leaves behind, a line per step, and one progress line.
+
+metrics.jsonl, samples.jsonl, eval.jsonl and probes.jsonl grow; run.json and documents.json are
+written when it starts.
+"""
 
 import json
 import math
@@ -37,7 +41,7 @@ class RunLog:
             return
         out.mkdir(parents=True, exist_ok=True)
         # A resumed run repeats the steps after its checkpoint: their lines would be double.
-        for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl", "probes.jsonl"):
             _keep_steps_before(out / name, step)
         (out / "run.json").write_text(json.dumps(describe(config, total, world), indent=1))
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
@@ -62,6 +66,16 @@ class RunLog:
         if self.active:
             _append(self.out / "eval.jsonl", [{"step": step, "tiers": rows}])
 
+    def documents(self, records: list[dict[str, Any]]) -> None:
+        """The texts that probes are about; a resumed run writes the same again."""
+        if self.active and records:
+            path = self.out / "documents.json"
+            path.write_text(json.dumps(as_json(records), ensure_ascii=False), encoding="utf-8")
+
+    def probes(self, records: list[dict[str, Any]]) -> None:
+        if self.active and records:
+            _append(self.out / "probes.jsonl", records)
+
     def message(self, text: str) -> None:
         """A line above the progress bar."""
         if self.active:
@@ -80,6 +94,7 @@ def readable_samples(
             {
                 "step": step,
                 "document": run.documents[question.document].source,
+                "index": question.document,
                 "position": question.position,
                 "tier": TIERS[question.tier] if question.tier != NO_TIER else "problem",
                 "context": run.tokenizer.decode(tokens[: question.position].tolist())[-200:],

@@ -1,39 +1,57 @@
-"""What a run did, for people: a table before and after, a picture of the curves, one HTML page.
+"""What a run did, for people: a table before and after, curves, and one page to explore.
 
-    python -m rmt.report runs/demo
+    python -m rmt.report runs/demo              several runs: their curves are drawn over each other
 
-reads metrics.jsonl, samples.jsonl and, where they exist, before.json and after.json of eval.py
-(and before-ntp.json, after-ntp.json), and writes curves.png and report.html beside them.
+reads metrics.jsonl and, where they exist, samples.jsonl, documents.json, probes.jsonl, eval.jsonl
+and before.json, after.json (and before-ntp.json, after-ntp.json) of eval.py. It writes curves.png
+into every run and report.html into the first: a page that needs neither server nor network. Its
+style and scripts are in rmt/page/.
 """
 
-import base64
-import html
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rmt.curriculum import TIERS
+from rmt.curriculum import TIERS, tier_probabilities
+from rmt.curves import PANELS, SMOOTHING, Series, draw_curves
 
-SMOOTHING = 0.8  # of the drawn curves: weight of the past
+ASSETS = Path(__file__).parent / "page"
+SCRIPTS = ("dom.js", "charts.js", "documents.js", "samples.js", "page.js")
 NAMES = {
     "before-ntp": "plain next token, before",
     "after-ntp": "plain next token, after",
     "before": "with thinking, before RMT",
     "after": "with thinking, after RMT",
 }
-PANELS = (  # title, unit, metrics
-    ("next token named", "share of responses", [f"match/{t}" for t in TIERS] + ["reward/match"]),
-    ("thinking length", "tokens", ["length/thinking", "budget"]),
-    ("raw text", "nats per token", ["loss/ntp"]),
-    ("responses", "share", ["share/well_formed", "share/zero_variance_groups",
-                            "share/advantage_from_length"]),
-)  # fmt: skip
+SHOWN = ("model", "method", "batch_size", "group_size", "learning_rate", "seed")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Records of a JSON-lines file: none without a file, and no line that a kill cut short."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            records.append(_parse(line))
+        except ValueError:
+            continue
+    return records
+
+
+def read_json(path: Path, otherwise: Any) -> Any:
+    return _parse(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)  # nan is no JSON and no browser reads it
+
+
+def evaluations(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Name of an evaluation -> tier -> what was found, for those that were made."""
+    found = {name: read_json(out / f"{stem}.json", None) for stem, name in NAMES.items()}
+    return {n: {row["tier"]: row for row in e["tiers"]} for n, e in found.items() if e}
 
 
 def comparison(out: Path) -> str:
@@ -42,28 +60,23 @@ def comparison(out: Path) -> str:
         "| accuracy % (95 % interval) | easy | medium | hard | average | thinking tokens |",
         "|---|---|---|---|---|---:|",
     ]
-    for stem, name in NAMES.items():
-        path = out / f"{stem}.json"
-        if path.is_file():
-            rows = {row["tier"]: row for row in json.loads(path.read_text())["tiers"]}
-            cells = [_accuracy(rows[tier]) for tier in (*TIERS, "average")]
-            length = rows["average"]["thinking_length"]
-            cells.append("–" if length is None else f"{length:.1f}")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name, rows in evaluations(out).items():
+        cells = [_accuracy(rows.get(tier)) for tier in (*TIERS, "average")]
+        length = rows.get("average", {}).get("thinking_length")
+        cells.append("–" if length is None else f"{length:.1f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def verdicts(out: Path) -> list[str]:
     """For each tier, whether the intervals before and after are apart. Empty without both."""
-    paths = [out / f"{stem}.json" for stem in ("before", "after")]
-    if not all(path.is_file() for path in paths):
-        return []
-    before, after = ({r["tier"]: r for r in json.loads(p.read_text())["tiers"]} for p in paths)
+    found = evaluations(out)
+    before, after = (found.get(NAMES[stem], {}) for stem in ("before", "after"))
     words = []
     for tier in (*TIERS, "average"):
-        old, new = before[tier], after[tier]
-        if not old["n"]:
+        if tier not in before or tier not in after or not before[tier]["n"]:
             continue
+        old, new = before[tier], after[tier]
         apart = "up" if new["low"] > old["high"] else "down" if new["high"] < old["low"] else None
         words.append(
             f"{tier}: {apart or 'no difference'} (intervals {'apart' if apart else 'overlap'})"
@@ -71,90 +84,114 @@ def verdicts(out: Path) -> list[str]:
     return words
 
 
-def _accuracy(row: dict[str, Any]) -> str:
-    if not row["n"]:
+def _accuracy(row: dict[str, Any] | None) -> str:
+    if not row or not row["n"]:
         return "–"
     low, high = 100 * row["low"], 100 * row["high"]
     return f"{100 * row['accuracy']:.1f} ({low:.1f}–{high:.1f})"
 
 
-def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
-    """One picture with a panel per subject; False when matplotlib is not installed."""
+def series_of(out: Path) -> Series:
+    """Every metric of a run that some panel draws, where it was measured."""
+    wanted = {name for panel in PANELS for name in (*panel.metrics, *panel.targets)}
+    series: Series = {}
+    for row in read_lines(out / "metrics.jsonl"):
+        for name in sorted(wanted & row.keys()):
+            if row[name] is not None:
+                series.setdefault(name, []).append((row["step"], float(f"{row[name]:.6g}")))
+    for evaluation in read_lines(out / "eval.jsonl"):
+        for row in evaluation["tiers"]:
+            if row["n"] and (name := f"held-out/{row['tier']}") in wanted:
+                series.setdefault(name, []).append((evaluation["step"], row["accuracy"]))
+    return series | planned(out, [step for step, _ in series.get("draw/easy", [])])
+
+
+def planned(out: Path, steps: Sequence[int]) -> Series:
+    """Probability of each tier that the curriculum had at these steps."""
+    described = read_json(out / "run.json", {})
+    config = described.get("config", {})
+    if not config.get("curriculum") or not steps:
+        return {}
+    knobs = [config[f"curriculum_{name}"] for name in ("early", "late", "start", "end")]
+    rows = [tier_probabilities(step / described["total_steps"], *knobs) for step in steps]
+    return {
+        f"planned/{tier}": [(step, round(float(row[k]), 4)) for step, row in zip(steps, rows)]
+        for k, tier in enumerate(TIERS)
+    }
+
+
+def run_data(out: Path, name: str) -> dict[str, Any]:
+    """All that the page shows of a run."""
+    described = read_json(out / "run.json", {})
+    config = described.get("config", {})
+    return {
+        "name": name,
+        "facts": {name: config[name] for name in SHOWN if name in config}
+        | {name: described[name] for name in ("device", "ranks", "commit") if name in described},
+        "evaluations": evaluations(out),
+        "verdicts": verdicts(out),
+        "series": series_of(out),
+        "samples": read_lines(out / "samples.jsonl"),
+        "documents": read_json(out / "documents.json", []),
+        "probes": read_lines(out / "probes.jsonl"),
+    }
+
+
+def page(runs: Sequence[Path]) -> str:
+    """One self-contained HTML page about the runs."""
+    short = len({out.name for out in runs}) == len(runs)
+    names = [out.name if short else out.as_posix() for out in runs]
+    data = {
+        "smoothing": SMOOTHING,
+        "tiers": TIERS,
+        "panels": [asdict(panel) for panel in PANELS],
+        "runs": [run_data(out, name) for out, name in zip(runs, names)],
+    }
+    # What a model wrote cannot end the element that holds it: no `<` is left in it.
+    embedded = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    parts = {
+        "STYLE": (ASSETS / "page.css").read_text(encoding="utf-8"),
+        "SCRIPT": "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "DATA": embedded,  # last: what it says is never taken for a place to fill
+    }
+    html = (ASSETS / "page.html").read_text(encoding="utf-8")
+    for name, text in parts.items():
+        html = html.replace(f"{{{{{name}}}}}", text, 1)
+    return html
+
+
+def write_page(runs: Sequence[Path]) -> Path:
+    path = runs[0] / "report.html"
+    path.write_text(page(runs), encoding="utf-8")
+    return path
+
+
+def try_report(out: Path) -> str:
+    """Where the page of a run that has just ended is, or why there is none."""
     try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.4), constrained_layout=True)
-    for axis, (title, unit, names) in zip(axes.flat, PANELS):
-        for name in names:
-            points = [(m["step"], m[name]) for m in metrics if m.get(name) is not None]
-            if points:
-                steps, values = zip(*points)
-                style = "k--" if name == "budget" else "-"
-                axis.plot(steps, _smooth(values), style, label=name, linewidth=1.6)
-        axis.set(title=title, xlabel="step", ylabel=unit)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return True
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    smooth, weight, total = [], 0.0, 0.0
-    for value in values:
-        total, weight = SMOOTHING * total + value, SMOOTHING * weight + 1
-        smooth.append(total / weight)
-    return smooth
-
-
-def page(out: Path, table: str, samples: Sequence[dict[str, Any]]) -> str:
-    """Table, picture and the last rollouts as one self-contained HTML page."""
-    picture = out / "curves.png"
-    image = ""
-    if picture.is_file():
-        data = base64.b64encode(picture.read_bytes()).decode()
-        image = f'<img src="data:image/png;base64,{data}" alt="curves of the run">'
-    rows = [line.strip("|").split("|") for line in table.splitlines() if not line.startswith("|-")]
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    shown = "".join(
-        f"<h3>step {s['step']}, {s['tier']}: next token {html.escape(repr(s['truth']))}, "
-        f"answered {html.escape(repr(s['answer']))}, reward {s['reward']['total']:.2f}</h3>"
-        f"<pre>… {html.escape(s['context'])}</pre><pre>{html.escape(s['response'])}</pre>"
-        for s in [*samples[:4], *samples[-8:]]
-    )
-    return (
-        "<!doctype html><meta charset=utf-8><title>Reinforcement mid-training</title>"
-        "<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:.2em .8em;"
-        "border-bottom:1px solid #ccc}pre{background:#f4f4f4;padding:.6em;white-space:pre-wrap}"
-        f"img{{max-width:100%}}</style><h1>{html.escape(out.name)}</h1><table>{cells}</table>"
-        f"{image}<h2>First and last rollouts</h2>{shown}"
-    )
+        return f"wrote {write_page([out])}"
+    except Exception as error:  # the run is saved: whatever is wrong here must not look like a loss
+        return f"no report ({type(error).__name__}: {error}); try python -m rmt.report {out}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1 or not (Path(arguments[0]) / "metrics.jsonl").is_file():
-        sys.exit("usage: python -m rmt.report RUN, a directory with the metrics.jsonl of a run")
-    out = Path(arguments[0])
-    table = comparison(out)
-    drawn = draw_curves(read_lines(out / "metrics.jsonl"), out / "curves.png")
-    (out / "report.html").write_text(page(out, table, read_lines(out / "samples.jsonl")))
-    print(f"\n{table}\n")
-    for line in verdicts(out):
-        print(line)
-    if not drawn:
+    runs = [Path(name) for name in (sys.argv[1:] if arguments is None else arguments)]
+    if not runs or not all((out / "metrics.jsonl").is_file() for out in runs):
+        sys.exit("usage: python -m rmt.report RUN ..., directories with the metrics.jsonl of a run")
+    drawn = [draw_curves(series_of(out), out / "curves.png") for out in runs]
+    write_page(runs)
+    for out in runs:
+        print(f"\n{out}\n{comparison(out)}\n" if len(runs) > 1 else f"\n{comparison(out)}\n")
+        for line in verdicts(out):
+            print(line)
+    if not all(drawn):
         print("no picture: matplotlib is not installed")
     print("\nwritten:")
-    for path in sorted(p for p in out.rglob("*") if p.is_file() and "checkpoints" not in p.parts):
-        print(f"  {path}")
-    print(f"  {out / 'checkpoints'}/")
+    for out in runs:
+        kept = (path for path in out.rglob("*") if path.is_file())
+        for path in sorted(path for path in kept if "checkpoints" not in path.parts):
+            print(f"  {path}")
+        print(f"  {out / 'checkpoints'}/")
 
 
 if __name__ == "__main__":

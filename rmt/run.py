@@ -1,6 +1,6 @@
 """Everything a run holds: prepared once from its config, saved and restored as a whole."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Run:
     clock: Clock
     # Documents with the positions that are asked about; of problems, none: all are asked
     held_out: tuple[list[Document], list[Position]] | None
+    entropies: dict[int, np.ndarray] = field(default_factory=dict)  # nats, of documents it meets
     step: int = 0
     refused_in_a_row: int = 0  # updates refused because something was not finite
     tokens: float = 0.0  # sampled and trained on so far, over all ranks
@@ -102,13 +103,14 @@ def prepare(config: Config, world: World) -> Run:
     compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]
     model.how_to_train(config.recompute, compiled)
     tiers = [np.full(len(document.tokens), NO_TIER) for document in documents]
-    thresholds = config.tier_thresholds
+    thresholds, measured = config.tier_thresholds, {}
     if config.task == "next-token" or config.ntp_scope == "low_entropy":
         drawn = np.unique(order)  # a short run need not measure the documents it will not meet
         entropies, thresholds = measure_difficulty(
             config, config.data, world, source, tokenizer, [documents[i] for i in drawn], model
         )
-        for index, entropy in zip(drawn, entropies):
+        measured = dict(zip(drawn.tolist(), entropies))
+        for index, entropy in measured.items():
             tiers[index] = assign_tiers(entropy, thresholds, config.min_context)
         check_tiers([tiers[index] for index in drawn], thresholds, world)
     curriculum, reference = Curriculum(tiers, config.seed, config.noise_tries), None
@@ -123,6 +125,7 @@ def prepare(config: Config, world: World) -> Run:
         ),
         compute=compute, clock=Clock(world.device),
         held_out=_held_out(config, world, source, tokenizer, shape, model, thresholds),
+        entropies=measured,
     )  # fmt: skip
     if place is not None:
         if saved["data"] != data_key(documents):

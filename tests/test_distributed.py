@@ -130,3 +130,8 @@ def test_evaluation_runs_on_all_ranks_and_all_get_every_item(answers, mode):
 def test_a_whole_run_with_evaluations_ends_on_all_ranks(answers):
     assert [a["run"]["evaluations"] for a in answers] == [3, 3, 3]
     assert all(a["run"]["said"].startswith("wrote") for a in answers)
+
+
+def test_probes_of_two_ranks_are_those_of_one_process(answers):
+    one, *ranks = (a["run"]["probes"] for a in answers)
+    assert len(one) > 9 and ranks == [one, one]

@@ -185,4 +185,5 @@ def whole_run(place, world):
     )
     with RunLog(run.out, run.config, 0, run.total_steps, world) as log:
         done = train.run_to_end(run, log)
-    return dict(said=done, evaluations=len((out / "eval.jsonl").read_text().splitlines()))
+    lines = {name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("eval", "probes")}
+    return dict(said=done, evaluations=len(lines["eval"]), probes=lines["probes"])

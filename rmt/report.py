@@ -92,8 +92,9 @@ def _accuracy(row: dict[str, Any] | None) -> str:
 
 
 def series_of(out: Path) -> Series:
-    """Every metric of a run that some panel draws, where it was measured."""
+    """Every metric of a run that the page shows, where it was measured."""
     wanted = {name for panel in PANELS for name in (*panel.metrics, *panel.targets)}
+    wanted.add("reward/match")  # one of the numbers at the top
     series: Series = {}
     for row in read_lines(out / "metrics.jsonl"):
         for name in sorted(wanted & row.keys()):

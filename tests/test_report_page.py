@@ -81,6 +81,7 @@ def test_a_probed_position_shows_its_rollouts_and_a_step_can_be_chosen(opened, l
     page = opened()
     position = int(page.evaluate("document.querySelector('button.probed').dataset.position"))
     page.click("button.probed")
+    assert page.evaluate("document.querySelectorAll('.column').length") == 3
     assert int(page.evaluate(CHOSEN)) == position
     probes = [p for p in report.read_lines(large / "probes.jsonl") if p["position"] == position]
     document = json.loads((large / "documents.json").read_text())[0]["index"]
@@ -89,12 +90,13 @@ def test_a_probed_position_shows_its_rollouts_and_a_step_can_be_chosen(opened, l
     for step in (6, 0, 3):
         page.click(f".column[data-step='{step}']")
         shown = page.evaluate(thoughts)
-        assert shown == [r["thought"].strip() or "(no thought)" for r in probes[step]]
+        expected = [r["thought"].strip().removeprefix("<think>").strip() for r in probes[step]]
+        assert shown == [thought or "(no thought)" for thought in expected]
 
 
 def test_a_probed_position_opens_from_the_keyboard(opened):
     page = opened()
-    page.evaluate("document.querySelector('button.probed').focus()")
+    page.evaluate("document.querySelector('button.probed[aria-pressed=false]').focus()")
     position = page.evaluate("document.activeElement.dataset.position")
     assert page.evaluate(CHOSEN) != position
     page.press("Enter", "\r")
@@ -108,7 +110,7 @@ def test_pointing_at_a_panel_reads_a_step_and_its_names_hide_lines(opened, large
     assert page.evaluate("document.querySelector('.where').textContent") == "step 298"
     value = report.series_of(large)["match/easy"]
     last = [v for step, v in value if step <= 298][-1]
-    assert page.evaluate("document.querySelector('.legend .value').textContent") == f"{last:.2f}"
+    assert page.evaluate("document.querySelector('.legend .value').textContent") == f"{last:.3g}"
     lines = "document.querySelectorAll('.panel path.line').length"
     before = page.evaluate(lines)
     page.click(".legend button")

@@ -60,7 +60,8 @@ function documentView(doc, run, highest) {
     buttons.set(position, node);
     return text.includes("\n") ? [node, "\n"] : [node];
   });
-  if (buttons.size) open([...buttons.keys()].pop(), false);
+  const hardest = [...probes.keys()].pop(); // probes come by tier
+  if (probes.size) open(hardest, false);
   else answers.append(note("No position of it was probed: its tiers are empty."));
   const source = element("p.source", `${doc.source}, ${counted(doc.tokens.length, "token")}`);
   const text = element("div.text", { role: "group", "aria-label": "Text" }, ...nodes);
@@ -114,6 +115,11 @@ function lengthOf(rollout) {
   return rollout.thinking_length ?? rollout.tokens;
 }
 
+// Some templates leave it to the model to open its thinking.
+function spoken(thought) {
+  return thought.trim().replace(/^<think>\s*/, "");
+}
+
 function stepColumn(record, longest, choose) {
   const wide = (length) => ({ style: `--wide:${(100 * length / longest).toFixed(1)}%` });
   const bars = record.rollouts.map((said) => {
@@ -146,5 +152,5 @@ function rolloutCard(said, budget) {
       fact("length reward", said.length_reward.toFixed(2)),
       fact("reward", said.total.toFixed(2)),
       fact("advantage", signed(said.advantage))),
-    element("div.thought", thought, said.thought.trim() || "(no thought)"));
+    element("div.thought", thought, spoken(said.thought) || "(no thought)"));
 }

@@ -47,15 +47,11 @@ function choices(label, names, chosen, choose) {
   return element("div.choices", { role: "group", "aria-label": label }, ...buttons);
 }
 
-// About three digits, whatever the size.
+// Three digits, or all before the point.
 function shown(value) {
   if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
-  if (size >= 1000) return Math.round(value).toLocaleString("en");
-  if (size >= 100) return value.toFixed(0);
-  if (size >= 10) return value.toFixed(1);
-  if (size >= 0.01 || size === 0) return value.toFixed(2);
-  return value.toPrecision(2);
+  if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString("en");
+  return String(+value.toPrecision(3));
 }
 
 function percent(value) {

@@ -71,21 +71,26 @@ function themeSwitch(button) {
   const root = document.documentElement, system = matchMedia("(prefers-color-scheme: dark)");
   const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   const say = () => { button.textContent = dark() ? "Light colours" : "Dark colours"; };
-  const kept = remembered("theme");
+  const kept = storage((store) => store.getItem("theme"));
   if (["dark", "light"].includes(kept)) root.dataset.theme = kept;
   button.addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
-    remembered("theme", root.dataset.theme);
+    const wanted = dark() ? "light" : "dark";
+    if (system.matches === (wanted === "dark")) { // the system's again
+      delete root.dataset.theme;
+      storage((store) => store.removeItem("theme"));
+    } else {
+      root.dataset.theme = wanted;
+      storage((store) => store.setItem("theme", wanted));
+    }
     say();
   });
   system.addEventListener("change", say);
   say();
 }
 
-function remembered(name, value) {
-  try { // a page opened as a file may have no storage
-    if (value) localStorage.setItem(name, value);
-    return localStorage.getItem(name);
+function storage(use) {
+  try { // a page opened as a file may have none
+    return use(localStorage);
   } catch {
     return null;
   }

@@ -110,13 +110,16 @@ def ask(
         if not any(everywhere):
             break
         # Every rank draws for all, to know what was drawn.
-        drawn = [[_draw(run, step, index, 1)[0][0] for index in part] for part in everywhere]
-        own = zip(everywhere[run.world.rank], drawn[run.world.rank])
-        others = [question_at(run, index, draw) for index, draw in own]
-        fresh = respond(run, sampler, others, prompt, step, budget)
-        _observe(run, others, fresh)
-        generated += sum(len(r.tokens) for i in dull for r in said.groups[i])
-        questions, said = _replaced(questions, said, dull, others, fresh)
+        drawn = [[_draw(run, step, index, 1)[0] for index in part] for part in everywhere]
+        own = dict(zip(dull, drawn[run.world.rank]))
+        others = {
+            i: question_at(run, questions[i].document, draws[0])
+            for i, draws in own.items() if draws  # none: all positions of a document are noise
+        }  # fmt: skip
+        fresh = respond(run, sampler, list(others.values()), prompt, step, budget)
+        _observe(run, list(others.values()), fresh)
+        generated += sum(len(r.tokens) for i in others for r in said.groups[i])
+        questions, said = _replaced(questions, said, others, fresh)
     metrics.add("tokens/dropped", generated, 1 / run.world.size)  # a sum over ranks
     metrics.add("share/noise", run.curriculum.noise, max(1, len(run.curriculum.misses)))
     return questions, said
@@ -156,14 +159,13 @@ def _observe(run: Run, questions: Sequence[Question], said: Said) -> None:
 
 
 def _replaced(
-    questions: Sequence[Question], said: Said, places: Sequence[int], others: Sequence[Question],
-    fresh: Said,
-) -> tuple[list[Question], Said]:  # fmt: skip
-    """Questions and what was said to them, with others in some places."""
-    swap = dict(zip(places, range(len(others))))
-    pick = lambda old, new: [new[swap[i]] if i in swap else x for i, x in enumerate(old)]
+    questions: Sequence[Question], said: Said, others: dict[int, Question], fresh: Said
+) -> tuple[list[Question], Said]:
+    """Questions and what was said to them, with others (and what was said to those) in places."""
+    order = {place: number for number, place in enumerate(others)}
+    pick = lambda old, new: [new[order[i]] if i in order else x for i, x in enumerate(old)]
     rewards = {name: old.clone() for name, old in said.rewards.items()}
     for name, values in rewards.items():
-        values[list(places)] = fresh.rewards[name]
+        values[list(others)] = fresh.rewards[name]
     answered = Said(pick(said.groups, fresh.groups), pick(said.answers, fresh.answers), rewards)
-    return pick(questions, others), answered
+    return pick(questions, list(others.values())), answered

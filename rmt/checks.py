@@ -100,6 +100,11 @@ def _task_problems(c: "Config") -> Iterator[str]:
             f"--task {c.task} with --match {c.match}: a problem is right by its answer, a next "
             "token by its bytes; use --method grpo, or rmt or rpt"
         )
+    if c.task == "problems" and c.resample_from >= 0:
+        yield (
+            f"--resample-from {c.resample_from} with --task problems: a problem has no other "
+            "position to ask about; leave it out"
+        )
     if c.task == "nothing" and not c.ntp:
         yield "--task nothing with --no-ntp: there is nothing to learn; use --ntp"
     if c.task == "problems" and c.ntp:

@@ -32,6 +32,15 @@ BAD_VALUE = {
     "probabilities": (
         dict(curriculum_late=(0.5, 0.5, 0.5)), "--curriculum-late is (0.5, 0.5, 0.5)", "sum to 1"
     ),
+    "resample-problems": (
+        dict(task="problems", match="answer", ntp=False, resample_from=3),
+        "--resample-from 3 with --task problems", "leave it out",
+    ),
+    "answers-of-text": (dict(match="answer"), "--task next-token with --match answer", "grpo"),
+    "nothing-to-learn": (dict(task="nothing", ntp=False), "--task nothing", "use --ntp"),
+    "problems-by-heart": (
+        dict(task="problems", match="answer"), "--task problems with --ntp", "use --no-ntp",
+    ),
     "two-probabilities": (dict(curriculum_early=(0.5, 0.5)), "--curriculum-early", "three"),
     "ramp-backwards": (dict(curriculum_start=0.8), "0.8", "0 <= start < end <= 1"),
     "falling-thresholds": (dict(tier_thresholds=(1, 2, 1.5)), "(1.0, 2.0, 1.5)", "three rising"),

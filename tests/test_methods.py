@@ -83,6 +83,18 @@ def test_dynamic_sampling_replaces_groups_of_equal_matches(tmp_path):
     assert [len(a) for a in said.answers] == [len(group) for group in lengths]
 
 
+def test_a_document_of_noise_keeps_its_question(tmp_path):
+    """Dynamic sampling has no other position for it."""
+    run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_tries=1, group_size=3)
+    questions = asking.draw_questions(run, 0, Metrics())
+    run.curriculum.misses[:] = 1
+    for q in questions:  # all but these are noise, and these when they are missed
+        run.curriculum.misses[run.curriculum.first[q.document] + q.position] = 0
+    prompt = train.prompt_for("next-token", run.tokenizer, None, "")
+    after, said = asking.ask(run, run.model, questions, prompt, 0, None, Metrics())
+    assert after == questions and (said.rewards["match"].sum(dim=1) == 0).any()
+
+
 def problems(place, answers=("a", "b", "a"), name="problems.jsonl"):
     lines = (json.dumps({"question": "abba" * (2 + i), "answer": f"why #### {answer}"})
              for i, answer in enumerate(answers))  # fmt: skip

@@ -5,12 +5,12 @@ import torch
 from toy_forests import alone, assert_same_gradients, gradients, sequences
 from toy_runs import prepared
 
+from rmt.ask import draw_questions
 from rmt.batch import question_trees, text_trees
 from rmt.metrics import Metrics
 from rmt.prompt import next_token_prompt
 from rmt.rollout import Sampling, generate
 from rmt.update import update
-from train import draw_questions
 
 
 def updated(place, **changes):
@@ -18,7 +18,7 @@ def updated(place, **changes):
     run = prepared(place, grad_clip=1e9, batch_size=3, **changes)
     run.model.double()
     tokenizer, documents = run.tokenizer, run.documents
-    questions = draw_questions(run, 0, 0.0, Metrics())
+    questions = draw_questions(run, 0, Metrics())
     prompt = next_token_prompt(tokenizer, 8)
     sampling = Sampling(9, tokenizer.stop_ids, tokenizer.vocab_size, 0.8)
     groups = generate(run.model, question_trees(questions, documents, prompt), 4, sampling)

@@ -3,11 +3,11 @@
 Jobs are commands that anyone can type; the folder of each holds those that were run.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from rmt.jobs import Command, Job
+from rmt.report import read_lines
 
 Flags = tuple[str, ...]
 
@@ -171,4 +171,4 @@ def _last_budget(rmt: Path) -> int:
 
 
 def _metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return read_lines(run / "metrics.jsonl")

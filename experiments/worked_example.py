@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 
 from rmt import dist
-from rmt.ask import ask, draw_questions
+from rmt.ask import ask, budget_of, draw_questions
 from rmt.batch import question_trees
-from rmt.budget import budget_at
 from rmt.config import parse
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
@@ -43,7 +42,7 @@ def example() -> str:
     with tempfile.TemporaryDirectory() as out:
         run = prepare(parse([*FLAGS, "--out", out], "", ""), dist.start())
     c, metrics = run.config, Metrics()
-    budget = budget_at(0, run.total_steps, c.budget_start, c.budget_decay, c.budget_min)
+    budget = budget_of(run, 0)
     prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
     questions = draw_questions(run, 0, metrics)
     with dist.rollout_mode(run.model) as sampler:

@@ -20,6 +20,7 @@ from rmt.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.dist import World
 from rmt.prompt import escape
+from rmt.verify import verifier
 
 LINE = {  # metric -> how the progress line shows it
     "loss/rl": "rl {:+.3f}",
@@ -125,6 +126,7 @@ def describe(config: Config, total: int, world: World) -> dict[str, Any]:
         "device": device_name(world),
         "ranks": world.size,
         "threads": torch.get_num_threads(),
+        "verifier": verifier() if config.task == "problems" else None,
     }
 
 

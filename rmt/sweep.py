@@ -24,6 +24,7 @@ from pathlib import Path
 from rmt.config import Config
 from rmt.flags import flag
 from rmt.jobs import Job, JobFailed, run_all, side_by_side
+from rmt.report import read_lines
 
 Point = tuple[str, ...]  # a value of each knob that is varied
 COLUMNS = {  # metric of metrics.jsonl -> heading and scale
@@ -88,18 +89,14 @@ def found_in(out: Path) -> dict[str, float | None] | None:
     """What a run came to; None if it has not ended."""
     if not (out / "done.json").exists():
         return None
-    rows = _lines(out / "metrics.jsonl")
+    rows = read_lines(out / "metrics.jsonl")
     last = rows[-max(1, len(rows) // 5) :]
     found = {name: _mean([row.get(name) for row in last]) for name in COLUMNS}
     found["accuracy"] = _mean([row["reward/match"] for row in last])
     if (out / "eval.jsonl").exists():
-        tiers = {row["tier"]: row for row in _lines(out / "eval.jsonl")[-1]["tiers"]}
+        tiers = {row["tier"]: row for row in read_lines(out / "eval.jsonl")[-1]["tiers"]}
         found["accuracy"] = tiers.get("average", tiers.get("problems"))["accuracy"]
     return found
-
-
-def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,8 +1,8 @@
 """Is this the answer to the problem? For post-training on problems with an answer (GRPO).
 
 math-verify (Kydlíček, Hugging Face) judges where it is installed: it parses LaTeX and compares
-values. Otherwise answers are compared as numbers, or as text in a plain spelling; that is strict,
-never generous: 1/2 is 0.5 and \\frac{1}{2}, but x+1 is not 1+x.
+values. Otherwise answers are compared as numbers, or as text in a plain spelling without the signs
+of percent, degrees and dollars: 1/2 is 0.5 and \\frac{1}{2}, but x+1 is not 1+x.
 """
 
 import re

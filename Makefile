@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo report paper test check smollm2 bench gpu aot clean
+.PHONY: help setup demo report paper beyond test check smollm2 bench gpu aot clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ report: setup  ## the page about a run, RUN=runs/demo
 MODEL ?= tiny
 paper: setup  ## the paper's tables in miniature, three seeds (45 minutes, 2 cores); MODEL=... on a GPU
 	$(BIN)/python -m experiments.paper $(MODEL)
+
+beyond: setup  ## what is not in the paper, each flag beside RMT, three seeds (minutes)
+	$(BIN)/python -m experiments.paper $(MODEL) --part beyond
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest

@@ -25,9 +25,13 @@ from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.log import as_json
 from rmt.memory import plan_branches
 from rmt.positions import choose_positions, data_key, read_positions, write_positions
-from rmt.prompt import next_token_prompt, problem_prompt
 from rmt.rollout import Sampling
-from rmt.sources import measure_difficulty, read_documents, read_model_directory
+from rmt.sources import (
+    longest_prompt,
+    measure_difficulty,
+    read_documents,
+    read_model_directory,
+)
 
 EPILOG = "Run it with torchrun to share the positions out over several GPUs."
 # Knobs of training that mean the same here.
@@ -78,11 +82,12 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
         sys.exit(f"error: {problem}")
 
 
-def final_budget(model: str) -> int:
-    """B_T of the run that made a model, or of the paper's schedule."""
+def final_budget(model: str) -> tuple[int, float]:
+    """B_T, and how it follows entropy, of the run that made a model; or of the paper."""
     record = Path(model).resolve().parent / "run.json"
     c = from_json(json.loads(record.read_text())["config"]) if record.is_file() else Config()
-    return budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+    budget = budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+    return budget, c.budget_entropy
 
 
 def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list, list, int | None]:
@@ -98,10 +103,10 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
     if options.mode == "problems":
         documents = documents[: options.limit or None]
         budget = options.budget or None
-        prompt = problem_prompt(tokenizer, budget, config.problem_request)
-        sampling = make_sampling(config, options, tokenizer, prompt, model, compute, world)
-        items = solve(model, tokenizer, documents, prompt, sampling, world)
-        return summarise(items, budget), items, budget
+        sampling = make_sampling(config, options, tokenizer, budget, model, compute, world)
+        request = config.problem_request
+        items = solve(model, tokenizer, documents, budget, request, sampling, world)
+        return summarise(items), items, budget
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     if dist.gather_objects(stored.is_file(), world)[0]:
         positions = read_positions(stored, documents)
@@ -120,16 +125,22 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
     if options.mode == "ntp":
         limit = config.tokens_per_micro_batch
         items = predict_plainly(model, tokenizer, documents, positions, limit, world)
-        return summarise(items, None), items, None
-    budget = (options.budget or final_budget(config.model)) if options.mode == "rmt" else None
-    prompt = next_token_prompt(tokenizer, budget)
-    sampling = make_sampling(config, options, tokenizer, prompt, model, compute, world)
-    items = predict_thinking(model, tokenizer, documents, positions, budget, sampling, world)
-    return summarise(items, budget), items, budget
+        return summarise(items), items, None
+    budget = None
+    if options.mode == "rmt":
+        budget, exponent = final_budget(config.model)
+        budget = options.budget or budget
+        config = replace(config, budget_entropy=exponent)
+    sampling = make_sampling(config, options, tokenizer, budget, model, compute, world)
+    items = predict_thinking(
+        model, tokenizer, documents, positions, budget, config.budget_entropy, sampling, world
+    )
+    return summarise(items), items, budget
 
 
-def make_sampling(config, options, tokenizer, prompt, model, compute, world) -> Sampling:
+def make_sampling(config, options, tokenizer, budget, model, compute, world) -> Sampling:
     """All ranks."""
+    prompt = longest_prompt(config, tokenizer, budget)
     return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,
         options.temperature if options.decoding == "sampled" else 0.0,

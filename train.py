@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rmt import dist
-from rmt.ask import ask, budget_of, draw_questions
+from rmt.ask import ask, budget_of, draw_questions, prompts_of
 from rmt.batch import question_trees, text_trees
 from rmt.checkpoint import CheckpointError, export_model
 from rmt.clock import profiled
@@ -26,7 +26,6 @@ from rmt.grpo import advantage_scale, advantages, length_share
 from rmt.log import RunLog, device_name, readable_samples
 from rmt.metrics import Metrics, add_rollout_metrics, add_speed_metrics
 from rmt.probe import ask_probes, describe_documents, probe_steps
-from rmt.prompt import prompt_for
 from rmt.report import try_report
 from rmt.rollout import Sampling
 from rmt.run import Run, prepare, save
@@ -51,17 +50,14 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     indices = run.order[step][world.rank :: world.size].tolist()
 
     # 1. The curriculum draws the positions C to reason about.
+    # 2. The prompt of each asks for the budget of this step.
     questions = draw_questions(run, step, metrics)
-
-    # 2. The budget of this step is what the prompt asks for.
-    budget = budget_of(run, step)
-    prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
 
     # 3. G rollouts per position: think, then predict the next token.
     # 4. Rewards (P, G): the right token, and the length that was asked for.
     run.optimizer.zero_grad(set_to_none=True)  # the last gradients make room for the cache
     with run.clock("rollout"), dist.rollout_mode(run.model) as sampler:
-        questions, said = ask(run, sampler, questions, prompt, step, budget, metrics)
+        questions, said = ask(run, sampler, questions, step, metrics)
     groups, answers, rewards = said.groups, said.answers, said.rewards
 
     # 5. Advantages (P, G) relative to the group.
@@ -75,7 +71,7 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
 
     # 6. One loss over responses and raw text, −J_RL + λ·L_NTP, and the update.
     responses = [[rollout.tokens for rollout in group] for group in groups]
-    trees = question_trees(questions, run.documents, prompt, responses)
+    trees = question_trees(questions, run.documents, prompts_of(run, questions), responses)
     if c.ntp:
         low = {index: run.tiers[index] == NO_TIER for index in indices}
         trees += text_trees(
@@ -84,12 +80,12 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     with run.clock("update"):
         trained = update(run, trees, groups, advantage, rewards["match"], metrics)
 
-    add_rollout_metrics(metrics, questions, answers, responses, rewards, budget)
+    add_rollout_metrics(metrics, questions, answers, responses, rewards)
     measure_speed(run, responses, trained, started, metrics)
-    row = {"step": step, "budget": budget} | metrics.reduce(world)
+    row = {"step": step, "budget": budget_of(run, step)} | metrics.reduce(world)
     run.tokens += row["tokens/step"] + row["tokens/dropped"]
     run.seconds += row["time/step"]
-    return row, readable_samples(run, step, questions, groups, answers, rewards, budget)
+    return row, readable_samples(run, step, questions, groups, answers, rewards)
 
 
 def measure_speed(run: Run, responses, trained, started: float, metrics: Metrics) -> None:
@@ -118,11 +114,10 @@ def evaluate(run: Run, log: RunLog) -> None:
     )
     known = (run.model, run.tokenizer, documents)
     if c.task == "problems":
-        prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
-        items = solve(*known, prompt, sampling, run.world)
+        items = solve(*known, budget, c.problem_request, sampling, run.world)
     else:
-        items = predict_thinking(*known, positions, budget, sampling, run.world)
-    rows = summarise(items, budget)
+        items = predict_thinking(*known, positions, budget, c.budget_entropy, sampling, run.world)
+    rows = summarise(items)
     log.evaluation(run.step, rows)
     log.message(f"held-out accuracy after {run.step} steps\n{table(rows)}")
 

@@ -23,7 +23,7 @@ PARTS = {
     "rl_step": "--rounds 5 --dtypes bfloat16",
     "rollout": "--rounds 3 --dtypes bfloat16 --sequences 32 1 --profile",
     "forest": "--rounds 3 --dtypes bfloat16 --sweep-rounds 1",
-    "scaling": "--rounds 2",
+    "scaling": "--rounds 1 --largest 64",
 }
 FULL = {
     "rl_step": "--rounds 5 --dtypes bfloat16 float32 --contenders trl trl-checkpointing",

@@ -1,4 +1,4 @@
-"""What `make paper` runs: every method, every ablation and post-training, over seeds.
+"""What `make paper` and `make beyond` run: methods, ablations, post-training, over seeds.
 
 Jobs are commands that anyone can type; the folder of each holds those that were run.
 """
@@ -22,6 +22,7 @@ class Setting:
     eval: Flags  # of eval.py on held-out text
     other: Flags  # of eval.py on text of another domain
     problems: Flags  # of eval.py --mode problems
+    few: Flags = ()  # of train.py: so few documents that their positions are met again
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 40
     post_steps: int = 20
@@ -53,6 +54,7 @@ SETTINGS = {
             "--max-response", "192", "--decoding", "sampled", "--max-branches", "256", *PLAINLY,
             "--budget", "40",
         ),
+        few=("--data", "assets/tiny_corpus/few.jsonl"),
     ),
     # For a GPU: a real model on Omni-MATH text, and GSM8K afterwards.
     "smollm2-135m": Setting(
@@ -85,54 +87,69 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: what is measured by which evaluation of which job."""
-
-    title: str
-    job: str
-    eval: str = "text"
-    paper: tuple[float, ...] = ()  # easy, medium, hard, average and mean response
+def jobs(setting: Setting, out: Path, part: str) -> list[Job]:
+    """All jobs of a part, those that others need first; of each a folder out/SEED/NAME."""
+    of_seed = {"claims": _claims, "beyond": _beyond}[part]
+    return [job for seed in setting.seeds for job in of_seed(setting, seed, out / str(seed))]
 
 
-def jobs(setting: Setting, out: Path) -> list[Job]:
-    """All jobs, those that others need first; of each a folder out/SEED/NAME."""
-    return [job for seed in setting.seeds for job in _of_seed(setting, seed, out / str(seed))]
+PLAIN, NTR, BUDGET = (
+    {name: ("--mode", mode) for name in ("text", "other")} for mode in ("ntp", "ntr", "rmt")
+)
 
 
-def _of_seed(s: Setting, seed: int, place: Path) -> list[Job]:
+def _claims(s: Setting, seed: int, place: Path) -> list[Job]:
+    """The paper's own: methods, ablations, next-token training of equal cost, post-training."""
     rmt = place / "rmt"
-    ntr, budget, plain = (
-        {name: ("--mode", mode) for name in ("text", "other")} for mode in ("ntr", "rmt", "ntp")
-    )
-
-    def job(name, train, evals, needs=(), start=s.model) -> Job:
-        """train: flags, or a function that gives them when the job starts; None: no training."""
-        make = lambda: _commands(s, seed, place / name, start, train, evals)
-        return Job(place / name, make, needs)
-
     steps = (*s.train, "--steps", str(s.steps))
     halfway = ("--resample-from", str(s.steps // 2))
     asked = lambda: ("--mode", "rmt", "--budget", str(_last_budget(rmt)))
     untrained = {"plain": ("--mode", "ntp"), "text": ("--mode", "ntr"), "budget": asked}
     untrained |= {"other-plain": ("--mode", "ntp"), "other": ("--mode", "ntr")}
+    job = lambda *what, **options: _job(s, seed, place, *what, **options)
     found = [
-        job("rmt", (*steps, "--method", "rmt"), budget),
-        job("rpt", (*steps, "--method", "rpt", *halfway), ntr),
-        job("without-budget", (*steps, "--no-budget"), ntr),
-        job("without-curriculum", (*steps, "--no-curriculum"), budget),
-        job("without-ntp", (*steps, "--no-ntp"), budget),
-        job("ntp-tokens", lambda: _matched(s, rmt, "--max-tokens"), plain, (rmt,)),
-        job("ntp-minutes", lambda: _matched(s, rmt, "--max-minutes"), plain, (rmt,)),
-        job("base", None, untrained, (rmt,)),
+        job("rmt", (*steps, "--method", "rmt"), BUDGET),
+        job("rpt", (*steps, "--method", "rpt", *halfway), NTR),
+        job("without-budget", (*steps, "--no-budget"), NTR),
+        job("without-curriculum", (*steps, "--no-curriculum"), BUDGET),
+        job("without-ntp", (*steps, "--no-ntp"), BUDGET),
+        job("ntp-tokens", lambda: _matched(s, rmt, "--max-tokens"), PLAIN, needs=(rmt,)),
+        job("ntp-minutes", lambda: _matched(s, rmt, "--max-minutes"), PLAIN, needs=(rmt,)),
+        job("base", None, untrained, needs=(rmt,)),
     ]
     post = (*s.post, "--method", "grpo", "--steps", str(s.post_steps))
     problems = {"problems": ("--mode", "problems")}
     for name in ("base", "ntp-tokens", "rpt", "rmt"):
         start = s.model if name == "base" else str(place / name / "model")
         for when, train in (("before", None), ("after", post)):
-            found.append(job(f"{name}-{when}", train, problems, (place / name,), start))
+            needs = (place / name,)
+            found.append(job(f"{name}-{when}", train, problems, needs=needs, start=start))
     return found
+
+
+def _beyond(s: Setting, seed: int, place: Path) -> list[Job]:
+    """Ours, each a flag beside the RMT run of `_claims`. Noise shows where positions come again."""
+    steps = (*s.train, "--steps", str(s.steps))
+    flags = {
+        "rmt": (),
+        "adaptive": ("--curriculum-rule", "adaptive"),
+        "correct-only": ("--length-reward-gate", "correct_only"),
+        "budget-entropy": ("--budget-entropy", "1"),
+    }
+    if s.few:
+        flags |= {"few": s.few, "few-noise-filter": (*s.few, "--noise-tries", "8")}
+    return [
+        _job(s, seed, place, name, (*steps, "--method", "rmt", *added), BUDGET)
+        for name, added in flags.items()
+    ]
+
+
+def _job(
+    s: Setting, seed: int, place: Path, name: str, train, evals, *, needs=(), start: str = ""
+) -> Job:
+    """train: flags, or a function that gives them when the job starts; None: no training."""
+    make = lambda: _commands(s, seed, place / name, start or s.model, train, evals)
+    return Job(place / name, make, needs)
 
 
 def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> list[Command]:

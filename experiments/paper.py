@@ -2,6 +2,7 @@
 
     make paper                          the tiny world: two CPU cores, three seeds
     make paper MODEL=smollm2-135m       the same on a real model, for a GPU
+    make beyond                         what is not in the paper: each of our own flags beside RMT
     python -m experiments.paper tiny --tables     the tables of what has been run so far
 
 Runs are kept in runs/paper/MODEL/SEED/JOB and are not repeated; one that was stopped is resumed.
@@ -23,6 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", choices=SETTINGS, nargs="?", default="tiny")
+    parser.add_argument("--part", choices=("claims", "beyond"), default="claims")
     parser.add_argument("--tables", action="store_true", help="run nothing")
     many = side_by_side()
     parser.add_argument("--jobs", type=int, default=many, help=f"at one time (here {many})")
@@ -30,7 +32,7 @@ def main() -> None:
     setting, out, started = SETTINGS[o.model], Path("runs/paper") / o.model, time.perf_counter()
     if not o.tables:
         try:
-            run_all(jobs(setting, out), max(1, o.jobs))
+            run_all(jobs(setting, out, o.part), max(1, o.jobs))
         except JobFailed as failure:
             sys.exit(f"error: {failure}")
         print(f"all jobs are done, after {(time.perf_counter() - started) / 60:.1f} minutes")

@@ -1,39 +1,45 @@
-"""The tables of `make paper`: means over seeds with intervals, the paper's numbers, and verdicts.
-
-An interval has two parts, added as squares: of the mean over seeds, with Student's t; and of the
-held-out items, which all seeds answer, so that more seeds do not make it smaller. With three seeds
-t is 4.3: an interval that excludes another says something.
-"""
+"""The tables of `make paper` and `make beyond`, beside the paper's numbers; a verdict per claim."""
 
 import json
-import math
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.jobs import Row, Setting
+from experiments.jobs import Setting
+from experiments.results import Results, Value, verdict
 from rmt.curriculum import TIERS
 
 COLUMNS = (*TIERS, "average")
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of n values, two-sided 95 %
-Z95 = 1.96
 
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what is measured by which evaluation of which job."""
+
+    title: str
+    job: str
+    eval: str = "text"
+    paper: tuple[float, ...] = ()  # the paper's accuracy: easy, medium, hard, average
+    length: float | None = None  # the paper's mean response, in tokens
+
+
+NTR = Row("thinking, untrained (NTR)", "base", "text", (8.47, 5.08, 4.51, 6.02), 1577)
+ASKED = Row("thinking on a budget, untrained", "base", "budget")
+RPT = Row("RPT", "rpt", "text", (48.67, 35.84, 23.03, 35.85), 872)
+RMT = Row("**RMT**", "rmt", "text", (76.92, 55.79, 44.64, 59.12), 186)
 MAIN = [
     Row("next token, untrained (NTP)", "base", "plain", (47.89, 34.61, 25.01, 35.84)),
-    Row("next token, trained on RMT's tokens", "ntp-tokens", "text"),
-    Row("next token, trained for RMT's minutes", "ntp-minutes", "text"),
-    Row("thinking, untrained (NTR)", "base", "text", (8.47, 5.08, 4.51, 6.02, 1577)),
-    Row("thinking on a budget, untrained", "base", "budget"),
-    Row("RPT", "rpt", "text", (48.67, 35.84, 23.03, 35.85, 872)),
-    Row("**RMT**", "rmt", "text", (76.92, 55.79, 44.64, 59.12, 186)),
-]
+    Row("next token, trained on RMT's tokens", "ntp-tokens"),
+    Row("next token, trained for RMT's minutes", "ntp-minutes"),
+    NTR, ASKED, RPT, RMT,
+]  # fmt: skip
 ABLATIONS = [
     Row("**RMT**", "rmt", "text", (62.50, 43.96, 34.14, 46.87)),
     Row("without the budget (DTB)", "without-budget", "text", (60.35, 32.79, 27.59, 40.24)),
     Row("without the curriculum (CAS)", "without-curriculum", "text", (59.32, 42.66, 27.68, 43.22)),
     Row("without next-token prediction", "without-ntp", "text", (40.00, 34.26, 27.27, 33.84)),
-    Row("next-token prediction alone, RMT's tokens", "ntp-tokens", "text"),
+    Row("next-token prediction alone, RMT's tokens", "ntp-tokens"),
 ]
+LENGTHS = [NTR, ASKED, RPT, Row("RMT without the budget", "without-budget"), RMT]
 OTHER = [  # text of another domain, see experiments/jobs.py
     Row("next token, untrained", "base", "other-plain"),
     Row("next token, trained on RMT's tokens", "ntp-tokens", "other"),
@@ -41,106 +47,84 @@ OTHER = [  # text of another domain, see experiments/jobs.py
     Row("RPT", "rpt", "other"),
     Row("**RMT**", "rmt", "other"),
 ]
+BEYOND = [
+    Row("**RMT**", "rmt"),
+    Row("tiers by what they can teach (`--curriculum-rule adaptive`)", "adaptive"),
+    Row("length paid to right answers only (`--length-reward-gate correct_only`)", "correct-only"),
+    Row("budgets by entropy (`--budget-entropy 1`)", "budget-entropy"),
+    Row("next-token prediction alone, RMT's tokens", "ntp-tokens"),
+    Row("RMT on twelve documents", "few"),
+    Row("the same, without noise (`--noise-tries 8`)", "few-noise-filter"),
+]
 POST = [  # before and after, of Qwen3 where the paper has it
     ("instruct model", "base", (12.84, 54.17)),
-    ("NTP, RMT's tokens", "ntp-tokens", ()),
+    ("NTP, RMT's tokens", "ntp-tokens", (None, None)),
     ("RPT", "rpt", (23.17, 48.50)),
     ("**RMT**", "rmt", (25.17, 64.33)),
 ]
+NOTE = (
+    "*Italics*: the paper's numbers, of Qwen3-14B (ablations: of R1-Distill-Qwen-14B) on Omni-MATH "
+    "and Skywork problems. Intervals are over seeds and held-out items."
+)
 
 
-@dataclass(frozen=True)
-class Value:
-    """A mean over seeds with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} ({self.low:.1f}–{self.high:.1f})"
+def _cell(here: Value | None, there: float | None = None) -> str:
+    """What was measured, and what the paper has."""
+    cell = "–" if here is None else str(here)
+    return cell if there is None else f"{cell} · *{there:g}*"
 
 
-def value(of_seeds: list[float], item_error: float = 0.0) -> Value:
-    """Mean and interval of a number that each seed has; item_error: its standard error by items."""
-    mean, n = statistics.fmean(of_seeds), len(of_seeds)
-    spread = T95.get(n, Z95) * statistics.stdev(of_seeds) / math.sqrt(n) if n > 1 else 0.0
-    off = math.hypot(spread, Z95 * item_error)
-    return Value(mean, mean - off, mean + off, n)
+def _table(heads: list[str], lines: list[tuple[str, list[str]]]) -> str:
+    found = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join(found + ["| " + " | ".join([title, *cells]) + " |" for title, cells in lines])
 
 
-class Results:
-    """What the evaluations of all seeds found."""
-
-    def __init__(self, setting: Setting, out: Path):
-        self.setting, self.out = setting, out
-
-    def rows(self, job: str, evaluation: str) -> list[dict[str, dict]]:
-        """By seed that has it: the rows of an evaluation by tier."""
-        files = (self.out / str(s) / job / f"{evaluation}.json" for s in self.setting.seeds)
-        found = [json.loads(file.read_text()) for file in files if file.exists()]
-        return [{row["tier"]: row for row in report["tiers"]} for report in found]
-
-    def accuracy(self, job: str, evaluation: str, tier: str) -> Value | None:
-        rows = [r[tier] for r in self.rows(job, evaluation) if tier in r and r[tier]["n"]]
-        if not rows:
-            return None
-        error = statistics.fmean((r["high"] - r["low"]) / (2 * Z95) for r in rows)
-        return value([100 * r["accuracy"] for r in rows], 100 * error)
-
-    def length(self, job: str, evaluation: str) -> Value | None:
-        rows = [r["average"]["thinking_length"] for r in self.rows(job, evaluation)]
-        return value(rows) if rows and None not in rows else None
-
-
-def accuracy_table(results: Results, rows: list[Row]) -> list[str]:
-    lines = ["| accuracy %, 95 % interval · *paper* | easy | medium | hard | average | thinking |",
-             "|---|---|---|---|---|---:|"]  # fmt: skip
+def accuracy_table(results: Results, rows: list[Row]) -> str:
+    lines = []
     for row in rows:
         found = [results.accuracy(row.job, row.eval, tier) for tier in COLUMNS]
-        found.append(results.length(row.job, row.eval))
-        paper = [*row.paper, *[None] * (5 - len(row.paper))]
-        cells = []
-        for here, there in zip(found, paper):
-            cell = "–" if here is None else str(here)
-            cells.append(cell if there is None else f"{cell} · *{there:g}*")
-        lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
-    return lines
+        lines.append((row.title, [*map(_cell, found, row.paper or [None] * len(COLUMNS))]))
+    return _table(["accuracy %, 95 % interval", *COLUMNS], lines)
 
 
-def post_table(results: Results) -> list[str]:
-    lines = ["| problems solved %, 95 % interval · *paper* | before | after |", "|---|---|---|"]
+def length_table(results: Results, rows: list[Row]) -> str:
+    """Of responses, of thoughts that ended by tier, against the budget, and how many ended."""
+    lines = []
+    for row in rows:
+        mean = lambda column, tier="average", scale=1.0, row=row: _cell(
+            results.mean(row.job, row.eval, column, tier, scale)
+        )
+        whole = results.mean(row.job, row.eval, "response_length", "average")
+        cells = [_cell(whole, row.length), *(mean("thinking_length", tier) for tier in COLUMNS)]
+        cells += [mean("budget_error", scale=100), mean("well_formed", scale=100)]
+        lines.append((row.title, cells))
+    thoughts = [f"thought, {tier}" for tier in COLUMNS]
+    heads = ["tokens, 95 % interval", "response", *thoughts, "off the budget %", "well-formed %"]
+    return _table(heads, lines)
+
+
+def post_table(results: Results) -> str:
+    lines = []
     for title, start, paper in POST:
-        cells = []
-        for i, when in enumerate(("before", "after")):
-            found = results.accuracy(f"{start}-{when}", "problems", "problems")
-            cell = "–" if found is None else str(found)
-            cells.append(f"{cell} · *{paper[i]:g}*" if paper else cell)
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return lines
+        solved = (
+            results.accuracy(f"{start}-{when}", "problems", "problems")
+            for when in ("before", "after")
+        )
+        lines.append((title, [*map(_cell, solved, paper)]))
+    return _table(["problems solved %, 95 % interval", "before", "after"], lines)
 
 
-def verdict(better: Value | None, worse: Value | None) -> str:
-    if better is None or worse is None:
-        return "not measured"
-    if better.low > worse.high:
-        return "confirmed"
-    return "refuted" if better.high < worse.low else "undecided"
-
-
-def claims(results: Results) -> list[str]:
+def claims(results: Results) -> str:
     """A plain sentence for each claim of the paper, with what was found here."""
     average = lambda job, evaluation="text": results.accuracy(job, evaluation, "average")
     solved = lambda job: results.accuracy(f"{job}-after", "problems", "problems")
     rmt, lines = average("rmt"), []
+    more = "RMT predicts more tokens rightly than"
     for title, better, worse in (
-        ("RMT predicts more tokens rightly than RPT", rmt, average("rpt")),
-        ("RMT predicts more tokens rightly than thinking untrained (NTR)", rmt, average("base")),
-        ("RMT predicts more tokens rightly than the plain next token (NTP)", rmt,
-         average("base", "plain")),
-        ("RMT predicts more tokens rightly than training on the same tokens by NTP alone", rmt,
-         average("ntp-tokens")),
+        (f"{more} RPT", rmt, average("rpt")),
+        (f"{more} thinking untrained (NTR)", rmt, average("base")),
+        (f"{more} the plain next token (NTP)", rmt, average("base", "plain")),
+        (f"{more} next-token training on as many tokens", rmt, average("ntp-tokens")),
         ("the budget helps", rmt, average("without-budget")),
         ("the curriculum helps", rmt, average("without-curriculum")),
         ("next-token prediction helps", rmt, average("without-ntp")),
@@ -148,49 +132,71 @@ def claims(results: Results) -> list[str]:
          solved("base")),
         ("post-training ends higher from RMT than from RPT", solved("rmt"), solved("rpt")),
     ):  # fmt: skip
-        shown = f"{better} against {worse}" if better and worse else "–"
-        lines.append(f"- {title}: **{verdict(better, worse)}** here ({shown}).")
-    lengths = [results.length(job, "text") for job in ("rmt", "rpt")]
-    if all(lengths):
-        share = lengths[0].mean / lengths[1].mean
+        shown = f" ({better} against {worse})" if better and worse else ""
+        lines.append(f"- {title}: **{verdict(better, worse)}**{shown}")
+    ours, theirs = (
+        results.mean(job, "text", "thinking_length", "average") for job in ("rmt", "rpt")
+    )
+    if ours and theirs:
         lines.append(
-            f"- RMT thinks for a fifth of RPT's length: **{share:.0%}** here "
-            f"({lengths[0].mean:.0f} of {lengths[1].mean:.0f} tokens; in the paper 186 of 872)."
+            f"- RMT thinks for a fifth of RPT's length: **{ours.mean / theirs.mean:.0%}** "
+            f"({ours} against {theirs} tokens; the paper's responses 186 against 872)"
         )
-    return lines
+    return "\n".join(lines)
 
 
-def write_tables(setting: Setting, name: str, out: Path) -> str:
-    """All tables as Markdown, also put into docs/paper-NAME.md and between README.md's markers."""
-    results = Results(setting, out)
-    text = "\n".join([
-        *accuracy_table(results, MAIN), "", *accuracy_table(results, ABLATIONS), "",
-        "Text of another domain:", "", *accuracy_table(results, OTHER), "", *post_table(results),
-        "",
-        "*Italics*: the paper's own numbers, of Qwen3-14B (ablations: of R1-Distill-Qwen-14B) on "
-        "Omni-MATH; \"thinking\" is the mean length, in the paper of the whole response.", "",
-        *claims(results), "", provenance(setting, name, out),
-    ])  # fmt: skip
-    Path(f"docs/paper-{name}.md").write_text(text + "\n", encoding="utf-8")
-    readme, begin, end = Path("README.md"), f"<!-- paper {name} -->", f"<!-- /paper {name} -->"
-    old = readme.read_text(encoding="utf-8")
-    if begin in old and end in old:
-        new = f"{old.split(begin)[0]}{begin}\n{text}\n{end}{old.split(end)[1]}"
-        readme.write_text(new, encoding="utf-8")
-    return text
+def record(out: Path) -> dict[str, dict]:
+    """Of each job SEED/NAME: its commands, minutes, versions and the rows of its evaluations."""
+    found = {}
+    for done in sorted(out.glob("*/*/done.json")):
+        place, about = done.parent, json.loads(done.read_text())
+        if (place / "run.json").exists():
+            run = json.loads((place / "run.json").read_text())
+            about |= {name: run[name] for name in ("commit", "python", "torch", "device")}
+        about["tiers"] = {
+            file.stem: report["tiers"]
+            for file in sorted(place.glob("*.json"))
+            if "tiers" in (report := json.loads(file.read_text()))
+        }
+        found[f"{place.parent.name}/{place.name}"] = about
+    return found
 
 
-def provenance(setting: Setting, name: str, out: Path) -> str:
+def provenance(setting: Setting, name: str, jobs: dict[str, dict]) -> str:
     """Hardware, versions, seeds and time: what the numbers depend on."""
-    runs = sorted(out.glob("*/rmt/run.json"))
-    if not runs:
+    trained = [about for about in jobs.values() if "commit" in about]
+    if not trained:
         return "<sub>nothing was run yet</sub>"
-    about = json.loads(runs[0].read_text())
-    minutes = [json.loads(f.read_text())["minutes"] for f in out.glob("*/*/done.json")]
+    about, minutes = trained[0], sum(about["minutes"] for about in jobs.values())
     return (
         f"<sub>`make paper{'' if name == 'tiny' else f' MODEL={name}'}`: seeds "
         f"{', '.join(map(str, setting.seeds))}; {setting.steps} steps, {setting.post_steps} of "
         f"post-training; {about['device']}, torch {about['torch']}, commit {about['commit']}; "
-        f"{len(minutes)} jobs, {sum(minutes):.0f} minutes of one job at a time. Commands and times "
-        f"of each are in runs/paper/{name}/SEED/JOB/done.json.</sub>"
+        f"{len(jobs)} jobs with {minutes:.0f} minutes together. Commands, versions, minutes and "
+        f"rows of each: docs/paper-{name}.json</sub>"
     )
+
+
+def write_tables(setting: Setting, name: str, out: Path) -> str:
+    """All tables as Markdown in docs/paper-NAME.md, their numbers beside it as JSON; those of the
+    paper's claims also in README.md, between the markers that name the model.
+    """
+    results, jobs = Results(setting, out), record(out)
+    main = "\n\n".join([
+        accuracy_table(results, MAIN), accuracy_table(results, ABLATIONS),
+        length_table(results, LENGTHS), post_table(results), NOTE, claims(results),
+        provenance(setting, name, jobs),
+    ])  # fmt: skip
+    page = "\n\n".join([
+        f"# The paper in miniature: {name}", "Written by `make paper` and `make beyond`.", main,
+        "## Text of another domain", accuracy_table(results, OTHER),
+        "## Beyond the paper", accuracy_table(results, BEYOND), length_table(results, BEYOND),
+    ])  # fmt: skip
+    Path(f"docs/paper-{name}.md").write_text(page + "\n", encoding="utf-8")
+    Path(f"docs/paper-{name}.json").write_text(json.dumps(jobs, indent=1), encoding="utf-8")
+    readme, begin, end = Path("README.md"), f"<!-- paper {name} -->", f"<!-- /paper {name} -->"
+    old = readme.read_text(encoding="utf-8")
+    if begin in old and end in old:
+        new = f"{old.split(begin)[0]}{begin}\n{main}\n{end}{old.split(end)[1]}"
+        readme.write_text(new, encoding="utf-8")
+    return page

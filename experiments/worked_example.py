@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 
 from rmt import dist
-from rmt.ask import ask, budget_of, draw_questions
+from rmt.ask import ask, draw_questions, prompts_of
 from rmt.batch import question_trees
 from rmt.config import parse
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
 from rmt.metrics import Metrics, mixed
 from rmt.objective import Targets, score
-from rmt.prompt import prompt_for
 from rmt.run import Run, prepare
 from rmt.update import update
 
@@ -42,17 +41,16 @@ def example() -> str:
     with tempfile.TemporaryDirectory() as out:
         run = prepare(parse([*FLAGS, "--out", out], "", ""), dist.start())
     c, metrics = run.config, Metrics()
-    budget = budget_of(run, 0)
-    prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
     questions = draw_questions(run, 0, metrics)
     with dist.rollout_mode(run.model) as sampler:
-        questions, said = ask(run, sampler, questions, prompt, 0, budget, metrics)
+        questions, said = ask(run, sampler, questions, 0, metrics)
     number = int(mixed(said.rewards["match"]).nonzero()[0])
     question, group, answers = questions[number], said.groups[number], said.answers[number]
     match, length, total = (said.rewards[k][number] for k in ("match", "length", "total"))
     scale = advantage_scale(total[None], c.advantage_norm, c.advantage_delta, [total[None]])
     advantage = advantages(total[None], scale)
-    trees = question_trees([question], run.documents, prompt, [[r.tokens for r in group]])
+    prompts, responses = prompts_of(run, [question]), [[r.tokens for r in group]]
+    trees = question_trees([question], run.documents, prompts, responses)
     before = log_probabilities(run, trees)
     update(run, trees, [group], advantage, match[None], metrics)
     change = log_probabilities(run, trees) - before
@@ -61,8 +59,9 @@ def example() -> str:
     text = run.tokenizer.decode(document.tokens[: question.position].tolist())
     lines = [
         f"> {text} **▯**", "",
-        f"The token that comes, ▯, is `{question.truth.decode()}`. At the first step the budget is "
-        f"B_0 = {budget}. Eight responses were sampled at temperature {c.temperature}:", "",
+        f"The token that comes, ▯, is `{question.truth.decode()}`. At the first step the budget "
+        f"is B_0 = {question.budget}. Eight responses were sampled at temperature "
+        f"{c.temperature}:", "",
         "| | the thought ends | answer | r_match | ℓ | r_len | r | A | log π | Δ log π |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rmt import dist
 from rmt.batch import Question, question_trees
-from rmt.budget import budget_at
+from rmt.budget import budget_at, budget_of_position
 from rmt.curriculum import NO_TIER, Draw, adaptive_probabilities, tier_probabilities
 from rmt.metrics import Metrics, mixed
-from rmt.prompt import Answer, PromptIds, parse_response
+from rmt.prompt import Answer, PromptIds, parse_response, prompt_for
 from rmt.rewards import reward_groups
 from rmt.rollout import Rollout, Sampling, generate
 from rmt.run import Run
@@ -52,7 +52,7 @@ def draw_questions(run: Run, step: int, metrics: Metrics) -> list[Question]:
         mine = number % run.world.size == run.world.rank
         metrics.add("share/empty_tier_draws", mine * missing, mine * c.positions_per_document)
         if mine:
-            questions += [question_at(run, index, draw) for draw in draws]
+            questions += [question_at(run, step, index, draw) for draw in draws]
     return questions
 
 
@@ -79,29 +79,32 @@ def planned_tiers(run: Run, step: int) -> np.ndarray | None:
     )  # fmt: skip
 
 
-def question_at(run: Run, index: int, draw: Draw) -> Question:
-    """The question about a position of a document, with what comes there."""
-    document, coming = run.documents[index], ()
+def question_at(run: Run, step: int, index: int, draw: Draw) -> Question:
+    """The question about a position of a document, with what comes there, and its budget."""
+    document, budget = run.documents[index], budget_of(run, step)
     if run.config.task == "problems":
         coming = (document.answer.encode("utf-8"),)
     else:
         ids = document.tokens[draw.position : draw.position + LOOKAHEAD].tolist()
         coming = tuple(run.tokenizer.bytes_of([token]) for token in ids)
-    return Question(index, draw.position, draw.tier, coming)
+        if budget is not None:
+            entropy = float(run.entropies[index][draw.position])
+            budget = budget_of_position(budget, entropy, run.config.budget_entropy)
+    return Question(index, draw.position, draw.tier, coming, budget)
+
+
+def prompts_of(run: Run, questions: Sequence[Question]) -> list[PromptIds]:
+    """What each question asks: the next token, or to solve a problem, within its budget."""
+    c = run.config
+    return [prompt_for(c.task, run.tokenizer, q.budget, c.problem_request) for q in questions]
 
 
 def ask(
-    run: Run,
-    sampler,
-    questions: list[Question],
-    prompt: PromptIds,
-    step: int,
-    budget: int | None,
-    metrics: Metrics,
+    run: Run, sampler, questions: list[Question], step: int, metrics: Metrics
 ) -> tuple[list[Question], Said]:
     """Responses to questions; with dynamic sampling the questions may change. All ranks."""
     c, generated = run.config, 0
-    said = respond(run, sampler, questions, prompt, step, budget)
+    said = respond(run, sampler, questions, step)
     run.curriculum.fade()
     _observe(run, questions, said)
     for _ in range(c.resample_tries if 0 <= c.resample_from <= step else 0):
@@ -113,10 +116,10 @@ def ask(
         drawn = [[_draw(run, step, index, 1)[0] for index in part] for part in everywhere]
         own = dict(zip(dull, drawn[run.world.rank]))
         others = {
-            i: question_at(run, questions[i].document, draws[0])
+            i: question_at(run, step, questions[i].document, draws[0])
             for i, draws in own.items() if draws  # none: all positions of a document are noise
         }  # fmt: skip
-        fresh = respond(run, sampler, list(others.values()), prompt, step, budget)
+        fresh = respond(run, sampler, list(others.values()), step)
         _observe(run, list(others.values()), fresh)
         generated += sum(len(r.tokens) for i in others for r in said.groups[i])
         questions, said = _replaced(questions, said, others, fresh)
@@ -126,23 +129,21 @@ def ask(
 
 
 def respond(
-    run: Run, sampler, questions: Sequence[Question], prompt: PromptIds, step: int,
-    budget: int | None, purpose: str = "train",
-) -> Said:  # fmt: skip
+    run: Run, sampler, questions: Sequence[Question], step: int, purpose: str = "train"
+) -> Said:
     """G responses to each question, parsed and rewarded; `purpose` names their random numbers."""
     c, tokenizer = run.config, run.tokenizer
     sampling = Sampling(
         c.max_response, tokenizer.stop_ids, tokenizer.vocab_size, c.temperature, c.max_branches,
         c.seed, purpose, step,
     )  # fmt: skip
-    groups = generate(
-        sampler, question_trees(questions, run.documents, prompt), c.group_size, sampling
-    )
+    trees = question_trees(questions, run.documents, prompts_of(run, questions))
+    groups = generate(sampler, trees, c.group_size, sampling)
     thinks = c.task == "next-token"
     answers = [[parse_response(tokenizer, r.tokens, thinks) for r in group] for group in groups]
     rewards = reward_groups(
-        answers, [q.coming for q in questions], c.group_size, budget, c.length_weight,
-        c.length_reward_max, c.length_reward_gate, c.match,
+        answers, [q.coming for q in questions], c.group_size, [q.budget for q in questions],
+        c.length_weight, c.length_reward_max, c.length_reward_gate, c.match,
     )  # fmt: skip
     return Said(groups, answers, rewards)
 

@@ -19,6 +19,7 @@ class Question:
     position: int
     tier: int
     coming: tuple[bytes, ...]  # of the tokens from there on, exact; or the answer to a problem
+    budget: int | None = None  # thinking tokens that its prompt asks for
 
     @property
     def truth(self) -> bytes:
@@ -28,11 +29,12 @@ class Question:
 def question_trees(
     questions: Sequence[Question],
     documents: Sequence[Document],
-    prompt: PromptIds,
+    prompts: Sequence[PromptIds],
     responses: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> list[Tree]:
     """One tree per document (questions of a document are adjacent): header and text on the trunk.
 
+    prompts: of each question; those of a document have one header.
     Without responses each question is one branch, a prompt to continue, with the question's index
     as id. With responses (G per question) each is a branch with id = index · G + number.
     """
@@ -41,13 +43,14 @@ def question_trees(
     for document, group in numbered:
         group = list(group)
         seen = max(question.position for _, question in group)
+        header = prompts[group[0][0]].header
         branches = []
         for index, question in group:
-            fork = len(prompt.header) + question.position
+            fork, footer = len(header) + question.position, prompts[index].footer
             answers = [()] if responses is None else responses[index]
             for number, answer in enumerate(answers):
-                branches.append(Branch(index * len(answers) + number, fork, prompt.footer, answer))
-        trunk = (*prompt.header, *documents[document].tokens[:seen].tolist())
+                branches.append(Branch(index * len(answers) + number, fork, footer, answer))
+        trunk = (*header, *documents[document].tokens[:seen].tolist())
         trees.append(Tree(document, trunk, tuple(branches)))
     return trees
 

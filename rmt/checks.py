@@ -48,6 +48,13 @@ def _reward_problems(c: "Config") -> Iterator[str]:
         yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"
     if c.budget_start < c.budget_min:
         yield f"--budget-start {c.budget_start} is below --budget-min {c.budget_min}; raise it"
+    if not 0 <= c.budget_entropy <= 1:
+        yield (
+            f"--budget-entropy is {c.budget_entropy}: choose it in [0, 1], from one budget for all "
+            "to budgets in proportion to entropy"
+        )
+    if c.budget_entropy and c.task != "next-token":
+        yield "--budget-entropy is set, but a problem has no entropy: only next tokens have one"
     if not 0 < c.budget_decay <= 1:
         yield f"--budget-decay is {c.budget_decay}: the budget shrinks, so choose it in (0, 1]"
     if not 0 <= c.length_weight < 0.5:

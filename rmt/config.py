@@ -96,6 +96,9 @@ class Config:
     budget_start: int = knob(800, "B_0: thinking tokens asked for at the first step")
     budget_decay: float = knob(0.2, "gamma: B_t = B_0 gamma^(t/T)")
     budget_min: int = knob(1, "B_min: the budget never falls below it")
+    budget_entropy: float = knob(
+        0.0, "budgets by position: B_t H^this, H its entropy in nats, from 1/2 to 2; 0 is the paper"
+    )
     length_weight: float = knob(0.1, "w: share of the length reward in the reward [ours]")
     length_reward_max: float = knob(1.0, "r_max: height of the length reward [ours]")
     length_reward_gate: str = knob(

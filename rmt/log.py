@@ -83,9 +83,7 @@ class RunLog:
             self.bar.write(text)
 
 
-def readable_samples(
-    run, step: int, questions, groups, answers, rewards, budget: int | None
-) -> list[dict[str, Any]]:
+def readable_samples(run, step: int, questions, groups, answers, rewards) -> list[dict[str, Any]]:
     """The first responses to the first positions of this rank, with what they were worth."""
     samples = []
     for index, question in enumerate(questions[: run.config.samples_per_step]):
@@ -102,7 +100,7 @@ def readable_samples(
                 "truth": escape(question.truth),
                 "response": run.tokenizer.decode(rollout.tokens),
                 "answer": answer.text,
-                "budget": budget,
+                "budget": question.budget,
                 "thinking_length": answer.thinking_length,
                 "reward": {name: float(value[index, 0]) for name, value in rewards.items()},
             }

@@ -52,7 +52,6 @@ def add_rollout_metrics(
     answers: Sequence[Sequence[Answer]],
     responses: Sequence[Sequence[Sequence[int]]],
     rewards: dict[str, Tensor],
-    budget: int | None,
 ) -> None:
     """What the responses of a step looked like; P groups of G; rewards hold (P, G) tensors."""
     count = rewards["match"].numel()
@@ -64,8 +63,12 @@ def add_rollout_metrics(
     metrics.add("reward/length", rewards["length"].sum(), count)
     metrics.add("length/response", generated, count)
     metrics.add("length/thinking", sum(thinking), len(thinking))
-    off = sum(abs(length - budget) / budget for length in thinking) if budget else 0.0
-    metrics.add("length/budget_error", off, len(thinking) if budget else 0)
+    off = [
+        abs(answer.thinking_length - q.budget) / q.budget
+        for q, group in zip(questions, answers) for answer in group
+        if q.budget is not None and answer.thinking_length is not None
+    ]  # fmt: skip
+    metrics.add("length/budget_error", sum(off), len(off))
     metrics.add("share/well_formed", sum(a.text is not None for a in flat), count)
     metrics.add("share/zero_variance_groups", (~mixed(rewards["match"])).sum(), len(questions))
     for tier, name in enumerate(TIERS):

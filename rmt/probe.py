@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rmt.ask import Said, budget_of, question_at, respond
+from rmt.ask import Said, question_at, respond
 from rmt.batch import Question
 from rmt.curriculum import NO_TIER, TIERS, Draw
 from rmt.dist import rollout_mode
 from rmt.grpo import advantage_scale, advantages
-from rmt.prompt import escape, prompt_for
+from rmt.prompt import escape
 from rmt.run import Run
 
 
@@ -32,7 +32,7 @@ def probed_documents(run: Run) -> list[int]:
     return list(met)[: c.probe_documents if c.task == "next-token" else 0]
 
 
-def probe_questions(run: Run) -> list[Question]:
+def probe_questions(run: Run, step: int) -> list[Question]:
     """One position of each tier that a probed document has, the same at every step."""
     questions = []
     for index in probed_documents(run):
@@ -40,7 +40,7 @@ def probe_questions(run: Run) -> list[Question]:
             places = np.flatnonzero(run.tiers[index] == tier)
             if len(places):
                 chosen = np.random.default_rng((run.config.seed, index, tier)).choice(places)
-                questions.append(question_at(run, index, Draw(int(chosen), tier)))
+                questions.append(question_at(run, step, index, Draw(int(chosen), tier)))
     return questions
 
 
@@ -49,21 +49,19 @@ def ask_probes(run: Run) -> list[dict[str, Any]]:
 
     Every rank samples all of them: there are few, and none has to wait for another.
     """
-    c, step, questions = run.config, run.step, probe_questions(run)
+    c, step, questions = run.config, run.step, probe_questions(run, run.step)
     if not questions:
         return []
-    budget = budget_of(run, step)
-    prompt = prompt_for(c.task, run.tokenizer, budget, c.problem_request)
     run.optimizer.zero_grad(set_to_none=True)  # as before training's rollouts: room for the cache
     with rollout_mode(run.model) as sampler:
-        said = respond(run, sampler, questions, prompt, step, budget, "sample")
+        said = respond(run, sampler, questions, step, "sample")
     total = said.rewards["total"]
     scale = advantage_scale(total, c.advantage_norm, c.advantage_delta, [total])
     advantage = advantages(total, scale)
     return [
         {
             "step": step,
-            "budget": budget,
+            "budget": question.budget,
             "document": question.document,
             "position": question.position,
             "tier": TIERS[question.tier],

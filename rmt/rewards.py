@@ -53,7 +53,7 @@ def reward_groups(
     answers: Sequence[Sequence[Answer]],
     coming: Sequence[Sequence[bytes]],
     group_size: int,
-    budget: int | None,
+    budgets: Sequence[int | None],
     length_weight: float,
     maximum: float,
     gate: str,
@@ -61,15 +61,16 @@ def reward_groups(
 ) -> dict[str, Tensor]:
     """Rewards of P groups of G answers: "match", "length" and "total", (P, G) fp64 each.
 
-    coming and rule are those of `match_reward`. Without a budget the reward is the match alone.
+    coming and rule are those of `match_reward`; budgets has one of each group, or None for all:
+    then the reward is the match alone.
     """
     match, length = [], []
-    for group, texts in zip(answers, coming):
+    for group, texts, budget in zip(answers, coming, budgets):
         match.append([match_reward(answer, texts, rule) for answer in group])
         length.append(
             [thinking_reward(a, m, budget, maximum, gate) for a, m in zip(group, match[-1])]
         )
     match = torch.tensor(match, dtype=torch.float64).view(len(coming), group_size)
     length = torch.tensor(length, dtype=torch.float64).view(len(coming), group_size)
-    weight = 0.0 if budget is None else length_weight
+    weight = 0.0 if None in budgets else length_weight
     return {"match": match, "length": length, "total": total_reward(match, length, weight)}

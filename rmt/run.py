@@ -17,8 +17,13 @@ from rmt.dist import World, compute_dtype, load_model
 from rmt.flags import flag
 from rmt.memory import plan_branches
 from rmt.positions import Position, choose_positions, data_key
-from rmt.prompt import prompt_for
-from rmt.sources import check_tiers, measure_difficulty, read_documents, read_model_directory
+from rmt.sources import (
+    check_tiers,
+    longest_prompt,
+    measure_difficulty,
+    read_documents,
+    read_model_directory,
+)
 from rmt.tokenizer import Tokenizer
 
 
@@ -134,8 +139,7 @@ def prepare(config: Config, world: World) -> Run:
                 f"{place} was saved; put the old text back, or start anew"
             )
         _restore(run, place, saved)
-    budget = config.budget_start if config.budget else None
-    prompt = prompt_for(config.task, tokenizer, budget, config.problem_request)
+    prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
     # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
     branches = plan_branches(config, prompt, model, compute, world)
     run.config = replace(config, max_branches=branches)

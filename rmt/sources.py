@@ -1,5 +1,6 @@
 """What a run is made from: a model's directory, documents, and how hard their positions are."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import numpy as np
 from models.config import ModelConfig
 from models.weights import find
 from rmt import corpus
+from rmt.budget import budget_of_position
 from rmt.config import Config, in_repository
 from rmt.corpus import Document
 from rmt.curriculum import NO_TIER, TIERS, quantile_thresholds
 from rmt.difficulty import cached_entropies, document_entropies
 from rmt.dist import World, compute_dtype, load_model, rollout_mode
-from rmt.prompt import prompt_for
+from rmt.prompt import PromptIds, prompt_for
 from rmt.tokenizer import Tokenizer
 
 
@@ -28,12 +30,18 @@ def read_model_directory(source: Path) -> tuple[Tokenizer, ModelConfig]:
     return tokenizer, shape
 
 
+def longest_prompt(config: Config, tokenizer: Tokenizer, budget: int | None) -> PromptIds:
+    """What is asked at a position that is given the most of that budget."""
+    if budget is not None:
+        budget = budget_of_position(budget, math.inf, config.budget_entropy)
+    return prompt_for(config.task, tokenizer, budget, config.problem_request)
+
+
 def read_documents(
     config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig, response: int
 ) -> list[Document]:
     """The corpus; ValueError when document, prompt and `response` tokens exceed the context."""
-    budget = config.budget_start if config.budget else None
-    prompt = prompt_for(config.task, tokenizer, budget, config.problem_request)
+    prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
     needed = config.document_tokens + len(prompt) + response
     if needed > shape.max_position_embeddings:
         raise ValueError(

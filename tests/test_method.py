@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmt.budget import budget_at, budget_sentence, length_reward
+from rmt.budget import budget_at, budget_of_position, budget_sentence, length_reward
 from rmt.config import Config
 from rmt.curriculum import (
     Curriculum,
@@ -51,6 +51,18 @@ def test_budget_follows_the_schedule(progress, budget):
 
 def test_budget_never_falls_below_its_floor():
     assert budget_at(9, 10, start=800, decay=0.001, floor=7) == 7
+
+
+@pytest.mark.parametrize(
+    "entropy, exponent, budget",
+    [
+        (0.1, 0.0, 100), (3.0, 0.0, 100), (0.1, 1.0, 50), (0.7, 1.0, 70), (1.0, 1.0, 100),
+        (1.5, 1.0, 150), (9.0, 1.0, 200), (0.25, 0.5, 70), (2.0, 0.5, 141),
+    ],
+)  # fmt: skip
+def test_the_budget_of_a_position_follows_its_entropy(entropy, exponent, budget):
+    assert budget_of_position(100, entropy, exponent) == budget
+    assert budget_of_position(1, entropy, exponent) >= 1
 
 
 def test_budget_sentence_is_the_one_printed_in_the_paper():

@@ -63,8 +63,29 @@ def test_ntp_asks_nothing_and_trains_on_every_position(tmp_path):
 
 def asked(run, step=0):
     questions = asking.draw_questions(run, step, Metrics())
-    prompt = train.prompt_for("next-token", run.tokenizer, None, "")
-    return questions, *asking.ask(run, run.model, questions, prompt, step, None, Metrics())
+    return questions, *asking.ask(run, run.model, questions, step, Metrics())
+
+
+def test_budgets_follow_the_entropy_of_their_position(tmp_path):
+    """In the prompt, in the reward, in what is logged and in an evaluation."""
+    one = run_of(tmp_path, "rmt")
+    run = run_of(tmp_path, "rmt", budget_entropy=1.0, positions_per_document=2)
+    assert {q.budget for q in asking.draw_questions(one, 0, Metrics())} == {8}
+    run.entropies = {index: 8 * (entropy - 3) for index, entropy in run.entropies.items()}
+    questions = asking.draw_questions(run, 0, Metrics())
+    wanted = lambda index, position: int(8 * min(2, max(0.5, run.entropies[index][position])))
+    assert [q.budget for q in questions] == [wanted(q.document, q.position) for q in questions]
+    assert len({q.budget for q in questions}) > 1
+    footers = [run.tokenizer.decode(list(p.footer)) for p in asking.prompts_of(run, questions)]
+    assert all(f"exactly {q.budget} tokens" in f for q, f in zip(questions, footers))
+    said = asking.respond(run, run.model, questions, 0)
+    for question, group, worth in zip(questions, said.answers, said.rewards["length"].tolist()):
+        lengths = [answer.thinking_length for answer in group]
+        paid = [0 if n is None else max(0, 1 - abs(n - question.budget) / question.budget)
+                for n in lengths]  # fmt: skip
+        assert worth == pytest.approx(paid)
+    _, samples = train.train_step(run, 0)
+    assert all(s["budget"] == wanted(s["index"], s["position"]) for s in samples)
 
 
 def test_dynamic_sampling_replaces_groups_of_equal_matches(tmp_path):
@@ -90,8 +111,7 @@ def test_a_document_of_noise_keeps_its_question(tmp_path):
     run.curriculum.misses[:] = 1
     for q in questions:  # all but these are noise, and these when they are missed
         run.curriculum.misses[run.curriculum.first[q.document] + q.position] = 0
-    prompt = train.prompt_for("next-token", run.tokenizer, None, "")
-    after, said = asking.ask(run, run.model, questions, prompt, 0, None, Metrics())
+    after, said = asking.ask(run, run.model, questions, 0, Metrics())
     assert after == questions and (said.rewards["match"].sum(dim=1) == 0).any()
 
 

@@ -110,7 +110,7 @@ def test_predictions_with_thinking_do_not_depend_on_how_trees_are_batched(tmp_pa
     sampling = Sampling(9, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.8, 2)
     for tokens in (1 << 16, 1):
         monkeypatch.setattr("rmt.evaluate.CACHED_TOKENS", tokens)
-        known = (run.model, run.tokenizer, run.documents, positions, 6)
+        known = (run.model, run.tokenizer, run.documents, positions, 6, 0.0)
         results.append(predict_thinking(*known, sampling, run.world))
     assert len({item["response"] for item in results[0]}) > 4
     assert results[0] == results[1]

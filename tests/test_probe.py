@@ -16,7 +16,6 @@ from rmt.curriculum import TIERS
 from rmt.grpo import advantage_scale, advantages
 from rmt.log import RunLog
 from rmt.probe import ask_probes, describe_documents, probe_questions, probe_steps
-from rmt.prompt import prompt_for
 from rmt.rewards import total_reward
 
 CLOCK = ("time/", "speed/", "memory/")
@@ -97,10 +96,9 @@ def test_rewards_and_advantages_of_probes_are_those_of_training(run):
 
 
 def test_random_numbers_of_probes_are_not_those_of_training(run):
-    questions = probe_questions(run)
-    prompt = prompt_for("next-token", run.tokenizer, 8, "")
+    questions = probe_questions(run, 0)
     said = {
-        purpose: respond(run, run.model, questions, prompt, 0, 8, purpose).groups
+        purpose: respond(run, run.model, questions, 0, purpose).groups
         for purpose in ("train", "sample")
     }
     train, sample = ([r.tokens for group in g for r in group] for g in said.values())
@@ -147,7 +145,7 @@ def test_resumed_run_has_the_probes_of_one_that_was_left_alone(tmp_path):
 
 def test_without_next_tokens_nothing_is_probed(tmp_path):
     run = prepared(tmp_path, task="nothing", budget=False)
-    assert probe_questions(run) == [] and ask_probes(run) == [] and describe_documents(run) == []
+    assert probe_questions(run, 0) == [] and ask_probes(run) == [] and describe_documents(run) == []
 
 
 def test_documents_without_tiers_are_shown_and_not_asked(tmp_path):

@@ -49,8 +49,8 @@ def answered_trees(run, response):
     questions = draw_questions(run, 0, Metrics())
     groups = [[Rollout(response, [0.0] * len(response))] * 4 for _ in questions]
     responses = [[rollout.tokens for rollout in group] for group in groups]
-    prompt = next_token_prompt(run.tokenizer, 8)
-    return questions, question_trees(questions, run.documents, prompt, responses), groups
+    prompts = [next_token_prompt(run.tokenizer, 8)] * len(questions)
+    return questions, question_trees(questions, run.documents, prompts, responses), groups
 
 
 def test_the_stop_token_of_a_response_is_trained(tmp_path):

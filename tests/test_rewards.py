@@ -69,7 +69,7 @@ def test_the_answer_of_several_nested_empty_and_open_boxes(response, said):
 
 def groups(answers, truth=b"x", budget=100, **options):
     settings = dict(length_weight=0.1, maximum=1.0, gate="none") | options
-    return reward_groups([answers], [[truth]], len(answers), budget, **settings)
+    return reward_groups([answers], [[truth]], len(answers), [budget], **settings)
 
 
 def test_without_the_end_of_thinking_all_rewards_are_zero():
@@ -97,7 +97,7 @@ def test_without_a_budget_the_reward_is_the_match():
 
 
 def test_no_question_gives_empty_rewards():
-    rewards = reward_groups([], [], 8, 100, 0.1, 1.0, "none")
+    rewards = reward_groups([], [], 8, [], 0.1, 1.0, "none")
     assert all(value.shape == (0, 8) for value in rewards.values())
 
 
@@ -126,24 +126,29 @@ def test_wilson_interval_has_its_textbook_values():
     assert all(math.isnan(end) for end in wilson(0, 0))
 
 
-def item(match, tier="easy", entropy=0.7, well_formed=True, length=8):
+def item(match, tier="easy", entropy=0.7, well_formed=True, length=8, budget=None):
     return dict(
         match=match, tier=tier, entropy=entropy, well_formed=well_formed, thinking_length=length,
-        tokens=9,
+        tokens=9, budget=budget,
     )  # fmt: skip
 
 
 def test_an_unparseable_response_counts_as_wrong():
-    items = [item(True), item(False, well_formed=False, length=None)]
-    row = summarise(items, 10)[0]
+    items = [item(True, budget=10), item(False, well_formed=False, length=None, budget=10)]
+    row = summarise(items)[0]
     assert (row["n"], row["accuracy"], row["well_formed"]) == (2, 0.5, 0.5)
     assert row["thinking_length"] == 8, "the length of thoughts that ended"
     assert row["budget_error"] == pytest.approx(0.2)
 
 
+def test_a_length_is_compared_with_the_budget_of_its_own_position():
+    row = summarise([item(True, budget=16), item(True, budget=10)])[0]
+    assert row["budget_error"] == pytest.approx((0.5 + 0.2) / 2)
+
+
 def test_the_average_is_the_mean_of_the_tiers_not_of_the_items():
     items = [item(True)] * 8 + [item(False, "medium", 1.2)] * 2 + [item(True, "hard", 2.0)] * 2
-    rows = {row["tier"]: row for row in summarise(items, None)}
+    rows = {row["tier"]: row for row in summarise(items)}
     assert [rows[tier]["accuracy"] for tier in TIERS] == [1, 0, 1]
     assert rows["average"]["accuracy"] == pytest.approx(2 / 3)
     assert 0 < rows["average"]["low"] < 2 / 3 < rows["average"]["high"] <= 1
@@ -151,11 +156,11 @@ def test_the_average_is_the_mean_of_the_tiers_not_of_the_items():
 
 def test_nested_sets_hold_all_items_above_their_threshold():
     items = [item(True)] * 3 + [item(False, "medium", 1.2)] * 2 + [item(True, "hard", 2.0)]
-    rows = {row["tier"]: row for row in summarise(items, None)}
+    rows = {row["tier"]: row for row in summarise(items)}
     assert [rows[f"H > {h}"]["n"] for h in (0.5, 1.0, 1.5)] == [6, 3, 1]
     assert rows["H > 1.0"]["accuracy"] == pytest.approx(1 / 3)
 
 
 def test_a_tier_without_items_is_not_part_of_the_average():
-    rows = {row["tier"]: row for row in summarise([item(True)], None)}
+    rows = {row["tier"]: row for row in summarise([item(True)])}
     assert math.isnan(rows["hard"]["accuracy"]) and rows["average"]["accuracy"] == 1

@@ -19,11 +19,11 @@ def updated(place, **changes):
     run.model.double()
     tokenizer, documents = run.tokenizer, run.documents
     questions = draw_questions(run, 0, Metrics())
-    prompt = next_token_prompt(tokenizer, 8)
+    prompts = [next_token_prompt(tokenizer, 8)] * len(questions)
     sampling = Sampling(9, tokenizer.stop_ids, tokenizer.vocab_size, 0.8)
-    groups = generate(run.model, question_trees(questions, documents, prompt), 4, sampling)
+    groups = generate(run.model, question_trees(questions, documents, prompts), 4, sampling)
     responses = [[rollout.tokens for rollout in group] for group in groups]
-    trees = question_trees(questions, documents, prompt, responses)
+    trees = question_trees(questions, documents, prompts, responses)
     trees += text_trees(run.order[0].tolist(), documents, [], questions, [], "not_in_C")
     generator = torch.Generator().manual_seed(0)
     advantage = torch.randn(len(groups), 4, generator=generator, dtype=torch.float64)

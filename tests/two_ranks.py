@@ -160,7 +160,7 @@ def evaluation(run):
     sampling = Sampling(9, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.8, 2)
     return dict(
         plain=predict_plainly(*known, 200, run.world),
-        thinking=predict_thinking(*known, 6, sampling, run.world),
+        thinking=predict_thinking(*known, 6, 1.0, sampling, run.world),
     )
 
 

@@ -1,0 +1,132 @@
+"""`make paper`: every command is one that the scripts take; tables say what was measured."""
+
+import json
+import statistics
+from dataclasses import replace
+
+import pytest
+
+import eval as evaluation
+from experiments import tables
+from experiments.jobs import SETTINGS, jobs
+from experiments.results import Results, Value, value, verdict
+from rmt.config import parse
+from rmt.evaluate import summarise
+from rmt.jobs import JobFailed
+
+PARTS = ("claims", "beyond")
+
+
+def spent(place, budget=18):
+    """What RMT's run of a seed leaves for the jobs that are matched to it."""
+    place.mkdir(parents=True)
+    row = {"tokens/step": 1000.5, "tokens/dropped": 0.5, "time/step": 1.5, "budget": budget}
+    (place / "metrics.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_command_is_understood(tmp_path, name, part):
+    setting = replace(SETTINGS[name], seeds=(0,))
+    spent(tmp_path / "0/rmt")
+    configs, before = {}, set()
+    for job in jobs(setting, tmp_path, part):
+        assert set(job.needs) <= before, "a job comes after those it needs"
+        before.add(job.out)
+        for script, *flags in job.commands():
+            if script == "train.py":
+                configs[job.out.name] = parse(flags, "", "")
+            else:
+                evaluation.read_arguments(flags)
+                assert flags[flags.index("--json") + 1].startswith(str(job.out))
+    assert len(before) == len(jobs(setting, tmp_path, part)), "a folder of its own to each"
+    if part == "claims":
+        assert configs["ntp-tokens"].max_tokens == 4004
+        assert configs["ntp-minutes"].max_minutes == pytest.approx(0.1)
+        assert configs["rpt"].match == "prefix" and configs["rpt"].resample_from > 0
+        assert configs["rmt-after"].model == str(tmp_path / "0/rmt/model")
+        assert configs["base-after"].model == setting.model
+
+
+def test_rmt_is_the_same_run_in_both_parts(tmp_path):
+    commands = [
+        next(job.commands() for job in jobs(SETTINGS["tiny"], tmp_path, part)
+             if job.out == tmp_path / "1/rmt")
+        for part in PARTS
+    ]  # fmt: skip
+    assert commands[0] == commands[1]
+
+
+def test_an_interval_has_the_spread_of_seeds_and_the_error_of_items():
+    seeds = [70.0, 74.0, 78.0]
+    spread = 4.303 * statistics.stdev(seeds) / 3**0.5
+    assert value(seeds) == Value(74, 74 - spread, 74 + spread)
+    both = value(seeds, 2.0)
+    assert both.high - 74 == pytest.approx((spread**2 + (1.96 * 2) ** 2) ** 0.5)
+    assert value([5.0]) == Value(5, 5, 5)
+
+
+def test_a_verdict_needs_intervals_apart():
+    low, middle, high = Value(1, 0, 2), Value(3, 2, 4), Value(6, 5, 7)
+    assert verdict(high, low) == "confirmed" and verdict(low, high) == "refuted"
+    assert verdict(middle, low) == "undecided" and verdict(low, middle) == "undecided"
+    assert verdict(None, low) == "not measured"
+
+
+def item(match, tier, length):
+    return dict(match=match, tier=tier, entropy=1.0, well_formed=True, thinking_length=length,
+                tokens=length + 5, budget=20)  # fmt: skip
+
+
+def evaluated(place, right, length, tiers=("easy", "medium", "hard")):
+    """An evaluation of 100 items per tier as eval.py writes it."""
+    items = [item(i < right, tier, length) for tier in tiers for i in range(100)]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"tiers": summarise(items)}))
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """The tables of three made-up seeds in a README with markers: page, README and record."""
+    for seed in range(3):
+        for job, right, length in (("rmt", 80, 10), ("rpt", 50, 40), ("base", 79, 70)):
+            evaluated(tmp_path / f"out/{seed}/{job}/text.json", right + seed, length)
+            (tmp_path / f"out/{seed}/{job}/done.json").write_text('{"commands": [], "minutes": 2}')
+        run = dict(commit="abc", torch="2", python="3", device="a CPU", config={})
+        (tmp_path / f"out/{seed}/rmt/run.json").write_text(json.dumps(run))
+    (tmp_path / "docs").mkdir()
+    text = "before\n<!-- paper tiny -->\nold\n<!-- /paper tiny -->\nafter\n"
+    (tmp_path / "README.md").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    page = tables.write_tables(SETTINGS["tiny"], "tiny", tmp_path / "out")
+    record = json.loads((tmp_path / "docs/paper-tiny.json").read_text())
+    return page, (tmp_path / "README.md").read_text(), record
+
+
+def test_tables_tell_the_numbers_of_the_evaluations(written, tmp_path):
+    page, readme, record = written
+    found = Results(SETTINGS["tiny"], tmp_path / "out").accuracy("rmt", "text", "average")
+    assert found.mean == pytest.approx(81) and found.low < 79 < 83 < found.high
+    line = next(line for line in page.splitlines() if line.startswith("| **RMT**"))
+    assert f"{found} · *59.12*" in line
+    assert "than RPT: **confirmed**" in page
+    assert "thinking untrained (NTR): **undecided**" in page
+    assert "the budget helps: **not measured**" in page
+    assert "RPT's length: **25%**" in page
+    assert readme.startswith("before\n<!-- paper tiny -->\n") and readme.endswith("after\n")
+    assert "old" not in readme and line in readme
+    assert record["2/rmt"]["minutes"] == 2 and record["2/rmt"]["commit"] == "abc"
+    assert record["2/rpt"]["tiers"]["text"][0]["accuracy"] == pytest.approx(0.52)
+
+
+def test_a_failed_job_ends_the_command_with_its_reason(tmp_path, monkeypatch, capsys):
+    from experiments import paper
+
+    def fail(*_):
+        raise JobFailed("why it failed")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paper, "run_all", fail)
+    monkeypatch.setattr("sys.argv", ["paper", "tiny"])
+    with pytest.raises(SystemExit, match="why it failed"):
+        paper.main()

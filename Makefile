@@ -41,8 +41,9 @@ paper: setup  ## the paper's tables in miniature, three seeds (45 minutes, 2 cor
 beyond: setup  ## what is not in the paper, each flag beside RMT, three seeds (minutes)
 	$(BIN)/python -m experiments.paper $(MODEL) --part beyond
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest
+# One thread each: OpenMP's threads wait for each other where tests share the cores.
+test: setup  ## all tests, one process per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: setup  ## format, lint, import rules, citations
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@
     Coins: Mira 4 Otto 7 Pia 2 Ben 5 Ida 3 Kai 6. Mira, Otto, Pia and Ben end in          -> 8
 
 A problem, for post-training, is the opening of a document and half a statement; its answer is the
-word that follows. The text is for evaluation off the domain of training.
+word that follows. The texts are off the domain of training: one file to evaluate, one to learn.
 `python -m assets.tiny_problems` rewrites assets/tiny_problems.
 """
 
@@ -24,8 +24,8 @@ from assets.tiny_world import (
 )
 
 FOLDER = Path(__file__).resolve().parent / "tiny_problems"
-TRAIN_SEED, EVAL_SEED, TEXT_SEED = 11, 12, 13
-TRAIN_PROBLEMS, EVAL_PROBLEMS, TEXTS = 600, 300, 150
+TRAIN_SEED, EVAL_SEED, TEXT_SEED, TEXT_TRAIN_SEED = 11, 12, 13, 14
+TRAIN_PROBLEMS, EVAL_PROBLEMS, TEXTS, TRAIN_TEXTS = 600, 300, 150, 300
 
 
 def make_problem(rng: random.Random) -> dict[str, str]:
@@ -51,9 +51,13 @@ def main() -> None:
     ):
         lines = (json.dumps(problem) + "\n" for problem in problems(seed, count))
         (FOLDER / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    rng = random.Random(TEXT_SEED)
-    texts = [make_document(rng, more=1) for _ in range(TEXTS)]
-    (FOLDER / "text.jsonl").write_text(as_jsonl(texts), encoding="utf-8")
+    for name, seed, count in (
+        ("text", TEXT_SEED, TEXTS),
+        ("text_train", TEXT_TRAIN_SEED, TRAIN_TEXTS),
+    ):
+        rng = random.Random(seed)
+        texts = [make_document(rng, more=1) for _ in range(count)]
+        (FOLDER / f"{name}.jsonl").write_text(as_jsonl(texts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ class Setting:
     other: Flags  # of eval.py on text of another domain
     problems: Flags  # of eval.py --mode problems
     few: Flags = ()  # of train.py: so few documents that their positions are met again
+    new: Flags = ()  # of train.py: text of the other domain
     freely: Flags = ("--no-budget",)  # of train.py: to think without a budget
     ask_freely: Flags = ("--mode", "ntr")  # of eval.py
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 40
+    steps: int = 30
     post_steps: int = 20
 
 
@@ -57,6 +58,7 @@ SETTINGS = {
             "--budget", "40",
         ),
         few=("--data", "assets/tiny_corpus/few.jsonl"),
+        new=("--data", "assets/tiny_problems/text_train.jsonl"),
         # It has never read a prompt without a length, and is lost there (7 % right): it is asked
         # for B_0 all the time, and paid for the match alone.
         freely=(
@@ -108,7 +110,7 @@ def _claims(s: Setting, seed: int, place: Path) -> list[Job]:
     """The paper's own: methods, ablations, next-token training of equal cost, post-training."""
     rmt, text = place / "rmt", {"text": BUDGET}
     steps = (*s.train, "--steps", str(s.steps))
-    halfway = ("--resample-from", str(s.steps // 2))
+    rpt = (*steps, "--method", "rpt", *s.freely, "--resample-from", str(s.steps // 2))
     freely, plain = ({"text": ask, "other": ask} for ask in (s.ask_freely, PLAIN))
     asked = lambda: ("--mode", "rmt", "--budget", str(_last_budget(rmt)))
     untrained = {"plain": PLAIN, "text": s.ask_freely, "budget": asked}
@@ -116,7 +118,8 @@ def _claims(s: Setting, seed: int, place: Path) -> list[Job]:
     job = lambda *what, **options: _job(s, seed, place, *what, **options)
     found = [
         _rmt_job(s, seed, place),
-        job("rpt", (*steps, "--method", "rpt", *s.freely, *halfway), freely),
+        job("rpt", rpt, freely),
+        job("rpt-tokens", lambda: (*rpt, "--max-tokens", _tokens(rmt)), freely, needs=(rmt,)),
         job("without-budget", (*steps, *s.freely), {"text": s.ask_freely}),
         job("without-curriculum", (*steps, "--no-curriculum"), text),
         job("without-ntp", (*steps, "--no-ntp"), text),
@@ -144,9 +147,25 @@ def _beyond(s: Setting, seed: int, place: Path) -> list[Job]:
     }
     if s.few:
         flags |= {"few": s.few, "few-noise-filter": (*s.few, "--noise-tries", "8")}
-    return [_rmt_job(s, seed, place)] + [
+    found = [_rmt_job(s, seed, place)] + [
         _job(s, seed, place, name, (*steps, "--method", "rmt", *added), {"text": BUDGET})
         for name, added in flags.items()
+    ]
+    return found + (_new_text(s, seed, place) if s.new else [])
+
+
+def _new_text(s: Setting, seed: int, place: Path) -> list[Job]:
+    """Is next-token prediction of use where there is text to be learnt?"""
+    steps, both = (
+        (*s.train, *s.new, "--steps", str(s.steps)),
+        {"other": BUDGET, "other-plain": PLAIN},
+    )
+    rmt = place / "new-rmt"
+    ntp = lambda: (*_matched(s, rmt, "--max-tokens"), *s.new)
+    return [
+        _job(s, seed, place, "new-rmt", (*steps, "--method", "rmt"), both),
+        _job(s, seed, place, "new-without-ntp", (*steps, "--no-ntp"), both),
+        _job(s, seed, place, "new-ntp", ntp, {"other-plain": PLAIN}, needs=(rmt,)),
     ]
 
 
@@ -186,12 +205,15 @@ def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> lis
 
 def _matched(s: Setting, rmt: Path, flag: str) -> Flags:
     """Next-token training with the tokens, or the minutes, of the seed's RMT run."""
-    rows = _metrics(rmt)
-    spent = {
-        "--max-tokens": f"{sum(row['tokens/step'] + row['tokens/dropped'] for row in rows):.0f}",
-        "--max-minutes": f"{sum(row['time/step'] for row in rows) / 60:.3f}",
-    }
+    minutes = sum(row["time/step"] for row in _metrics(rmt)) / 60
+    spent = {"--max-tokens": _tokens(rmt), "--max-minutes": f"{minutes:.3f}"}
     return (*s.train, "--method", "ntp", "--steps", str(1000 * s.steps), flag, spent[flag])
+
+
+def _tokens(rmt: Path) -> str:
+    """Sampled and trained on, in a run."""
+    rows = _metrics(rmt)
+    return f"{sum(row['tokens/step'] + row['tokens/dropped'] for row in rows):.0f}"
 
 
 def _last_budget(rmt: Path) -> int:

@@ -25,12 +25,13 @@ class Row:
 NTR = Row("thinking, untrained (NTR)", "base", "text", (8.47, 5.08, 4.51, 6.02), 1577)
 ASKED = Row("thinking on a budget, untrained", "base", "budget")
 RPT = Row("RPT", "rpt", "text", (48.67, 35.84, 23.03, 35.85), 872)
+RPT_TOKENS = Row("RPT, stopped at RMT's tokens", "rpt-tokens")
 RMT = Row("**RMT**", "rmt", "text", (76.92, 55.79, 44.64, 59.12), 186)
 MAIN = [
     Row("next token, untrained (NTP)", "base", "plain", (47.89, 34.61, 25.01, 35.84)),
     Row("next token, trained on RMT's tokens", "ntp-tokens"),
     Row("next token, trained for RMT's minutes", "ntp-minutes"),
-    NTR, ASKED, RPT, RMT,
+    NTR, ASKED, RPT, RPT_TOKENS, RMT,
 ]  # fmt: skip
 ABLATIONS = [
     Row("**RMT**", "rmt", "text", (62.50, 43.96, 34.14, 46.87)),
@@ -39,7 +40,7 @@ ABLATIONS = [
     Row("without next-token prediction", "without-ntp", "text", (40.00, 34.26, 27.27, 33.84)),
     Row("next-token prediction alone, RMT's tokens", "ntp-tokens"),
 ]
-LENGTHS = [NTR, ASKED, RPT, Row("RMT without the budget", "without-budget"), RMT]
+LENGTHS = [NTR, ASKED, RPT, RPT_TOKENS, Row("RMT without the budget", "without-budget"), RMT]
 OTHER = [  # text of another domain, see experiments/jobs.py
     Row("next token, untrained", "base", "other-plain"),
     Row("next token, trained on RMT's tokens", "ntp-tokens", "other"),
@@ -55,6 +56,15 @@ BEYOND = [
     Row("next-token prediction alone, RMT's tokens", "ntp-tokens"),
     Row("RMT on twelve documents", "few"),
     Row("the same, without noise (`--noise-tries 8`)", "few-noise-filter"),
+]
+NEW = [  # learnt from text of the other domain
+    Row("next token, untrained", "base", "other-plain"),
+    Row("next token, NTP alone on RMT's tokens", "new-ntp", "other-plain"),
+    Row("next token, RMT without next-token prediction", "new-without-ntp", "other-plain"),
+    Row("next token, RMT", "new-rmt", "other-plain"),
+    Row("thinking, untrained", "base", "other"),
+    Row("thinking, RMT without next-token prediction", "new-without-ntp", "other"),
+    Row("thinking, **RMT**", "new-rmt", "other"),
 ]
 POST = [  # before and after, of Qwen3 where the paper has it
     ("instruct model", "base", (12.84, 54.17)),
@@ -122,6 +132,7 @@ def claims(results: Results) -> str:
     more = "RMT predicts more tokens rightly than"
     for title, better, worse in (
         (f"{more} RPT", rmt, average("rpt")),
+        (f"{more} RPT with as many tokens", rmt, average("rpt-tokens")),
         (f"{more} thinking untrained (NTR)", rmt, average("base")),
         (f"{more} the plain next token (NTP)", rmt, average("base", "plain")),
         (f"{more} next-token training on as many tokens", rmt, average("ntp-tokens")),
@@ -190,6 +201,7 @@ def write_tables(setting: Setting, name: str, out: Path) -> str:
     page = "\n\n".join([
         f"# The paper in miniature: {name}", "Written by `make paper` and `make beyond`.", main,
         "## Text of another domain", accuracy_table(results, OTHER),
+        "## Training on text of another domain", accuracy_table(results, NEW),
         "## Beyond the paper", accuracy_table(results, BEYOND), length_table(results, BEYOND),
     ])  # fmt: skip
     Path(f"docs/paper-{name}.md").write_text(page + "\n", encoding="utf-8")

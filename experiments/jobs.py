@@ -27,8 +27,8 @@ class Setting:
     freely: Flags = ("--no-budget",)  # of train.py: to think without a budget
     ask_freely: Flags = ("--mode", "ntr")  # of eval.py
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 30
-    post_steps: int = 20
+    steps: int = 20
+    post_steps: int = 12
 
 
 # The tiny model has read nothing but its own world: the usual request would be noise to it.

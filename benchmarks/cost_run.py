@@ -127,18 +127,18 @@ def whole_run(world: World, shape: ModelConfig, c: Config, text: Text) -> dict:
     """Steps, hours and the mean seconds of every term, over the schedule of the budget."""
     steps = c.steps or int(c.epochs * text.documents / c.batch_size)
     budgets = [
-        budget_at(round((i + 0.5) * steps / SAMPLES), steps, c.budget_start, c.budget_decay,
-                  c.budget_min) for i in range(SAMPLES)
-    ]  # fmt: skip
-    seen = [step(world, shape, c, text, budget)[0] for budget in budgets]
-    terms = {name: sum(s[name] for s in seen) / SAMPLES for name in seen[0]}
+        budget_at(t, steps, c.budget_start, c.budget_decay, c.budget_min)
+        for t in (0, steps - 1, *(round((i + 0.5) * steps / SAMPLES) for i in range(SAMPLES)))
+    ]
+    first, last, *seen = (step(world, shape, c, text, budget)[0] for budget in budgets)
+    terms = {name: sum(s[name] for s in seen) / SAMPLES for name in first}
     documents = math.ceil(text.documents / world.size)
     flops = Flops.of(shape, [Tree(0, range(text.tokens))]).times(documents)
     once = flops.layers(world.machine)  # difficulty, without its head
     seconds = sum(terms.values())
     return {
-        "steps": steps, "thinking": sum(budgets) / SAMPLES, "seconds": seconds,
-        "first": sum(seen[0].values()), "last": sum(seen[-1].values()), "difficulty": once,
+        "steps": steps, "thinking": sum(budgets[2:]) / SAMPLES, "seconds": seconds,
+        "first": sum(first.values()), "last": sum(last.values()), "difficulty": once,
         "hours": (steps * seconds + once) / 3600, "terms": terms,
     }  # fmt: skip
 

@@ -39,7 +39,7 @@ from typing import Any
 from benchmarks import cost_check, plots
 from benchmarks.cost_machines import GPUS, World
 from benchmarks.cost_run import Text, binding, slots, step, whole_run
-from benchmarks.inputs import SHAPES
+from benchmarks.inputs import SHAPES, flags
 from benchmarks.results import write
 from models.config import ModelConfig
 from rmt.config import Config
@@ -82,7 +82,7 @@ def paper(machine: str, gpus: int, model: str, c: Config) -> dict[str, Any]:
 def paper_table(rows: list[dict]) -> str:
     terms = next((row["terms"] for row in rows if "terms" in row), {})
     head = f"{'':26}{'branches':>9}{'first':>8}{'mean':>8}{'last':>8}{'hours':>8}{'GPU-h':>8}"
-    lines = [head + "".join(f"{name[:9]:>10}" for name in terms)]
+    lines = [head + "".join(f"{name:>{len(name) + 2}}" for name in terms)]
     for row in rows:
         name = f"{row['gpus']} x {row['machine'].upper()}, {row['model']}"
         if "reason" in row:
@@ -91,7 +91,7 @@ def paper_table(rows: list[dict]) -> str:
         line = f"{name:26}{row['branches']:9d}"
         line += "".join(f"{row[key]:8.1f}" for key in ("first", "seconds", "last", "hours"))
         line += f"{row['hours'] * row['gpus']:8.0f}"
-        lines.append(line + "".join(f"{seconds:10.2f}" for seconds in row["terms"].values()))
+        lines.append(line + "".join(f"{s:{len(name) + 2}.2f}" for name, s in row["terms"].items()))
     return "\n".join(lines)
 
 
@@ -183,7 +183,7 @@ def main() -> None:
     for name, found in grown.items():
         print(f"\n{grow_table(name, found)}")
     machines = {name: asdict(machine) for name, machine in GPUS.items()}
-    command = "python -m benchmarks.cost_model"
+    command = f"python -m benchmarks.cost_model {' '.join(flags(o))}"
     write(o.json, {"command": command, "machines": machines, "text": asdict(Text()), "runs": rows,
                    "guesses": doubted, "growing": grown})  # fmt: skip
     plots.lines(o.json, panels(grown), f"seconds per step, {model} on {o.machine.upper()}")
@@ -201,7 +201,8 @@ def cpu(o: argparse.Namespace) -> None:
         raise SystemExit(f"error: {problem}") from None
     print(cost_check.report(results))
     found = [asdict(p) | {"off": p.off} for p in cost_check.predictions(results)]
-    write(o.json, {"command": "python -m benchmarks.cost_model --machine cpu", "cpu": found})
+    command = f"python -m benchmarks.cost_model {' '.join(flags(o))}"
+    write(o.json, {"command": command, "cpu": found})
 
 
 if __name__ == "__main__":

@@ -21,14 +21,35 @@ from rmt.forest import Branch, Tree
 from rmt.tokenizer import Tokenizer
 
 TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # never changes, and has 100,000 words
-# config.json of models for --random, where it is not on the machine; values of Qwen/Qwen3-4B.
+# config.json of models for --random, where it is not on the machine.
+_ANY = dict(
+    hidden_act="silu", initializer_range=0.02, attention_bias=False, use_sliding_window=False,
+)  # fmt: skip
+_QWEN3 = _ANY | dict(
+    architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=151936, head_dim=128,
+    num_key_value_heads=8, rope_theta=1000000.0, rms_norm_eps=1e-6, max_position_embeddings=40960,
+)  # fmt: skip
+
+
+def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, tied: bool) -> dict[str, Any]:
+    return _QWEN3 | dict(
+        num_hidden_layers=layers, hidden_size=hidden, intermediate_size=intermediate,
+        num_attention_heads=heads, tie_word_embeddings=tied,
+    )  # fmt: skip
+
+
 SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-4b": dict(
-        architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=151936,
-        hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, hidden_act="silu", rope_theta=1000000.0,
-        rms_norm_eps=1e-6, max_position_embeddings=40960, tie_word_embeddings=True,
-        attention_bias=False, use_sliding_window=False, initializer_range=0.02,
+    "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, True),
+    "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, True),
+    "qwen3-4b": _qwen3(36, 2560, 9728, 32, True),
+    "qwen3-8b": _qwen3(36, 4096, 12288, 32, False),
+    "qwen3-14b": _qwen3(40, 5120, 17408, 40, False),
+    "qwen3-32b": _qwen3(64, 5120, 25600, 64, False),
+    "smollm2-135m": _ANY | dict(
+        architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=49152, hidden_size=576,
+        intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        head_dim=64, rope_theta=100000.0, rms_norm_eps=1e-5, max_position_embeddings=8192,
+        tie_word_embeddings=True,
     ),
     "tiny": json.loads((TINY / "config.json").read_text(encoding="utf-8")),
 }  # fmt: skip

@@ -258,7 +258,7 @@ def test_tables_are_printed_and_written(tmp_path, monkeypatch, capsys):
     said, found = capsys.readouterr().out, json.loads(file.read_text())
     assert "1 x H200, qwen3-0.6b" in said and "decode: cache" in said
     assert [row["value"] for row in found["growing"]["GPUs, 128 documents"]][-1] == 1024
-    assert found["machines"].keys() == GPUS.keys() and found["text"]["documents"] == 4428
+    assert found["machines"].keys() == GPUS.keys() and found["text"]["documents"] == 4051
     assert found["guesses"]["thinking"] > 0.1 and all(v >= 0 for v in found["guesses"].values())
     if plots.drawn(file):
         assert file.with_suffix(".png").stat().st_size > 1000

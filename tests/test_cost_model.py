@@ -179,9 +179,9 @@ def test_lengths_have_the_mean_that_was_asked_for_and_a_tail_that_ends_at_the_li
 def test_a_run_is_the_integral_of_its_schedule():
     world, steady = World(H200, 8), Config(budget_decay=1.0)
     found = whole_run(world, QWEN, steady, Text())
-    assert found["steps"] == 345 and found["thinking"] == 800
+    assert found["steps"] == 316 and found["thinking"] == 800
     assert found["first"] == found["last"] == pytest.approx(found["seconds"])
-    assert 3600 * found["hours"] == pytest.approx(345 * found["seconds"] + found["difficulty"])
+    assert 3600 * found["hours"] == pytest.approx(316 * found["seconds"] + found["difficulty"])
     falling = whole_run(world, QWEN, Config(), Text())
     assert falling["thinking"] == pytest.approx(800 * 0.8 / 1.6094, rel=0.01)  # ∫ γ^u du
     assert falling["last"] < falling["seconds"] < falling["first"] == found["first"]

@@ -159,9 +159,9 @@ def gather_objects(value: Any, world: World, group=None) -> list[Any]:
     return values
 
 
-def background_group():
-    """A group for a thread beside the steps; None for a process without ranks. All ranks."""
-    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+def background_group(world: World):
+    """A group for a thread beside the steps; None where there is one process. All ranks."""
+    return dist.new_group(backend="gloo") if world.size > 1 else None
 
 
 def free_memory(world: World) -> float:

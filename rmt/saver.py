@@ -45,10 +45,10 @@ class Saver:
     def __init__(self, out: Path, keep: int, world: World):
         """All ranks."""
         self.out, self.keep, self.world = out, keep, world
-        self.group = background_group()
+        self.group = background_group(world)
         self.thread: Thread | None = None
         self.problem: BaseException | None = None
-        # A single process has no process group, and torch says so at each save.
+        # torch says at each save of a single process that it is one.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
     def __enter__(self) -> "Saver":
@@ -81,7 +81,7 @@ class Saver:
                 moments["step"].zero_()
         state = {"model": model_state, "optimizer": optimizer_state, "tensors": tensors}
         what = (step, _copied(state), {"step": step} | run)
-        self.thread = Thread(target=self._write, args=what, name="checkpoint", daemon=True)
+        self.thread = Thread(target=self._in_background, args=what, name="checkpoint", daemon=True)
         self.thread.start()
 
     def wait(self) -> None:
@@ -92,14 +92,14 @@ class Saver:
         if problem is not None:
             raise problem
 
-    def _write(self, step: int, state: dict[str, Any], run: dict[str, Any]) -> None:
+    def _in_background(self, step: int, state: dict[str, Any], run: dict[str, Any]) -> None:
         try:
             if self.world.device.type == "cuda":
                 torch.cuda.set_device(self.world.device)  # each thread has a current one
             _write(self.out, step, state, run, self.world, self.group)
             if self.world.rank == 0:
-                for old in steps(self.out)[: -self.keep]:
-                    shutil.rmtree(place_of(self.out, old))
+                for old in steps(self.out)[: -self.keep]:  # what stays is tried again next time
+                    shutil.rmtree(place_of(self.out, old), ignore_errors=True)
         except BaseException as error:  # raised where it is waited for
             self.problem = error
 
@@ -141,7 +141,8 @@ def _write(
         on_all(work if world.rank == 0 else lambda: None)
 
     def write_shards() -> dict[str, str]:
-        dcp.save(state, checkpoint_id=aside, process_group=group)
+        alone = world.size == 1
+        dcp.save(state, checkpoint_id=aside, process_group=group, no_dist=alone)
         return checksums(sorted(aside.glob(f"__{world.rank}_*")))
 
     try:

@@ -5,9 +5,11 @@ from threading import Event, Thread, Timer
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from toy_runs import WORLD, prepared
+from two_ranks import whole
 
-from rmt import saver
+from rmt import dist, saver
 from rmt.checkpoint import CheckpointError, read_run, steps
 from rmt.run import save
 from train import train_step
@@ -28,7 +30,7 @@ def state(run):
     }
     found = dict(run.model.named_parameters()) | moments
     found |= {key: torch.from_numpy(array) for key, array in run.curriculum.arrays.items()}
-    return {name: tensor.detach().clone() for name, tensor in found.items()}
+    return {name: whole(tensor) for name, tensor in found.items()}
 
 
 def resumed(place):
@@ -55,8 +57,19 @@ def gate(monkeypatch):
     opened.set()
 
 
-def test_steps_go_on_while_a_save_is_written_and_do_not_change_it(tmp_path, gate):
-    run = prepared(tmp_path)
+@pytest.fixture
+def no_process_group():
+    """The one that a single process makes for itself to compute in bf16 is taken down."""
+    yield
+    dist.stop()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_go_on_while_a_save_is_written_and_do_not_change_it(
+    dtype, tmp_path, gate, no_process_group
+):
+    run = prepared(tmp_path, dtype=dtype)
+    assert isinstance(run.model.model.norm.weight, DTensor) == (dtype == "bfloat16")
     learn(run)
     wanted = state(run)
     save(run, wait=False)

@@ -49,8 +49,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def shape(gigabytes: float) -> dict[str, Any]:
     """config.json of a model with so many gigabytes in fp32."""
     parameters = gigabytes * 1e9 / 4
-    width = 128 * max(1, round((parameters / 1.25e7) ** (1 / 3) * 2))
-    vocabulary, layer = 32 * width, 15 * width**2
+    width = 128 * max(1, round((parameters / 1.25e7) ** (1 / 3) * 3))
+    vocabulary, layer = 16 * width, 15 * width**2
     return json.loads((TINY / "config.json").read_text(encoding="utf-8")) | dict(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, head_dim=64,
         num_attention_heads=width // 64, num_key_value_heads=width // 128,

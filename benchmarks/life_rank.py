@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from models.config import ASSETS
+from models.config import ASSETS, TINY
 from models.weights import shards
 from rmt import dist
 from rmt.checkpoint import export_model
@@ -43,6 +43,7 @@ def status(process: int | str, *fields: str) -> list[int]:
 @contextmanager
 def phase(name: str, path: Path) -> Iterator[None]:
     """Append what this process held at most to `path`, and the seconds that went by."""
+    dist.release_memory(torch.device("cpu"))  # what was freed before is not held
     done, seen = Event(), status("self", "RssAnon")
 
     def watch() -> None:
@@ -69,7 +70,6 @@ def first_life(place: Path, config: Config, world: dist.World, path: Path) -> No
     with phase("load", path):
         model = dist.load_model(Path(config.model), world, dist.compute_dtype(config.dtype, world))
     del model
-    dist.release_memory(world.device)
     with phase("prepare", path):
         run = prepare(config, world)
     for step in (0, 1):
@@ -116,6 +116,7 @@ def main() -> None:
     torch.set_num_threads(1)
     world, out = dist.start(), str(place / "out")
     path = place / f"memory-{life}-{world.rank}.jsonl"
+    dist.load_model(TINY, world, torch.float32)  # what libraries take at first is not the phase's
     settings = SETTINGS | dict(model=str(place / "model"), out=out, dtype=dtype)
     if life == 0:
         first_life(place, Config(**settings), world, path)

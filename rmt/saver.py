@@ -152,16 +152,16 @@ def _write(
     except _Failed as problem:
         if world.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
-        newest = steps(out)[-1:]
-        remedy = "there is no earlier one: free some space and start anew"
-        if newest:
-            remedy = (
-                f"free some space: --resume {out} continues from {place_of(out, newest[0]).name}"
-            )
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {place.parent} ({problem}); "
-            + remedy
-        ) from None
+        raise CheckpointError(_told(out, step, problem)) from None
+
+
+def _told(out: Path, step: int, problem: Exception) -> str:
+    newest = steps(out)[-1:]
+    remedy = "there is no earlier one: free some space and start anew"
+    if newest:
+        remedy = f"free some space: --resume {out} continues from {place_of(out, newest[0]).name}"
+    place = place_of(out, step).parent
+    return f"the checkpoint of step {step} could not be written to {place} ({problem}); {remedy}"
 
 
 def _begin(aside: Path) -> None:

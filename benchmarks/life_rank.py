@@ -3,6 +3,7 @@
 python -m benchmarks.life_rank PLACE LIFE DTYPE FILES
 """
 
+import gc
 import json
 import sys
 import time
@@ -70,6 +71,7 @@ def first_life(place: Path, config: Config, world: dist.World, path: Path) -> No
     with phase("load", path):
         model = dist.load_model(Path(config.model), world, dist.compute_dtype(config.dtype, world))
     del model
+    gc.collect()  # modules and their hooks hold each other
     with phase("prepare", path):
         run = prepare(config, world)
     for step in (0, 1):

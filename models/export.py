@@ -40,10 +40,10 @@ def export(
     """Write a Hugging Face directory that transformers opens.
 
     Tensors may be sharded over ranks: then all ranks call this, each tensor is gathered when its
-    turn comes, and rank 0 writes. It holds one file's tensors and the one that is being gathered,
-    the others that one. Configuration and tokenizer are those of `source`. `out` appears when it
-    is complete, and replaces an earlier export but nothing else (FileExistsError). ValueError when
-    `state` is not the model of `source`.
+    turn comes, and rank 0 writes. It holds one file's tensors and the one that is being gathered
+    (gloo: twice), the others that one. Configuration and tokenizer are those of `source`. `out`
+    appears when it is complete, and replaces an earlier export but nothing else (FileExistsError).
+    ValueError when `state` is not the model of `source`.
     """
     source, out = Path(source), Path(out).resolve()
     wanted = {name: tuple(p.shape) for name, p in on_meta(source).named_parameters()}

@@ -126,7 +126,7 @@ def run_to_end(run: Run, log: RunLog) -> str:
     """All remaining steps; returns what to tell the user. All ranks."""
     c, world = run.config, run.world
     log.documents(describe_documents(run))
-    with signals_noted() as asked:
+    with signals_noted() as asked, run.saver:
         while not run.over:
             if run.held_out and run.step % c.eval_every == 0:
                 evaluate(run, log)
@@ -137,9 +137,10 @@ def run_to_end(run: Run, log: RunLog) -> str:
             run.step += 1
             log.step(row, samples)
             broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
-            stop = broken or bool(dist.reduce_max([len(asked)], world)[0])
+            unsaved = run.saver.failed  # the next save will say why
+            stop = broken or bool(dist.reduce_max([len(asked) + unsaved], world)[0])
             if stop or run.step % c.save_every == 0 or run.over:
-                save(run)
+                save(run, wait=stop or run.over)
             if broken:
                 raise FloatingPointError(
                     f"{REFUSED_IN_A_ROW} updates in a row were not finite; the state is saved in "

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ COPIED = (
     "merges.txt",
 )
 WRITTEN = ("config.json", "generation_config.json", INDEX)
+SHARD_BYTES = 5 * 10**9  # of a file
 
 
 def export(
@@ -31,27 +34,43 @@ def export(
     source: Path,
     out: Path,
     dtype: torch.dtype,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = SHARD_BYTES,
+    rank: int = 0,
 ) -> None:
-    """Write whole tensors as a Hugging Face directory that transformers opens. One rank only.
+    """Write a Hugging Face directory that transformers opens.
 
-    Configuration and tokenizer are those of `source`. `out` appears when it is complete, and
-    replaces an earlier export but nothing else (FileExistsError). ValueError when `state` is not
-    the model of `source`.
+    Tensors may be sharded over ranks: then all ranks call this, each tensor is gathered when its
+    turn comes, and rank 0 writes. It holds one file's tensors and the one that is being gathered
+    (gloo: twice), the others that one. Configuration and tokenizer are those of `source`. `out`
+    appears when it is complete, and replaces an earlier export but nothing else (FileExistsError).
+    ValueError when `state` is not the model of `source`.
     """
     source, out = Path(source), Path(out).resolve()
-    sharded = [name for name, tensor in state.items() if isinstance(tensor, DTensor)]
-    if sharded:
-        raise ValueError(f"export: {sharded[0]} is sharded; gather a full state dict first")
     wanted = {name: tuple(p.shape) for name, p in on_meta(source).named_parameters()}
     check_shapes({name: tuple(t.shape) for name, t in state.items()}, wanted, "export")
-    _refuse_to_overwrite(source, out)
+    files = _files({n: t.numel() * dtype.itemsize for n, t in state.items()}, max_shard_bytes)
+    whole = ((name, _gathered(tensor, dtype)) for name, tensor in state.items())
+    try:
+        if rank == 0:
+            _refuse_to_overwrite(source, out)
+            _replace(out, lambda aside: _write(whole, files, source, aside, dtype))
+    finally:  # ranks that do not write, or could not, take part to the end: nobody waits for them
+        deque(whole, maxlen=0)
+
+
+def _gathered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The whole tensor; all ranks if it is sharded. It travels in the dtype that is written."""
+    tensor = tensor.detach()
+    return tensor.to(dtype).full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _replace(out: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory beside `out`, which then takes its place."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.new")
     previous = out.with_name(f".{out.name}.{os.getpid()}.old")
     aside.mkdir(parents=True)
     try:
-        _write_weights(state, aside, dtype, max_shard_bytes)
-        _write_description(source, aside, dtype)
+        write(aside)
         if out.exists():
             out.rename(previous)
         aside.rename(out)
@@ -78,31 +97,43 @@ def _refuse_to_overwrite(source: Path, out: Path) -> None:
         )
 
 
-def _write_weights(
-    state: Mapping[str, Tensor], directory: Path, dtype: torch.dtype, max_shard_bytes: int
-) -> None:
-    """Shards in the order of `state`; one tensor is never split, so a shard may be larger."""
-    groups, sizes = [[]], [0]
-    for name, tensor in state.items():
-        size = tensor.numel() * dtype.itemsize
-        if groups[-1] and sizes[-1] + size > max_shard_bytes:
+def _files(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
+    """File -> names of its tensors, in order; one is never split, so a file may be larger."""
+    groups, room = [], 0
+    for name, size in sizes.items():
+        if not groups or size > room:
             groups.append([])
-            sizes.append(0)
+            room = max_bytes
         groups[-1].append(name)
-        sizes[-1] += size
-    weight_map = {}
-    for number, names in enumerate(groups, start=1):
-        file = (
-            SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        )
-        tensors = {name: state[name].detach().to("cpu", dtype).contiguous() for name in names}
-        save_file(tensors, directory / file, metadata={"format": "pt"})
-        # safetensors writes for its owner only; give it the access that its directory has.
-        (directory / file).chmod(directory.stat().st_mode & 0o666)
-        weight_map |= dict.fromkeys(names, file)
-    if len(groups) > 1:
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        room -= size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    numbered = enumerate(groups, start=1)
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in numbered}
+
+
+def _write(
+    whole: Iterator[tuple[str, Tensor]],
+    files: dict[str, list[str]],
+    source: Path,
+    directory: Path,
+    dtype: torch.dtype,
+) -> None:
+    size = sum(_write_file(directory / f, islice(whole, len(n)), dtype) for f, n in files.items())
+    if len(files) > 1:
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         _write_json(directory / INDEX, index)
+    _write_description(source, directory, dtype)
+
+
+def _write_file(path: Path, whole: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> int:
+    """Write tensors to one file, and return their bytes."""
+    tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in whole}
+    save_file(tensors, path, metadata={"format": "pt"})
+    # safetensors writes for its owner only; give it the access that its directory has.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _write_description(source: Path, directory: Path, dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -83,38 +83,50 @@ def load(model: nn.Module, directory: Path) -> None:
 
     The model is on its device already (built on meta, then to_empty) and may be sharded by FSDP2:
     a rank reads only the rows it owns, so there is no collective and no second copy of the model.
-    Parameters keep their dtype. ValueError or FileNotFoundError before anything is copied when
-    files or tensors are missing, surplus, damaged or of another shape.
+    Files are mapped one after the other: beside the parameters a process holds a block, and its
+    rows of one file as pages that the kernel may take back. Parameters keep their dtype.
+    ValueError or FileNotFoundError before anything is copied when files or tensors are missing,
+    surplus, damaged or of another shape.
     """
     directory = Path(directory)
     parameters = dict(model.named_parameters())
     unplaced = [name for name, parameter in parameters.items() if parameter.is_meta]
     if unplaced:
         raise ValueError(f"parameter {unplaced[0]} is on meta; call model.to_empty(device=...)")
-    with ExitStack() as stack:
-        stored = {}
-        for path in shards(directory):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{path} is truncated or not a safetensors file ({error}); download it again"
-                ) from None
-            stored |= {name: file.get_slice(name) for name in sorted(file.keys())}
-        stored = {name: s for name, s in stored.items() if not _ignored(name, model.config)}
-        check_shapes(
-            {name: tuple(s.get_shape()) for name, s in stored.items()},
-            {name: tuple(parameter.shape) for name, parameter in parameters.items()},
-            str(directory),
+    shapes, names_of = {}, {}
+    for path in shards(directory):
+        with _opened(path) as file:
+            names_of[path] = [n for n in sorted(file.keys()) if not _ignored(n, model.config)]
+            for name in names_of[path]:
+                stored = file.get_slice(name)
+                shapes[name] = tuple(stored.get_shape())
+                _check_float(name, stored.get_dtype(), directory)
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    check_shapes(shapes, wanted, str(directory))
+    for path, names in names_of.items():
+        with _opened(path) as file:  # one at a time: pages of an open file count as ours
+            for name in names:
+                _copy_rows(parameters[name], file.get_slice(name))
+
+
+@contextmanager
+def _opened(path: Path):
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); download it again"
+        ) from None
+    with file:
+        yield file
+
+
+def _check_float(name: str, dtype: str, directory: Path) -> None:
+    if dtype not in FLOATS:
+        raise ValueError(
+            f"{directory}: {name} is stored as {dtype}, a quantised format; "
+            f"take the checkpoint in {', '.join(FLOATS)}"
         )
-        for name, rows in stored.items():
-            if rows.get_dtype() not in FLOATS:
-                raise ValueError(
-                    f"{directory}: {name} is stored as {rows.get_dtype()}, a quantised format; "
-                    f"take the checkpoint in {', '.join(FLOATS)}"
-                )
-        for name, parameter in parameters.items():
-            _copy_rows(parameter, stored[name])
 
 
 @torch.no_grad()

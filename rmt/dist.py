@@ -150,13 +150,18 @@ def _reduce(values: Sequence[float], operation, world: World) -> list[float]:
     return tensor.tolist()
 
 
-def gather_objects(value: Any, world: World) -> list[Any]:
-    """Picklable values of all ranks, in rank order. All ranks."""
+def gather_objects(value: Any, world: World, group=None) -> list[Any]:
+    """Picklable values of all ranks, in rank order; through `group` if given. All ranks."""
     if world.size == 1:
         return [value]
     values = [None] * world.size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
+
+
+def background_group(world: World):
+    """A group for a thread beside the steps; None where there is one process. All ranks."""
+    return dist.new_group(backend="gloo") if world.size > 1 else None
 
 
 def free_memory(world: World) -> float:

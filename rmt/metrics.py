@@ -11,7 +11,7 @@ from rmt.dist import World, reduce_max, reduce_sums
 from rmt.objective import Targets
 from rmt.prompt import Answer
 
-PHASES = ("rollout", "update", "forward", "backward", "optimizer", "communication")
+PHASES = ("rollout", "update", "forward", "backward", "optimizer", "communication", "checkpoint")
 
 
 class Metrics:

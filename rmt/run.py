@@ -17,6 +17,7 @@ from rmt.dist import World, compute_dtype, load_model
 from rmt.flags import flag
 from rmt.memory import plan_branches
 from rmt.positions import Position, choose_positions, data_key
+from rmt.saver import Saver
 from rmt.sources import (
     check_tiers,
     longest_prompt,
@@ -42,6 +43,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     compute: torch.dtype
     clock: Clock
+    saver: Saver
     # Documents with the positions that are asked about; of problems, none: all are asked
     held_out: tuple[list[Document], list[Position]] | None
     entropies: dict[int, np.ndarray] = field(default_factory=dict)  # nats, of documents it meets
@@ -129,6 +131,7 @@ def prepare(config: Config, world: World) -> Run:
             weight_decay=config.weight_decay, fused=True,
         ),
         compute=compute, clock=Clock(world.device),
+        saver=Saver(Path(config.out), config.keep, world),
         held_out=_held_out(config, world, source, tokenizer, shape, model, thresholds),
         entropies=measured,
     )  # fmt: skip
@@ -160,8 +163,11 @@ def _held_out(config, world, source, tokenizer, shape, model, thresholds):
     )
 
 
-def save(run: Run) -> Path:
-    """Checkpoint of the state after `run.step` steps. All ranks."""
+def save(run: Run, wait: bool = True) -> None:
+    """Checkpoint of the state after `run.step` steps. All ranks.
+
+    Without `wait` it returns when the state is copied, which may mean waiting for the save before.
+    """
     extra = {
         "config": asdict(run.config),
         "total_steps": run.total_steps,
@@ -170,10 +176,11 @@ def save(run: Run) -> Path:
         "tokens": run.tokens,
         "seconds": run.seconds,
     }
-    return checkpoint.save(
-        run.out, run.step, run.model, run.optimizer, _tensors(run), extra, run.config.keep,
-        run.world,
-    )  # fmt: skip
+    run.optimizer.zero_grad(set_to_none=True)  # on a CPU the copy takes the gradients' place
+    with run.clock("checkpoint"):
+        run.saver.save(run.step, run.model, run.optimizer, _tensors(run), extra)
+        if wait:
+            run.saver.wait()
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

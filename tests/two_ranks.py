@@ -33,15 +33,15 @@ SHARES = {  # which documents each of two ranks gets
 STEPS = dict(batch_size=5, steps=4, advantage_norm="batch", samples_per_step=9)
 
 
-def on_two_ranks(place, work=None):
+def on_two_ranks(place, work=None, ranks=2):
     """[results of rank 0, of rank 1] of `everything`; AssertionError when a rank hangs or fails.
 
-    work(rank, port, place) may do something else; it saves its results as rank0.pt and rank1.pt.
+    work(rank, port, place) may do something else; it saves its results as rank0.pt, rank1.pt, ...
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.spawn(work or _work, (port, place), nprocs=2, join=False)
+    context = mp.spawn(work or _work, (port, place), nprocs=ranks, join=False)
     deadline = time.monotonic() + TIMEOUT
     try:
         while not context.join(timeout=1):  # False as soon as one of them has ended
@@ -49,7 +49,7 @@ def on_two_ranks(place, work=None):
     finally:
         for process in context.processes:
             process.kill()
-    return [torch.load(place / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return [torch.load(place / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
 def _work(rank, port, place):

@@ -1,0 +1,131 @@
+"""What one rank of benchmarks/life.py does, and what it holds meanwhile.
+
+python -m benchmarks.life_rank PLACE LIFE DTYPE FILES
+"""
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from models.config import ASSETS, TINY
+from models.weights import shards
+from rmt import dist
+from rmt.checkpoint import export_model
+from rmt.config import Config
+from rmt.run import Run, prepare, save
+from train import train_step
+
+SETTINGS: dict[str, Any] = dict(
+    data=(str(ASSETS / "tiny_corpus" / "few.jsonl"),), steps=2, batch_size=4, group_size=2,
+    max_response=4, budget_start=4, document_tokens=48, tiers="quantile", max_branches=8,
+    tier_thresholds=(0.0, 0.33, 0.66), min_context=8, learning_rate=1e-3, warmup_steps=1,
+)  # fmt: skip
+
+
+def status(process: int | str, *fields: str) -> list[int]:
+    """Bytes by the names of /proc/PID/status; 0 for a process that has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        lines = []
+    found = dict(line.split(":", 1) for line in lines)
+    return [1024 * int(found.get(field, "0").split()[0]) for field in fields]
+
+
+@contextmanager
+def phase(name: str, path: Path) -> Iterator[None]:
+    """Append what this process held at most to `path`, and the seconds that went by."""
+    dist.release_memory(torch.device("cpu"))  # what was freed before is not held
+    done, seen = Event(), status("self", "RssAnon")
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            seen.extend(status("self", "RssAnon"))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    thread, started = Thread(target=watch), time.perf_counter()
+    thread.start()
+    try:
+        yield
+    finally:
+        took = time.perf_counter() - started
+        done.set()
+        thread.join()
+    anonymous, resident = status("self", "RssAnon", "VmHWM")
+    row = dict(phase=name, before=seen[0], anonymous=max(anonymous, *seen), resident=resident)
+    with path.open("a") as file:
+        file.write(json.dumps(row | {"seconds": took}) + "\n")
+
+
+def first_life(place: Path, config: Config, world: dist.World, path: Path) -> None:
+    """To be ended from outside."""
+    with phase("load", path):
+        model = dist.load_model(Path(config.model), world, dist.compute_dtype(config.dtype, world))
+    del model
+    gc.collect()  # modules and their hooks hold each other
+    with phase("prepare", path):
+        run = prepare(config, world)
+    for step in (0, 1):
+        learn(run, step, place / "losses-0.jsonl", path)
+        with phase(f"save {step + 1}", path):
+            save(run, wait=False)
+            if step == 0:
+                run.saver.wait()
+    run.saver.wait()
+    sys.exit("the second checkpoint was written before the kill came; take more --gigabytes")
+
+
+def second_life(place: Path, config: Config, world: dist.World, path: Path, files: int) -> None:
+    with phase("resume", path):
+        run = prepare(config, world)
+    learn(run, run.step, place / "losses-1.jsonl", path)
+    size = sum(p.numel() for p in run.model.parameters()) * run.compute.itemsize
+    with phase("export", path):
+        out = export_model(run.model, run.source, run.out, run.compute, world, size // files)
+    with dist.rollout_mode(run.model) as sampler:
+        if world.rank == 0:
+            same_bits(dict(sampler.named_parameters()), out)
+
+
+def learn(run: Run, step: int, losses: Path, path: Path) -> None:
+    with phase(f"step {step + 1}", path):
+        row = train_step(run, step)[0]
+    run.step = step + 1
+    if run.world.rank == 0:
+        with losses.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def same_bits(sampled: dict[str, torch.Tensor], directory: Path) -> None:
+    for path in shards(directory):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no mapping
+                if not torch.equal(sampled[name], file.get_tensor(name)):
+                    raise AssertionError(f"{name} in {path} is not what the ranks sample from")
+
+
+def main() -> None:
+    place, life, dtype, files = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    torch.set_num_threads(1)
+    world, out = dist.start(), str(place / "out")
+    path = place / f"memory-{life}-{world.rank}.jsonl"
+    dist.load_model(TINY, world, torch.float32)  # what libraries take at first is not the phase's
+    settings = SETTINGS | dict(model=str(place / "model"), out=out, dtype=dtype)
+    if life == 0:
+        first_life(place, Config(**settings), world, path)
+    else:
+        second_life(place, Config(**settings, resume=out), world, path, files)
+    dist.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Ranks save together: what four have written others read, and one that cannot write stops all."""
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from toy_runs import WORLD, prepared
+from two_ranks import on_two_ranks
+
+from rmt import dist
+from rmt.checkpoint import CheckpointError, steps
+from rmt.run import save
+from train import train_step
+
+pytestmark = pytest.mark.slow
+STEPS = 8
+LOSSES = ("loss/rl", "loss/ntp", "reward/mean", "update/grad_norm", "length/response")
+# What four ranks of two nodes begin, two go on with, then one, then four of one node.
+LEGS = ((4, 2), (2, 2), (1, 1), (4, 4))  # (ranks, ranks of a node)
+
+
+def run_on(place, world, count, **changes):
+    """Rows of the next `count` steps; the state after them is saved while the last is logged."""
+    run, rows = prepared(place, world, steps=STEPS, **changes), []
+    for _ in range(count):
+        rows.append(train_step(run, run.step)[0])
+        run.step += 1
+        save(run, wait=False)
+    run.saver.wait()
+    return rows
+
+
+def leg(rank, port, place):
+    """Two steps of the run in `place`, on as many ranks as the environment says."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = dist.start()
+    begun = steps(place / "out")
+    rows = run_on(place, world, 2, **({"resume": str(place / "out")} if begun else {}))
+    torch.save(rows, place / f"rank{rank}.pt")
+    dist.stop()
+
+
+def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, monkeypatch):
+    wanted = run_on(tmp_path, WORLD, STEPS, out=str(tmp_path / "alone"))
+    found = []
+    for ranks, local in LEGS:
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        found += on_two_ranks(tmp_path, leg, ranks)[0]
+    assert [row["step"] for row in found] == list(range(STEPS))
+    assert len({row["length/response"] for row in wanted}) > 2, "responses are not ragged"
+    for row, one in zip(found, wanted):
+        for name in LOSSES:
+            assert row[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), (row["step"], name)
+
+
+def fail(rank, port, place):
+    """Saves that one of two ranks cannot write: what each rank was told."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world, told = dist.start(), []
+    run = prepared(place, world)
+    files = run.out / "checkpoints"
+    if rank == 0:
+        run.out.mkdir()
+        files.write_text("in the way")  # of the first save, which rank 0 begins
+    for step in (0, 1, 2):
+        run.step = step
+        limit = 1000 if (rank, step) == (1, 2) else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            save(run)
+            told.append("saved")
+        except CheckpointError as error:
+            told.append(str(error))
+        dist.gather_objects(None, world)
+        if step == 0 and rank == 0:
+            files.unlink()
+        dist.gather_objects(None, world)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    torch.save((told, os.listdir(files)), Path(place) / f"rank{rank}.pt")
+    dist.stop()
+
+
+def test_all_ranks_hear_of_the_one_that_could_not_write(tmp_path, monkeypatch):
+    prepared(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    (told, left), (told_other, _) = on_two_ranks(tmp_path, fail)
+    assert told == told_other
+    first, second, third = told
+    assert "of step 0 could not be written" in first and "start anew" in first
+    assert second == "saved"
+    assert "of step 2 could not be written" in third and "File too large" in third
+    assert "continues from step-000001" in third and left == ["step-000001"]

@@ -29,6 +29,7 @@ from rmt.probe import ask_probes, describe_documents, probe_steps
 from rmt.report import try_report
 from rmt.rollout import Sampling
 from rmt.run import Run, prepare, save
+from rmt.torchrun import lost_contact
 from rmt.update import update
 
 EPILOG = """\
@@ -181,13 +182,21 @@ def signals_noted() -> Iterator[list[int]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(sys.argv[1:] if arguments is None else arguments, __doc__, EPILOG)
-    world = dist.start()
     try:
+        world = dist.start(config.replicate, config.timeout)
         run = prepare(config, world)
         with RunLog(run.out, run.config, run.step, run.total_steps, world) as log:
             done = run_to_end(run, log)
     except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        reason = lost_contact(error)
+        if reason is None:
+            raise
+        sys.exit(
+            f"error: {reason}. torchrun --max-restarts N starts all ranks again, from the newest "
+            f"checkpoint if there is one; so does --resume {config.resume or config.out} by hand"
+        )
     except KeyboardInterrupt:  # outside a step: while preparing, or in the last evaluation
         sys.exit(f"interrupted; checkpoints, if any, are in {config.resume or config.out}")
     finally:

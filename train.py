@@ -195,13 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
-        reason = lost_contact(error)
+        reason = lost_contact(error, config.resume or config.out)
         if reason is None:
             raise
-        sys.exit(
-            f"error: {reason}. torchrun --max-restarts N starts all ranks again, from the newest "
-            f"checkpoint if there is one; so does --resume {config.resume or config.out} by hand"
-        )
+        sys.exit(f"error: {reason}")
     except KeyboardInterrupt:  # outside a step: while preparing, or in the last evaluation
         sys.exit(f"interrupted; checkpoints, if any, are in {config.resume or config.out}")
     finally:

@@ -55,14 +55,17 @@ def copies(asked: int, local: Sequence[int]) -> int:
     return asked or size // local[0]
 
 
-def lost_contact(error: RuntimeError) -> str | None:
+def lost_contact(error: RuntimeError, out: str) -> str | None:
     """What to tell the user when a collective failed because of another rank; None: it did not."""
     text = str(error).strip()
     if not isinstance(error, dist.DistError) and "gloo" not in text.lower():
         return None
     reason = re.sub(r"\[\S*/gloo/\S*\] ", "", text.splitlines()[0]).split(". This is typ")[0]
+    remedy = f"--resume {out} continues from the newest checkpoint"
+    if restarts():
+        remedy = f"torchrun starts all ranks again, from the newest checkpoint; else {remedy}"
     return (
         f"rank {os.environ.get('RANK', 0)} has lost another rank ({reason}): a process or host "
         "died, the network is cut, or a rank took longer than --timeout; the others' output may "
-        "say more"
+        f"say more; {remedy}"
     )

@@ -1,6 +1,6 @@
 """Two hosts train together; a rank is killed, then a cable pulled. Nobody has to do anything.
 
-One run of 12 steps goes through both, in about a minute of two idle cores. It is skipped where
+One run of 10 steps goes through both, in about a minute of two idle cores. It is skipped where
 network namespaces cannot be made.
 """
 
@@ -20,7 +20,7 @@ from small_run import (
     write_small_model,
 )
 
-STEPS, PATIENCE = 12, 15  # seconds that a rank waits for another
+STEPS, PATIENCE = 10, 10  # seconds that a rank waits for another
 SETTINGS = dict(batch_size=4, steps=STEPS, save_every=2, keep=2, timeout=PATIENCE)
 LOST = "has lost another rank"
 pytestmark = pytest.mark.slow
@@ -46,16 +46,17 @@ def live(hosts, inputs):
     name, out = uuid.uuid4().hex, inputs / "out"
     outputs = [inputs / f"host{number}.txt" for number in (1, 2)]
     said = lambda: "".join(output.read_text() for output in outputs)
+    until = lambda condition: wait_until(condition, ranks[0], pause=0.05)
     script = [str(ROOT / "train.py"), *arguments(inputs, out=out, **SETTINGS)]
     ranks = [h.torchrun(script, path, name, hosts[0]) for h, path in zip(hosts, outputs)]
     try:
-        wait_until(lambda: len(metrics(out)) >= 3, ranks[0])
+        until(lambda: len(metrics(out)) >= 3)
         os.kill(rank_of(name, 3), signal.SIGKILL)
-        wait_until(lambda: "continuing from" in said(), ranks[0])
+        until(lambda: "continuing from" in said())
         killed = said()
-        wait_until(lambda: len(metrics(out)) >= 7, ranks[0])
+        until(lambda: len(metrics(out)) >= 6)
         hosts[1].cable("down")
-        wait_until(lambda: "Timed out" in said()[len(killed) :], ranks[0])
+        until(lambda: "Timed out" in said()[len(killed) :])
         hosts[1].cable("up")
         codes = [process.wait(180) for process in ranks]
         texts = [output.read_text() for output in outputs]
@@ -86,14 +87,14 @@ def test_each_restart_continues_from_a_checkpoint(life):
     said = [line for line in "".join(life["texts"]).splitlines() if "continuing from" in line]
     places = [line.split("step-")[1] for line in said]
     assert len(places) >= 2 and places == sorted(places)
-    assert places[0] in ("000002", "000004") and places[-1] >= "000006"
+    assert places[0] in ("000002", "000004") and places[-1] >= "000004"
 
 
 def test_what_is_left_of_a_killed_rank_is_said_in_a_line(life):
     lines = [line for line in life["killed"].splitlines() if LOST in line]
     assert lines and all(line.startswith("error: rank ") for line in lines)
     assert any("onnection" in line for line in lines)  # closed, or reset by its peer
-    assert all("--max-restarts" in line and "--resume" in line for line in lines)
+    assert all("torchrun starts all ranks again" in line for line in lines)
 
 
 def test_a_pulled_cable_is_said_when_patience_ends(life):

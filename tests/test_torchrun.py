@@ -80,11 +80,14 @@ GLOO = "[/__w/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.
 
 def test_a_lost_rank_is_told_from_other_errors(monkeypatch):
     monkeypatch.setenv("RANK", "5")
-    told = lost_contact(RuntimeError(GLOO))
+    told = lost_contact(RuntimeError(GLOO), "runs/x")
     assert told.startswith("rank 5 has lost another rank (Connection closed by peer [10.0.0.1]:34")
     assert "typically" not in told and "/__w" not in told
-    assert "Broken pipe" in lost_contact(dist.DistNetworkError("Broken pipe\n at socket.cpp"))
-    assert lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert "--timeout" in told and "--resume runs/x" in told and "torchrun" not in told
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    told = lost_contact(dist.DistNetworkError("Broken pipe\n at socket.cpp"), "runs/x")
+    assert "(Broken pipe)" in told and "torchrun starts all ranks again" in told
+    assert lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "") is None
 
 
 def test_the_example_for_slurm_is_a_script_with_flags_that_exist(tmp_path):

@@ -25,26 +25,29 @@ def rollout_work(questions, groups):
     return update_work(0, questions, groups, text=False)
 
 
-def loads(shares, work):
-    return [sum(work[i] for i in share) for share in shares]
+def share_waiting(sampled, trained, rollouts, updates):
+    """With shares of documents while sampling and while training; a token takes a millisecond."""
+    loads = lambda shares, work: [sum(work[i] for i in share) for share in shares]
+    seconds, busy = (
+        [load / 1000 for load in loads(*pair)] for pair in ((sampled, rollouts), (trained, updates))
+    )
+    return waiting(seconds, busy, max(busy))
 
 
 @pytest.mark.parametrize("budget", [800, 160, 20])
 def test_four_ranks_wait_less_than_15_percent_with_long_tailed_lengths(budget):
-    rng, share, plain = np.random.default_rng(budget), [], []
+    rng, dealt, in_turn = np.random.default_rng(budget), [], []
     for _ in range(STEPS):
         step = list(long_tailed(rng, budget))
         rollouts = [rollout_work(questions, groups) for _, questions, groups in step]
         updates = [update_work(*document, text=True) for document in step]
         expected = [expected_work(n, asked, G, CAP, True) for n, asked, _ in step]
-        seconds = [load / 1000 for load in loads(deal(expected, RANKS), rollouts)]
-        again = loads(deal(updates, RANKS), updates)
-        share.append(waiting(seconds, again, max(again) / 1000))
-        in_turn = [range(rank, BATCH, RANKS) for rank in range(RANKS)]
-        seconds, turns = ([load / 1000 for load in loads(in_turn, w)] for w in (rollouts, updates))
-        plain.append(waiting(seconds, turns, max(turns) / 1000))
-    assert max(share) < 0.15
-    assert np.mean(share) < 0.6 * np.mean(plain)
+        shares = deal(expected, RANKS), deal(updates, RANKS)
+        dealt.append(share_waiting(*shares, rollouts, updates))
+        turns = [range(rank, BATCH, RANKS) for rank in range(RANKS)]
+        in_turn.append(share_waiting(turns, turns, rollouts, updates))
+    assert max(dealt) < 0.15
+    assert np.mean(dealt) < 0.6 * np.mean(in_turn)
 
 
 def test_a_deal_gives_the_longest_to_those_who_have_least():

@@ -186,7 +186,7 @@ def deal_again(
     mine = deal(work, run.world.size)[run.world.rank]
     kept = [i for number in mine for i in places[number]]
     pick = lambda items: [items[i] for i in kept]
-    own = Said(pick(groups), pick(answers), {name: all[kept] for name, all in rewards.items()})
+    own = Said(pick(groups), pick(answers), {name: whole[kept] for name, whole in rewards.items()})
     return [indices[number] for number in mine], pick(questions), own
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rmt import dist
-from rmt.ask import ask, budget_of, draw_questions, prompts_of
+from rmt.ask import ask, budget_of, deal_again, draw_questions, prompts_of
+from rmt.balance import waiting
 from rmt.batch import question_trees, text_trees
 from rmt.checkpoint import CheckpointError, export_model
 from rmt.clock import profiled
@@ -29,6 +30,7 @@ from rmt.probe import ask_probes, describe_documents, probe_steps
 from rmt.report import try_report
 from rmt.rollout import Sampling
 from rmt.run import Run, prepare, save
+from rmt.torchrun import lost_contact
 from rmt.update import update
 
 EPILOG = """\
@@ -47,17 +49,18 @@ REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
 def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     """One step of the method: draw, think, reward, learn. All ranks."""
     c, world, metrics, started = run.config, run.world, Metrics(), time.perf_counter()
-    indices = run.order[step][world.rank :: world.size].tolist()
 
     # 1. The curriculum draws the positions C to reason about.
     # 2. The prompt of each asks for the budget of this step.
-    questions = draw_questions(run, step, metrics)
+    indices, questions = draw_questions(run, step, metrics)  # about this rank's documents
 
     # 3. G rollouts per position: think, then predict the next token.
     # 4. Rewards (P, G): the right token, and the length that was asked for.
     run.optimizer.zero_grad(set_to_none=True)  # the last gradients make room for the cache
     with run.clock("rollout"), dist.rollout_mode(run.model) as sampler:
         questions, said = ask(run, sampler, questions, step, metrics)
+    with run.clock("communication"):
+        indices, questions, said = deal_again(run, indices, questions, said)
     groups, answers, rewards = said.groups, said.answers, said.rewards
 
     # 5. Advantages (P, G) relative to the group.
@@ -96,7 +99,10 @@ def measure_speed(run: Run, responses, trained, started: float, metrics: Metrics
     scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
     flops = (3 * c.updates_per_batch + scored) * forward_flops(run.model.config, trained)
     peak = peak_flops(device_name(world), run.compute) if world.device.type == "cuda" else None
-    add_speed_metrics(metrics, run.clock.read(), generated, tokens, flops, peak, world)
+    seconds = run.clock.read()
+    add_speed_metrics(metrics, seconds, generated, tokens, flops, peak, world)
+    sampling, work = zip(*dist.gather_objects((seconds["sampling"], flops), world))
+    metrics.add("share/waiting", waiting(sampling, work, seconds["update"]), 1)
     took = time.perf_counter() - started
     metrics.add("time/step", took, 1)
     metrics.add("speed/tokens_per_second", tokens, took / world.size)
@@ -182,13 +188,18 @@ def signals_noted() -> Iterator[list[int]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(sys.argv[1:] if arguments is None else arguments, __doc__, EPILOG)
-    world = dist.start()
     try:
+        world = dist.start(config.replicate, config.timeout)
         run = prepare(config, world)
         with RunLog(run.out, run.config, run.step, run.total_steps, world) as log:
             done = run_to_end(run, log)
     except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        reason = lost_contact(error, config.resume or config.out)
+        if reason is None:
+            raise
+        sys.exit(f"error: {reason}")
     except KeyboardInterrupt:  # outside a step: while preparing, or in the last evaluation
         sys.exit(f"interrupted; checkpoints, if any, are in {config.resume or config.out}")
     finally:

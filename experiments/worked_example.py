@@ -41,7 +41,7 @@ def example() -> str:
     with tempfile.TemporaryDirectory() as out:
         run = prepare(parse([*FLAGS, "--out", out], "", ""), dist.start())
     c, metrics = run.config, Metrics()
-    questions = draw_questions(run, 0, metrics)
+    _, questions = draw_questions(run, 0, metrics)
     with dist.rollout_mode(run.model) as sampler:
         questions, said = ask(run, sampler, questions, 0, metrics)
     number = int(mixed(said.rewards["match"]).nonzero()[0])

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rmt import dist
+from rmt.balance import deal, expected_work, update_work
 from rmt.batch import Question, question_trees
 from rmt.budget import budget_at, budget_of_position
 from rmt.curriculum import NO_TIER, Draw, adaptive_probabilities, tier_probabilities
@@ -44,16 +46,27 @@ def budget_of(run: Run, step: int) -> int | None:
     return budget_at(step, run.total_steps, c.budget_start, c.budget_decay, c.budget_min)
 
 
-def draw_questions(run: Run, step: int, metrics: Metrics) -> list[Question]:
-    """Questions about this rank's documents; every rank draws for all, to know what was drawn."""
-    c, questions = run.config, []
-    for number, index in enumerate(run.order[step].tolist()):
-        draws, missing = _draw(run, step, index, c.positions_per_document)
-        mine = number % run.world.size == run.world.rank
-        metrics.add("share/empty_tier_draws", mine * missing, mine * c.positions_per_document)
-        if mine:
-            questions += [question_at(run, step, index, draw) for draw in draws]
-    return questions
+def draw_questions(run: Run, step: int, metrics: Metrics) -> tuple[list[int], list[Question]]:
+    """This rank's documents of a step, and questions about them.
+
+    Every rank draws for all: to know what was drawn, and to deal documents out by their work.
+    """
+    c, indices = run.config, run.order[step].tolist()
+    drawn = [_draw(run, step, index, c.positions_per_document) for index in indices]
+    asked = [
+        [question_at(run, step, index, draw) for draw in draws]
+        for index, (draws, _) in zip(indices, drawn)
+    ]
+    work = [
+        expected_work(
+            len(run.documents[index].tokens), questions, c.group_size, c.max_response, c.ntp
+        )
+        for index, questions in zip(indices, asked)
+    ]
+    mine = deal(work, run.world.size)[run.world.rank]
+    missing = sum(drawn[i][1] for i in mine)
+    metrics.add("share/empty_tier_draws", missing, len(mine) * c.positions_per_document)
+    return [indices[i] for i in mine], [question for i in mine for question in asked[i]]
 
 
 def _draw(run: Run, step: int, index: int, count: int) -> tuple[list[Draw], int]:
@@ -104,7 +117,8 @@ def ask(
 ) -> tuple[list[Question], Said]:
     """Responses to questions; with dynamic sampling the questions may change. All ranks."""
     c, generated = run.config, 0
-    said = respond(run, sampler, questions, step)
+    with run.clock("sampling"):  # without waiting for others
+        said = respond(run, sampler, questions, step)
     run.curriculum.fade()
     _observe(run, questions, said)
     for _ in range(c.resample_tries if 0 <= c.resample_from <= step else 0):
@@ -119,7 +133,8 @@ def ask(
             i: question_at(run, step, questions[i].document, draws[0])
             for i, draws in own.items() if draws  # none: all positions of a document are noise
         }  # fmt: skip
-        fresh = respond(run, sampler, list(others.values()), step)
+        with run.clock("sampling"):
+            fresh = respond(run, sampler, list(others.values()), step)
         _observe(run, list(others.values()), fresh)
         generated += sum(len(r.tokens) for i in others for r in said.groups[i])
         questions, said = _replaced(questions, said, others, fresh)
@@ -146,6 +161,33 @@ def respond(
         c.length_weight, c.length_reward_max, c.length_reward_gate, c.match,
     )  # fmt: skip
     return Said(groups, answers, rewards)
+
+
+def deal_again(
+    run: Run, indices: list[int], questions: list[Question], said: Said
+) -> tuple[list[int], list[Question], Said]:
+    """Documents, questions and what was said, dealt anew now that lengths are known. All ranks."""
+    if run.world.size == 1:
+        return indices, questions, said
+    parts = dist.gather_objects((indices, questions, said), run.world)
+    indices, questions, groups, answers = (
+        [item for part in column for item in part]
+        for column in zip(*((i, q, s.groups, s.answers) for i, q, s in parts))
+    )
+    rewards = {name: torch.cat([s.rewards[name] for *_, s in parts]) for name in said.rewards}
+    places = [[i for i, q in enumerate(questions) if q.document == index] for index in indices]
+    work = [
+        update_work(
+            len(run.documents[index].tokens), [questions[i] for i in asked],
+            [groups[i] for i in asked], run.config.ntp,
+        )
+        for index, asked in zip(indices, places)
+    ]  # fmt: skip
+    mine = deal(work, run.world.size)[run.world.rank]
+    kept = [i for number in mine for i in places[number]]
+    pick = lambda items: [items[i] for i in kept]
+    own = Said(pick(groups), pick(answers), {name: whole[kept] for name, whole in rewards.items()})
+    return [indices[number] for number in mine], pick(questions), own
 
 
 def _observe(run: Run, questions: Sequence[Question], said: Said) -> None:

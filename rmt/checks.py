@@ -24,12 +24,12 @@ def _number_problems(c: "Config") -> Iterator[str]:
         "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
         "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep",
         "eval_every", "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
-        "resample_tries", "adaptive_floor",
+        "resample_tries", "adaptive_floor", "timeout",
     )  # fmt: skip
     not_negative = (
         "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta", "profile", "max_branches",
         "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
-        "max_tokens", "max_minutes", "noise_tries", "probe_documents",
+        "max_tokens", "max_minutes", "noise_tries", "probe_documents", "replicate",
     )  # fmt: skip
     for field in dataclasses.fields(c):
         value = getattr(c, field.name)

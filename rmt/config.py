@@ -142,6 +142,11 @@ class Config:
     compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
     dtype: str = knob("auto", "compute dtype; auto: bf16 on a GPU, fp32 on a CPU",
                       ("auto", "float32", "bfloat16"))  # fmt: skip
+    replicate: int = knob(
+        0,
+        "copies of the model, each sharded over ranks / copies consecutive ranks; 0: one per node",
+    )
+    timeout: float = knob(600.0, "seconds that a rank waits for another before the run fails")
     # ---- what is kept
     save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
     keep: int = knob(2, "checkpoints kept")

@@ -9,18 +9,22 @@ import os
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from models.config import ModelConfig
 from models.transformer import Transformer
 from models.weights import load
+from rmt.torchrun import check_store, copies
+
+TIMEOUT = 600.0  # seconds; as long as NCCL's own, where gloo waits for half an hour
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,27 @@ class World:
     rank: int
     size: int
     device: torch.device
+    replicate: int = 1  # copies of a sharded model: of consecutive ranks each
+    timeout: float = TIMEOUT  # seconds that a rank waits for another
 
 
-def start() -> World:
-    """Join torchrun's process group if there is one, and pick this rank's device. All ranks."""
+def start(replicate: int = 0, timeout: float = TIMEOUT) -> World:
+    """Join torchrun's process group if there is one, and pick this rank's device. All ranks.
+
+    replicate: copies of the model, 0 for one per node. A rank that has waited `timeout` seconds
+    for another fails, see rmt/torchrun.py. ValueError when it cannot work.
+    """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else "cpu"
     if gpu:
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-    return current(torch.device(device))
+        check_store()
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    world = current(torch.device(device))
+    local = gather_objects(int(os.environ.get("LOCAL_WORLD_SIZE", world.size)), world)
+    return replace(world, replicate=copies(replicate, local), timeout=timeout)
 
 
 def current(device: torch.device) -> World:
@@ -82,12 +96,7 @@ def shard(model: Transformer, world: World, compute: torch.dtype) -> None:
     if not dist.is_initialized():  # one GPU, started with plain python
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    if local < world.size:
-        shape, names = (world.size // local, local), ("replicate", "shard")
-    else:
-        shape, names = (world.size,), ("shard",)
-    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+    mesh = _mesh(world)
     reduce = torch.promote_types(compute, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
     for module in (*model.model.layers, model):
@@ -95,6 +104,21 @@ def shard(model: Transformer, world: World, compute: torch.dtype) -> None:
         # Losses are divided by global counts already. gloo has no pre-multiplied sum, hence both.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def _mesh(world: World) -> DeviceMesh:
+    """The ranks: in a row, or in `replicate` rows, each of which holds a whole model. All ranks."""
+    kind = world.device.type
+    if world.replicate == 1:
+        return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
+    rows = torch.arange(world.size).view(world.replicate, -1)
+    patience = timedelta(seconds=world.timeout)  # init_device_mesh would take gloo's own
+    across, inside = (
+        dist.new_subgroups_by_enumeration(groups.tolist(), timeout=patience)[0]
+        for groups in (rows.T, rows)
+    )
+    names = ("replicate", "shard")
+    return DeviceMesh.from_group([across, inside], kind, rows, mesh_dim_names=names)
 
 
 @contextmanager

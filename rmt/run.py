@@ -26,6 +26,7 @@ from rmt.sources import (
     read_model_directory,
 )
 from rmt.tokenizer import Tokenizer
+from rmt.torchrun import restarts
 
 
 @dataclass
@@ -72,19 +73,44 @@ class Run:
 
 
 def resolve(config: Config, world: World) -> tuple[Config, Path | None, dict[str, Any]]:
-    """The config to run: the given one, or that of the run to resume with where to read it."""
-    if not config.resume:
-        if checkpoint.steps(Path(config.out)):
-            raise ValueError(
-                f"--out {config.out} holds a run already; continue it with --resume {config.out}, "
-                "or choose another directory"
-            )
+    """The config to run: the given one, or that of the run to continue with where to read it.
+
+    A run is continued when --resume says so, or when torchrun restarts: then the same command
+    begins a run and goes on with it.
+    """
+    begun = bool(checkpoint.steps(Path(config.out)))
+    if not config.resume and begun and not restarts():
+        raise ValueError(
+            f"--out {config.out} holds a run already; continue it with --resume {config.out}, "
+            "or choose another directory"
+        )
+    if not config.resume and not begun:
         return config, None, {}
-    place, saved = checkpoint.read_run(Path(config.resume), world)
-    kept = replace(from_json(saved["config"]), out=config.resume, resume=config.resume)
-    if world.rank == 0:
+    directory = config.resume or config.out
+    place, saved = checkpoint.read_run(Path(directory), world)
+    kept = replace(
+        from_json(saved["config"]), out=directory, resume=directory,
+        replicate=config.replicate, timeout=config.timeout,  # of this machine, not of the run
+    )  # fmt: skip
+    if not config.resume:
+        _refuse_other_settings(config, kept)
+        if world.rank == 0:
+            print(f"torchrun restarts: continuing from {place}")
+    elif world.rank == 0:
         _name_ignored(config, kept)
     return kept, place, saved
+
+
+def _refuse_other_settings(given: Config, kept: Config) -> None:
+    """ValueError when a command that begins a run, or goes on with it, meets another run."""
+    branches = given.max_branches or kept.max_branches  # what was planned when the run began
+    given = replace(given, resume=kept.resume, max_branches=branches)
+    names = [f.name for f in fields(Config) if getattr(given, f.name) != getattr(kept, f.name)]
+    if names:
+        raise ValueError(
+            f"--out {given.out} holds a run with other settings ({', '.join(map(flag, names))}); "
+            f"continue that one with --resume {given.out}, or choose another directory"
+        )
 
 
 def _name_ignored(given: Config, kept: Config) -> None:

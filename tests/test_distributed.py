@@ -10,7 +10,7 @@ UPDATES = [
     "uneven", "no-response-on-one-rank", "nothing-on-one-rank", "micro-batches", "clipped",
     "untied", "two-per-batch",
 ]  # fmt: skip
-CLOCK = ("time/", "speed/", "memory/")
+CLOCK = ("time/", "speed/", "memory/", "share/waiting")
 pytestmark = pytest.mark.slow
 
 

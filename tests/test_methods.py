@@ -62,7 +62,7 @@ def test_ntp_asks_nothing_and_trains_on_every_position(tmp_path):
 
 
 def asked(run, step=0):
-    questions = asking.draw_questions(run, step, Metrics())
+    _, questions = asking.draw_questions(run, step, Metrics())
     return questions, *asking.ask(run, run.model, questions, step, Metrics())
 
 
@@ -70,9 +70,9 @@ def test_budgets_follow_the_entropy_of_their_position(tmp_path):
     """In the prompt, in the reward, in what is logged and in an evaluation."""
     one = run_of(tmp_path, "rmt")
     run = run_of(tmp_path, "rmt", budget_entropy=1.0, positions_per_document=2)
-    assert {q.budget for q in asking.draw_questions(one, 0, Metrics())} == {8}
+    assert {q.budget for q in asking.draw_questions(one, 0, Metrics())[1]} == {8}
     run.entropies = {index: 8 * (entropy - 3) for index, entropy in run.entropies.items()}
-    questions = asking.draw_questions(run, 0, Metrics())
+    _, questions = asking.draw_questions(run, 0, Metrics())
     wanted = lambda index, position: int(8 * min(2, max(0.5, run.entropies[index][position])))
     assert [q.budget for q in questions] == [wanted(q.document, q.position) for q in questions]
     assert len({q.budget for q in questions}) > 1
@@ -107,7 +107,7 @@ def test_dynamic_sampling_replaces_groups_of_equal_matches(tmp_path):
 def test_a_document_of_noise_keeps_its_question(tmp_path):
     """Dynamic sampling has no other position for it."""
     run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_tries=1, group_size=3)
-    questions = asking.draw_questions(run, 0, Metrics())
+    _, questions = asking.draw_questions(run, 0, Metrics())
     run.curriculum.misses[:] = 1
     for q in questions:  # all but these are noise, and these when they are missed
         run.curriculum.misses[run.curriculum.first[q.document] + q.position] = 0

@@ -46,7 +46,7 @@ def without_clock(row):
 
 def answered_trees(run, response):
     """Trees of step 0 in which every rollout is `response`, and their rollouts."""
-    questions = draw_questions(run, 0, Metrics())
+    _, questions = draw_questions(run, 0, Metrics())
     groups = [[Rollout(response, [0.0] * len(response))] * 4 for _ in questions]
     responses = [[rollout.tokens for rollout in group] for group in groups]
     prompts = [next_token_prompt(run.tokenizer, 8)] * len(questions)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from many_ranks import on_ranks
 from toy_runs import WORLD, prepared
-from two_ranks import on_two_ranks
 
 from rmt import dist
 from rmt.checkpoint import CheckpointError, steps
@@ -49,7 +49,7 @@ def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, mo
     for ranks, local in LEGS:
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
-        found += on_two_ranks(tmp_path, leg, ranks)[0]
+        found += on_ranks(ranks, tmp_path, leg)[0]
     assert [row["step"] for row in found] == list(range(STEPS))
     assert len({row["length/response"] for row in wanted}) > 2, "responses are not ragged"
     for row, one in zip(found, wanted):
@@ -89,7 +89,7 @@ def test_all_ranks_hear_of_the_one_that_could_not_write(tmp_path, monkeypatch):
     prepared(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    (told, left), (told_other, _) = on_two_ranks(tmp_path, fail)
+    (told, left), (told_other, _) = on_ranks(2, tmp_path, fail)
     assert told == told_other
     first, second, third = told
     assert "of step 0 could not be written" in first and "start anew" in first

@@ -18,7 +18,7 @@ def updated(place, **changes):
     run = prepared(place, grad_clip=1e9, batch_size=3, **changes)
     run.model.double()
     tokenizer, documents = run.tokenizer, run.documents
-    questions = draw_questions(run, 0, Metrics())
+    _, questions = draw_questions(run, 0, Metrics())
     prompts = [next_token_prompt(tokenizer, 8)] * len(questions)
     sampling = Sampling(9, tokenizer.stop_ids, tokenizer.vocab_size, 0.8)
     groups = generate(run.model, question_trees(questions, documents, prompts), 4, sampling)

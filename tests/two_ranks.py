@@ -1,12 +1,9 @@
 """What one process and two do with the same work; test_distributed.py compares the answers."""
 
-import os
-import socket
-import time
 from dataclasses import replace
 
 import torch
-import torch.multiprocessing as mp
+from many_ranks import join, on_ranks
 from toy_forests import toy_trees
 from toy_runs import prepared
 
@@ -21,7 +18,6 @@ from rmt.positions import Position
 from rmt.rollout import Rollout, Sampling
 from rmt.update import update
 
-TIMEOUT = 120  # seconds; a hang is a failure
 RL, TEXT = (5, 7, 9), (6, 8)  # documents of toy_trees with responses, and with text
 SHARES = {  # which documents each of two ranks gets
     "uneven": ((5, 6), (7, 8, 9)),
@@ -33,30 +29,13 @@ SHARES = {  # which documents each of two ranks gets
 STEPS = dict(batch_size=5, steps=4, advantage_norm="batch", samples_per_step=9)
 
 
-def on_two_ranks(place, work=None, ranks=2):
-    """[results of rank 0, of rank 1] of `everything`; AssertionError when a rank hangs or fails.
-
-    work(rank, port, place) may do something else; it saves its results as rank0.pt, rank1.pt, ...
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.spawn(work or _work, (port, place), nprocs=ranks, join=False)
-    deadline = time.monotonic() + TIMEOUT
-    try:
-        while not context.join(timeout=1):  # False as soon as one of them has ended
-            assert time.monotonic() < deadline, "the ranks wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [torch.load(place / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
+def on_two_ranks(place, work=None):
+    """[results of rank 0, of rank 1] of `everything`, or of work(rank, port, place)."""
+    return on_ranks(2, place, work or _work)
 
 
 def _work(rank, port, place):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world = dist.start()
+    world = join(rank, 2, port)
     results = everything(world, place)
     results["hybrid"] = hybrid(world, place)
     results["bfloat16"] = in_bfloat16(world, place)
@@ -124,8 +103,7 @@ def whole(tensor):
 
 def hybrid(world, place):
     """As if each rank were a node of its own: replicated across, not sharded."""
-    os.environ["LOCAL_WORLD_SIZE"] = "1"
-    run = prepared(place, world, grad_clip=1e9)
+    run = prepared(place, replace(world, replicate=2), grad_clip=1e9)
     mesh = next(run.model.parameters()).device_mesh
     os_results = dict(mesh=tuple(mesh.shape), names=mesh.mesh_dim_names)
     return os_results | learn(run, "uneven")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
+GLOO = r"\bgloo\b|caused pair closure"  # its errors are plain RuntimeErrors: first, and later on
+
 
 def restarts() -> bool:
     """Whether torchrun was asked to start all ranks again when one fails.
@@ -58,7 +60,7 @@ def copies(asked: int, local: Sequence[int]) -> int:
 def lost_contact(error: RuntimeError, out: str) -> str | None:
     """What to tell the user when a collective failed because of another rank; None: it did not."""
     text = str(error).strip()
-    if not isinstance(error, dist.DistError) and "gloo" not in text.lower():
+    if not isinstance(error, dist.DistError) and not re.search(GLOO, text, re.IGNORECASE):
         return None
     reason = re.sub(r"\[\S*/gloo/\S*\] ", "", text.splitlines()[0]).split(". This is typ")[0]
     remedy = f"--resume {out} continues from the newest checkpoint"

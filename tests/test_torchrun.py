@@ -84,6 +84,8 @@ def test_a_lost_rank_is_told_from_other_errors(monkeypatch):
     assert told.startswith("rank 5 has lost another rank (Connection closed by peer [10.0.0.1]:34")
     assert "typically" not in told and "/__w" not in told
     assert "--timeout" in told and "--resume runs/x" in told and "torchrun" not in told
+    after = "Application timeout caused pair closure"  # of a collective that follows one
+    assert f"({after})" in lost_contact(RuntimeError(after), "runs/x")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     told = lost_contact(dist.DistNetworkError("Broken pipe\n at socket.cpp"), "runs/x")
     assert "(Broken pipe)" in told and "torchrun starts all ranks again" in told

@@ -14,8 +14,8 @@ from rmt.config import Config, from_json
 from rmt.corpus import Document
 from rmt.curriculum import NO_TIER, Curriculum, assign_tiers, document_order
 from rmt.dist import World, compute_dtype, load_model
+from rmt.fit import fitted
 from rmt.flags import flag
-from rmt.memory import plan_branches
 from rmt.positions import Position, choose_positions, data_key
 from rmt.sources import (
     check_tiers,
@@ -104,7 +104,10 @@ def prepare(config: Config, world: World) -> Run:
         raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
     order = document_order(len(documents), config.batch_size, total, config.seed)
     compute = compute_dtype(config.dtype, world)
-    model = load_model(source, world, compute)
+    model = load_model(source, world, compute, offload=config.offload)
+    prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
+    # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
+    config = fitted(config, prompt, model, compute, world)
     compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]
     model.how_to_train(config.recompute, compiled)
     tiers = [np.full(len(document.tokens), NO_TIER) for document in documents]
@@ -139,10 +142,6 @@ def prepare(config: Config, world: World) -> Run:
                 f"{place} was saved; put the old text back, or start anew"
             )
         _restore(run, place, saved)
-    prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
-    # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
-    branches = plan_branches(config, prompt, model, compute, world)
-    run.config = replace(config, max_branches=branches)
     return run
 
 

@@ -27,9 +27,6 @@ SHORT = {"none": "", "selective": " s", "full": " f"}
 def cell(model: str, gpus: int, memory: int) -> str:
     """Branches, what is computed again, and * with --offload; – where neither fits."""
     config = Config(model=model, gpus=gpus, gpu_memory=f"{memory}GB")
-    # A prompt, a document and a response must fit the context.
-    room = SHAPES[model].max_position_embeddings - len(PROMPT) - config.max_response
-    config = replace(config, document_tokens=min(config.document_tokens, room))
     for offload in (False, True):
         asked = replace(config, offload=offload)
         case = Case(asked, SHAPES[model], torch.bfloat16, PROMPT, described(asked))

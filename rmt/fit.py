@@ -56,12 +56,21 @@ def _fit(case: Case) -> Case:
             f"--max-branches {branches} needs {_gb(total(needs))} while sampling, and there are "
             f"{_gb(room)}"
         )
+    if not case.trainable:
+        return case
+    if case.machine.kind == "cpu":  # which has no fixed limit, and where "full" costs no time
+        recompute = {"auto": "full"}.get(case.config.recompute, case.config.recompute)
+        return replace(
+            case, config=replace(
+                case.config, recompute=recompute, tokens_per_micro_batch=_rows(case)[0]
+            )
+        )  # fmt: skip
     least = None
     for recompute, tokens in product(_recomputed(case), _rows(case)):
         config = replace(case.config, recompute=recompute, tokens_per_micro_batch=tokens)
         chosen = replace(case, config=config)
         least = chosen if least is None or total(update(chosen)) < total(update(least)) else least
-        if total(update(chosen)) <= room or case.machine.kind == "cpu":  # which has no fixed limit
+        if total(update(chosen)) <= room:
             return chosen
     needs = total(update(least))
     raise DoesNotFit(
@@ -72,10 +81,9 @@ def _fit(case: Case) -> Case:
 
 
 def _recomputed(case: Case) -> tuple[str, ...]:
-    """From fast to frugal. On a CPU "full" costs no time."""
-    if case.config.recompute != "auto":
-        return (case.config.recompute,)
-    return ("full",) if case.machine.kind == "cpu" else ("none", "selective", "full")
+    """From fast to frugal."""
+    given = case.config.recompute
+    return ("none", "selective", "full") if given == "auto" else (given,)
 
 
 def _rows(case: Case) -> tuple[int, ...]:

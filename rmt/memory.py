@@ -16,13 +16,12 @@ from kernels.slices import CHUNK, SLICE
 from models.config import ModelConfig
 from models.kv_cache import KVCache
 from models.transformer import Block, rotary_angles
-from rmt.attention import attend_by_call
 from rmt.config import Config
 from rmt.forest import padded_length
 from rmt.ledger import Ledger, Parts
 from rmt.prompt import PromptIds
 from rmt.rollout import PREFILL_TOKENS
-from rmt.stand_ins import MASK_BYTES, FusedNorms, attend_flex
+from rmt.stand_ins import MASK_BYTES, attend_flex, fuse_norms
 
 CACHED_TOKENS = 1 << 15  # of documents that an evaluation holds at one time
 MOST_BRANCHES = 256  # beyond, a GPU's decode step is bound by arithmetic, no longer by memory
@@ -104,30 +103,26 @@ class Layer:
 
 
 @cache
-def layer(shape: ModelConfig, compute: torch.dtype, kind: str, recompute: str) -> Layer:
-    """What a layer says about itself: two rows, so that what does not grow with them drops out."""
-    small, large = (_layer_of(n, shape, compute, kind, recompute) for n in (1024, 2048))
-    return Layer(*((b - a) / 1024 for a, b in zip(small, large)))
+def layer(shape: ModelConfig, compute: torch.dtype, recompute: str) -> Layer:
+    """What a layer on a GPU says: two rows, so that what does not grow with them drops out."""
+    small, large = (_layer_of(n, shape, compute, recompute) for n in (8192, 16384))
+    return Layer(*((b - a) / 8192 for a, b in zip(small, large)))
 
 
-def _layer_of(n: int, shape: ModelConfig, compute: torch.dtype, kind: str, recompute: str):
-    def attend(_layer, q, k, v):
-        return attend_flex(q, k, v) if kind == "cuda" else attend_by_call([(every, every)], q, k, v)
-
-    every, training, sampling = slice(0, n), Ledger(), Ledger()
+def _layer_of(n: int, shape: ModelConfig, compute: torch.dtype, recompute: str):
+    attend = lambda _layer, q, k, v: attend_flex(q, k, v)
+    training, sampling = Ledger(), Ledger()
     with torch.device("meta"):
-        block = Block(shape).to(compute)
+        block = fuse_norms(Block(shape).to(compute))
         x = torch.empty(n, shape.hidden_size, dtype=compute, requires_grad=True)
         rotary = rotary_angles(torch.empty(n), shape, compute)
     block.recompute = recompute
-    norms = FusedNorms if kind == "cuda" else torch.overrides.BaseTorchFunctionMode
-    with norms():
-        with sampling, torch.no_grad():
-            block(x, rotary, attend, 0)
-        with training:
-            out = block(x, rotary, attend, 0)
-            kept = total(training.held())
-            out.backward(torch.empty_like(out))
+    with sampling, torch.no_grad():
+        block(x, rotary, attend, 0)
+    with training:
+        out = block(x, rotary, attend, 0)
+        kept = total(training.held())
+        out.backward(torch.empty_like(out))
     return kept, total(training.peak()) - kept, total(sampling.peak())
 
 
@@ -148,7 +143,7 @@ def on_device(case: Case, parts: Parts) -> Parts:
 
 
 def update(case: Case) -> Parts:
-    """The worst moment of forward and backward passes over the largest row."""
+    """The worst moment on a GPU of forward and backward passes over the largest row."""
     held = on_device(case, states(case))
     return max((held | moment for moment in _moments(case)), key=total)
 
@@ -156,12 +151,12 @@ def update(case: Case) -> Parts:
 def _moments(case: Case) -> Iterator[Parts]:
     shape, size, n = case.shape, case.compute.itemsize, case.row
     (root, each), layers = parameters(shape), shape.num_hidden_layers
-    own = layer(shape, case.compute, case.machine.kind, kept_by(case.config, case.machine.kind))
+    own = layer(shape, case.compute, kept_by(case.config))
     kept, gathered = n * own.kept * layers, size * case.sharded
-    # The head: its gradient in fp32, exponentials of a chunk, some slices of logits.
-    head, chunk = shape.vocab_size * shape.hidden_size, min(n, CHUNK[case.machine.kind])
-    width = 2 if size == 2 else size
-    exponentials = chunk * (width * shape.vocab_size + 5 * 4 * SLICE)
+    # The head: its gradient in fp32, exponentials of a chunk, six slices of logits on their way.
+    head, width = shape.vocab_size * shape.hidden_size, 2 if size == 2 else size
+    chunk = math.ceil(n / math.ceil(n / CHUNK["cuda"]))  # they are dealt out evenly
+    exponentials = chunk * (width * shape.vocab_size + 6 * 4 * SLICE)
     hidden = 3 * n * shape.hidden_size * size
     yield {
         "gathered weights": gathered * (root + each),
@@ -179,7 +174,7 @@ def _moments(case: Case) -> Iterator[Parts]:
         "gathered weights": gathered * (root + 2 * each),
         "activations": kept + n * own.backward + hidden,
         "gradients in reduction": 4 * each * case.sharded,
-        "temporary": size * (head + each),
+        "temporary": size * (head * case.sharded + each),
     }
     # The root at the end: gradients of embedding and head, and both in fp32 for the reduction.
     yield {
@@ -187,14 +182,13 @@ def _moments(case: Case) -> Iterator[Parts]:
         "gradients in reduction": 4 * root * case.sharded,
         "temporary": size * max(root, head + head),
     }
-    if case.machine.kind == "cuda":
-        yield {"gathered weights": gathered * (root + each), "block mask": MASK_BYTES * n * n}
+    yield {"gathered weights": gathered * (root + each), "block mask": MASK_BYTES * n * n}
 
 
-def kept_by(config: Config, kind: str) -> str:
-    """--recompute, as a layer without torch.compile would have it."""
-    compiled = config.compile == "on" or (config.compile == "auto" and kind == "cuda")
-    return "selective" if compiled and config.recompute == "none" else config.recompute
+def kept_by(config: Config) -> str:
+    """--recompute, as a layer on a GPU would have it without torch.compile."""
+    compiled = config.compile != "off" and config.recompute == "none"
+    return "selective" if compiled else config.recompute
 
 
 def rollout(case: Case, branches: int = 0) -> Parts:
@@ -206,7 +200,7 @@ def rollout(case: Case, branches: int = 0) -> Parts:
     tokens = case.documents * (len(case.prompt) + case.config.document_tokens)
     cache = max(tokens, CACHED_TOKENS) * KVCache.bytes_per_token(case.shape, case.compute)
     pairs = n * n * MASK_BYTES * (kind == "cuda")
-    prefill = n * layer(case.shape, case.compute, kind, "none").forward
+    prefill = n * layer(case.shape, case.compute, "none").forward
     whole = root + each * (case.shape.num_hidden_layers + 1)  # one is on its way
     gathered = {"gathered weights": size * whole} if case.sharded else {}
     own, logits = branch(case)

@@ -29,6 +29,8 @@ def dry_run(config: Config) -> str:
         rehearsal = Rehearsal(case, world)
         phases = ("load", "rollout", "update", "checkpoint", "export")
         parts = {phase: on_device(case, getattr(rehearsal, phase)()) for phase in phases}
+    frozen = {k: v for k, v in states(case).items() if k == "reference weights"}  # --kl-beta
+    parts = {phase: held | frozen for phase, held in parts.items()}
     worst = max(phases, key=lambda phase: total(parts[phase]))
     if (needs := total(parts[worst])) > case.machine.room:
         raise DoesNotFit(

@@ -28,7 +28,7 @@ from rmt.ledger import Ledger, Parts
 from rmt.memory import CACHED_TOKENS, Case, kept_by, total
 from rmt.objective import Objective, forest_loss
 from rmt.rollout import PREFILL_TOKENS
-from rmt.stand_ins import FusedNorms, attend_flex, make_block_mask
+from rmt.stand_ins import attend_flex, fuse_norms, make_block_mask
 
 aten = torch.ops.aten
 WARM_UP = 64  # tokens of a row before it is counted: lazy state of FSDP and of the optimiser
@@ -80,9 +80,11 @@ class Rehearsal:
         self.fake = nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=True)
         with self.fake:
             self.model = Transformer(case.shape)
+        if case.machine.kind == "cuda":
+            fuse_norms(self.model)
         if case.sharded:
             shard(self.model, world, case.compute)
-        self.model.how_to_train(kept_by(c, case.machine.kind))
+        self.model.how_to_train(kept_by(c))
         with self.fake:
             self.optimizer = torch.optim.AdamW(
                 self.model.parameters(), lr=c.learning_rate, fused=True
@@ -140,7 +142,7 @@ class Rehearsal:
                 with unset_fake_temporarily(), ledger.of("head slices"):
                     return readout(hidden, head)
 
-            with self.fake, FusedNorms() if gpu else nullcontext():
+            with self.fake:
                 return (model or self.model)(tokens, positions, labelled, read)
 
         return run

@@ -5,19 +5,29 @@ keep and make.
 """
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+
+from models.transformer import RMSNorm
 
 MASK_BYTES = 6  # of each pair of tokens, while create_block_mask evaluates Eq. 11 for a forest
 
 
-class FusedNorms(TorchFunctionMode):
-    """Entered as a context: RMSNorm keeps what the fused one of a GPU keeps."""
+def fuse_norms(module: nn.Module) -> nn.Module:
+    """The module, whose RMSNorms now keep what the fused one of a GPU keeps; before sharding."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, RMSNorm):
+                setattr(parent, name, FusedNorm(child.weight))
+    return module
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.rms_norm:
-            return _FusedNorm.apply(args[0], args[2])
-        return func(*args, **kwargs or {})
+
+class FusedNorm(nn.Module):
+    def __init__(self, weight: nn.Parameter):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _FusedNorm.apply(x, self.weight)
 
 
 class _FusedNorm(torch.autograd.Function):

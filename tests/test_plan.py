@@ -68,22 +68,23 @@ def test_published_shapes_have_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-@pytest.mark.parametrize("kind, ranks", [("cuda", 4), ("cuda", 1), ("cpu", 2)])
+@pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("tied", [False, True])
-def test_sums_agree_with_the_rehearsal_of_an_update(kind, ranks, recompute, tied):
-    given = case(kind, ranks, replace(SMALL, tie_word_embeddings=tied), recompute=recompute)
+def test_sums_agree_with_the_rehearsal_of_an_update(ranks, recompute, tied):
+    given = case("cuda", ranks, replace(SMALL, tie_word_embeddings=tied), recompute=recompute)
     assert total(update(given)) == pytest.approx(total(rehearsed(given, "update")), rel=0.05)
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_rehearsal_of_an_update_agrees_with_fsdp_mem_tracker(recompute):
-    given = case(recompute=recompute)
+    given = case(recompute=recompute, tokens_per_micro_batch=1024)
+    ours = total(rehearsed(given, "update"))
+    # Of real tensors: it does not look where fake ones are mixed with indices that are known.
     with fake_world(4, 4) as world:
-        rehearsal = Rehearsal(given, world)
-        ours = total(rehearsal.update())
-        tracker = FSDPMemTracker(rehearsal.model, rehearsal.optimizer)
+        rehearsal = Rehearsal(given, world, real=True)
         rehearsal.optimizer.zero_grad(set_to_none=True)
-        with rehearsal.fake, tracker:
+        tracker = FSDPMemTracker(rehearsal.model, rehearsal.optimizer)
+        with tracker:
             for tokens in (64, given.row):  # it takes one pass through the model at a time
                 rehearsal.learn([row_of(tokens)], Ledger())
                 tracker.reset_mod_stats()
@@ -125,7 +126,6 @@ def real_case():
 def test_rehearsal_of_an_update_agrees_with_resident_memory():
     given = real_case()
     rehearsal = Rehearsal(given, WORLD)
-    states = total(rehearsal.ledger().held())
     rehearsal.optimizer.zero_grad(set_to_none=True)
     states = total(rehearsal.ledger().held())
     planned = total(rehearsal.update()) - states

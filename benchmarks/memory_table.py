@@ -3,10 +3,10 @@
     python -m benchmarks.memory_table      rewrites the table in README.md
 
 The planner of a real run (rmt/fit.py) is asked with the paper's hyper-parameters; sums, no
-measurement. `python train.py --dry-run` goes through a step of any cell.
+measurement, of a batch of 128 documents or, where that does not fit, of less.
+`python train.py --dry-run` goes through a step of any cell.
 """
 
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -21,20 +21,23 @@ from rmt.plan import PROMPT
 PAGE = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
 GPUS, MEMORIES = (1, 8, 16), (24, 80, 141)
+BATCHES = (128, 64, 32, 16)  # documents per step; the paper's first
 SHORT = {"none": "", "selective": " s", "full": " f"}
 
 
 def cell(model: str, gpus: int, memory: int) -> str:
-    """Branches, what is computed again, and * with --offload; – where neither fits."""
-    config = Config(model=model, gpus=gpus, gpu_memory=f"{memory}GB")
-    for offload in (False, True):
-        asked = replace(config, offload=offload)
-        case = Case(asked, SHAPES[model], torch.bfloat16, PROMPT, described(asked))
+    """Branches, what is computed again, * with --offload, / and the batch size if it is smaller."""
+    for batch, offload in product(BATCHES, (False, True)):
+        config = Config(
+            model=model, gpus=gpus, gpu_memory=f"{memory}GB", offload=offload, batch_size=batch
+        )
+        case = Case(config, SHAPES[model], torch.bfloat16, PROMPT, described(config))
         try:
             chosen = fit(case).config
         except DoesNotFit:
             continue
-        return f"{chosen.max_branches}{SHORT[chosen.recompute]}{' *' * offload}"
+        smaller = f" /{batch}" * (batch < BATCHES[0])
+        return f"{chosen.max_branches}{SHORT[chosen.recompute]}{' *' * offload}{smaller}"
     return "–"
 
 

@@ -142,9 +142,17 @@ def on_device(case: Case, parts: Parts) -> Parts:
     return {k: v for k, v in parts.items() if not (case.config.offload and k in HOST)}
 
 
+def host_copies(case: Case) -> Parts:
+    """With --offload: the root on its way from the host, each tensor in fp32, then in `compute`."""
+    root, _ = parameters(case.shape)
+    head = case.shape.vocab_size * case.shape.hidden_size
+    size = (4 * head + case.compute.itemsize * root) // case.machine.shards
+    return {"copies from the host": size} if case.config.offload else {}
+
+
 def update(case: Case) -> Parts:
     """The worst moment on a GPU of forward and backward passes over the largest row."""
-    held = on_device(case, states(case))
+    held = on_device(case, states(case)) | host_copies(case)
     return max((held | moment for moment in _moments(case)), key=total)
 
 
@@ -153,10 +161,10 @@ def _moments(case: Case) -> Iterator[Parts]:
     (root, each), layers = parameters(shape), shape.num_hidden_layers
     own = layer(shape, case.compute, kept_by(case.config))
     kept, gathered = n * own.kept * layers, size * case.sharded
-    # The head: its gradient in fp32, exponentials of a chunk, six slices of logits on their way.
+    # The head: its gradient in fp32, exponentials of a chunk, slices of logits on their way.
     head, width = shape.vocab_size * shape.hidden_size, 2 if size == 2 else size
     chunk = math.ceil(n / math.ceil(n / CHUNK["cuda"]))  # they are dealt out evenly
-    exponentials = chunk * (width * shape.vocab_size + 6 * 4 * SLICE)
+    exponentials = chunk * (width * shape.vocab_size + 16 * (SLICE + shape.hidden_size))
     hidden = 3 * n * shape.hidden_size * size
     yield {
         "gathered weights": gathered * (root + each),

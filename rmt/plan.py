@@ -13,7 +13,7 @@ from rmt.config import Config
 from rmt.dist import World, compute_dtype
 from rmt.fit import DoesNotFit, described, fit, remedies
 from rmt.ledger import Parts
-from rmt.memory import CONTEXT, FRAGMENTED, HOST, NCCL, Case, on_device, states, total
+from rmt.memory import CONTEXT, FRAGMENTED, HOST, NCCL, Case, host_copies, on_device, states, total
 from rmt.prompt import PromptIds
 from rmt.rehearsal import Rehearsal, fake_world
 
@@ -31,6 +31,7 @@ def dry_run(config: Config) -> str:
         parts = {phase: on_device(case, getattr(rehearsal, phase)()) for phase in phases}
     frozen = {k: v for k, v in states(case).items() if k == "reference weights"}  # --kl-beta
     parts = {phase: held | frozen for phase, held in parts.items()}
+    parts["update"] |= host_copies(case)  # here both sides of the copy are one device
     worst = max(phases, key=lambda phase: total(parts[phase]))
     if (needs := total(parts[worst])) > case.machine.room:
         raise DoesNotFit(

@@ -89,7 +89,7 @@ def test_rehearsal_of_an_update_agrees_with_fsdp_mem_tracker(recompute):
                 rehearsal.learn([row_of(tokens)], Ledger())
                 tracker.reset_mod_stats()
         theirs = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    assert ours == pytest.approx(theirs, rel=0.05)
+    assert ours == pytest.approx(theirs, rel=0.01)
 
 
 GROWTH = """

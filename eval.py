@@ -21,9 +21,10 @@ from rmt import dist
 from rmt.budget import budget_at
 from rmt.config import Config, from_json
 from rmt.evaluate import predict_plainly, predict_thinking, solve, summarise, table
+from rmt.fit import fitted
 from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.log import as_json
-from rmt.memory import plan_branches
+from rmt.memory import ROW_TOKENS
 from rmt.positions import choose_positions, data_key, read_positions, write_positions
 from rmt.rollout import Sampling
 from rmt.sources import (
@@ -93,6 +94,7 @@ def final_budget(model: str) -> tuple[int, float]:
 def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list, list, int | None]:
     """Rows of the table, items and the budget asked for. All ranks."""
     source = find(config.model, Path(config.weights) if config.weights else None)
+    config = replace(config, tokens_per_micro_batch=config.tokens_per_micro_batch or ROW_TOKENS)
     tokenizer, shape = read_model_directory(source)
     if options.mode == "problems":
         config = replace(config, task="problems", match="answer", budget=False, ntp=False)
@@ -144,7 +146,7 @@ def make_sampling(config, options, tokenizer, budget, model, compute, world) -> 
     return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,
         options.temperature if options.decoding == "sampled" else 0.0,
-        plan_branches(config, prompt, model, compute, world),
+        fitted(config, prompt, model, compute, world).max_branches,
         config.seed, "evaluate",
     )  # fmt: skip
 

@@ -188,6 +188,13 @@ def signals_noted() -> Iterator[list[int]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(sys.argv[1:] if arguments is None else arguments, __doc__, EPILOG)
+    if config.dry_run:
+        from rmt.plan import dry_run  # rests on parts of PyTorch that a run should not depend on
+
+        try:
+            return print(dry_run(config))
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
     try:
         world = dist.start(config.replicate, config.timeout)
         run = prepare(config, world)

@@ -27,10 +27,10 @@ from types import SimpleNamespace
 from benchmarks import inputs
 from benchmarks.cost_machines import Machine, World
 from benchmarks.cost_terms import Flops, decode_parts, gather, prefill, update
-from benchmarks.inputs import SHAPES
 from benchmarks.scaling import ROW, plant
 from benchmarks.trainers import ROW as STEP_ROW
 from models.config import ModelConfig
+from models.shapes import published
 from rmt.forest import Tree
 
 TOLERANCE = 0.25
@@ -75,7 +75,7 @@ def read(paths: Sequence[Path]) -> dict[str, dict]:
 
 
 def shape_of(layers: int = 0) -> ModelConfig:
-    shape = ModelConfig.from_dict(SHAPES[MODEL])
+    shape = published(MODEL)
     return replace(shape, num_hidden_layers=layers) if layers else shape
 
 

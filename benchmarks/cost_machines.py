@@ -32,7 +32,8 @@ class Machine:
     network: float = float("inf")  # between nodes
     network_latency: float = 0.0
     hidden: float = 0.0  # of FSDP's communication, behind arithmetic, where there is enough of it
-    storage: float = 2e9  # checkpoints, per node
+    to_host: float = 20e9  # guess: PCIe 5 has 64, pageable memory on the host takes less
+    storage: float = 2e9  # guess: checkpoints, per node
     itemsize: int = 2  # of the compute dtype
     head_itemsize: int = 2  # of the head in sampling: a CPU widens it to fp32
     sharded: bool = True  # FSDP's copies: not in fp32 on one CPU

@@ -22,7 +22,8 @@ communication  of FSDP, as far as forward, recompute and head do not hide it: pe
                bf16 all-gathers (the recomputed pass is inside the backward's), an fp32
                reduce-scatter, and between nodes an fp32 all-reduce of the shard
 optimizer      clipping and AdamW: 40 bytes of memory traffic per weight of the shard
-checkpoint     12 bytes per weight to storage, every --save-every steps, waited for
+checkpoint     12 bytes per weight to the host, every --save-every steps; storage takes them behind
+               the next steps, and is waited for only if it is slower than they are
 
 Left out: loading, evaluation, probes, Python between the terms, and responses without advantage,
 which are not trained. Thinking follows B_t exactly, which the first steps will not do: with 1,600
@@ -30,7 +31,6 @@ tokens a step is what the table says for that length.
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,10 +38,10 @@ from typing import Any
 
 from benchmarks import cost_check, plots
 from benchmarks.cost_machines import GPUS, World
-from benchmarks.cost_run import Text, binding, slots, step, whole_run
-from benchmarks.inputs import SHAPES, flags
+from benchmarks.cost_run import Text, binding, fitted, step, whole_run
+from benchmarks.inputs import flags
 from benchmarks.results import write
-from models.config import ModelConfig
+from models.shapes import SHAPES, published
 from rmt.config import Config
 
 RUNS = (("h100", 8, "qwen3-14b"), ("h100", 16, "qwen3-14b"), ("h200", 8, "qwen3-14b"),
@@ -57,13 +57,9 @@ SWEEPS: dict[str, tuple[tuple[int, ...], Callable[[int], dict[str, int]]]] = {
     "GPUs, 16 documents each": (SIZES, lambda gpus: {"gpus": gpus, "batch_size": 16 * gpus}),
 }
 GUESSES = ("products", "thin", "attention", "head", "streaming", "layer_seconds", "link",
-           "network", "hidden", "storage")  # fmt: skip
+           "network", "hidden", "to_host", "storage")  # fmt: skip
 WORSE = 1.25
 COSTS = ("layer_seconds",)  # of which more is worse
-
-
-def shape_of(name: str) -> ModelConfig:
-    return ModelConfig.from_dict(SHAPES[name])
 
 
 def paper(machine: str, gpus: int, model: str, c: Config) -> dict[str, Any]:
@@ -72,8 +68,9 @@ def paper(machine: str, gpus: int, model: str, c: Config) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": machine, "gpus": gpus, "model": model}
     try:
         world = World(GPUS[machine], gpus)
-        held = slots(world, shape_of(model), c, text, math.ceil(c.batch_size / gpus))
-        found |= {"branches": held, **whole_run(world, shape_of(model), c, text)}
+        chosen = fitted(world, published(model), c, text)
+        found |= {"branches": chosen.max_branches, "recompute": chosen.recompute}
+        found |= whole_run(world, published(model), c, text)
     except ValueError as reason:
         found["reason"] = str(reason)
     return found
@@ -97,7 +94,7 @@ def paper_table(rows: list[dict]) -> str:
 
 def guesses(machine: str, gpus: int, model: str, c: Config) -> dict[str, float]:
     """By how much the run gets longer when one guess is 1.25 times too optimistic."""
-    m, shape, text = GPUS[machine], shape_of(model), Text()
+    m, shape, text = GPUS[machine], published(model), Text()
     hours = lambda m, text: whole_run(World(m, gpus), shape, c, text)["hours"]
     base, found = hours(m, text), {}
     for name in GUESSES:
@@ -120,7 +117,7 @@ def grow(name: str, machine: str, gpus: int, model: str, c: Config) -> Iterator[
         config = replace(c, **changes)
         try:
             world = World(GPUS[machine], size)
-            terms, decoding = step(world, shape_of(model), config, Text(), thinking)
+            terms, decoding = step(world, published(model), config, Text(), thinking)
         except ValueError as reason:
             yield {"value": value, "reason": str(reason)}
             continue

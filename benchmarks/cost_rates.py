@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import inputs, machine
-from benchmarks.inputs import SHAPES
 from benchmarks.results import spread, write
 from models.config import ModelConfig
+from models.shapes import published
 
 DTYPES = ("bfloat16", "float32")
 
@@ -54,14 +54,15 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--rows", type=int, default=32)
     o = parser.parse_args()
-    if o.model not in SHAPES:
-        raise SystemExit(f"error: --model {o.model} is not one of {', '.join(SHAPES)}")
+    try:
+        shape = published(o.model)
+    except (ValueError, OSError) as problem:
+        raise SystemExit(f"error: {problem}") from None
     o.threads = o.threads or torch.get_num_threads()
     torch.set_num_threads(o.threads)
     command = f"python -m benchmarks.cost_rates {' '.join(inputs.flags(o))}"
     result = {"command": command, **machine.about(torch.device("cpu")), "products": {}}
     for dtype in DTYPES:
-        shape = ModelConfig.from_dict(SHAPES[o.model])
         found = measure(shape, getattr(torch, dtype), o.rows, o.rounds)
         result["products"][dtype] = found
         print(f"{dtype}: {o.rows} rows through all layers in {1e3 * found['median']:.1f} ms, "

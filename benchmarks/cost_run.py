@@ -14,25 +14,22 @@ import torch
 
 from benchmarks.cost_machines import World
 from benchmarks.cost_terms import (
-    GRADIENT,
-    STATES,
     Flops,
     checkpoint,
     decode_parts,
     gather,
     prefill,
     update,
-    weights,
 )
 from models.config import ModelConfig
 from rmt.budget import budget_at
 from rmt.config import Config
+from rmt.fit import described, fit
 from rmt.forest import Branch, Tree
-from rmt.memory import CACHED_TOKENS, branches_in
+from rmt.memory import Case
+from rmt.prompt import PromptIds
 
 SAMPLES = 8  # points at which a run's schedule is integrated
-USABLE = 0.95  # of a GPU's memory: the rest is CUDA's own and NCCL's buffers
-STATES_AT_MOST = 0.9  # of a GPU's memory, beside gathered layers and activations
 
 
 @dataclass(frozen=True)
@@ -74,28 +71,19 @@ class Text:
         return self.header + self.tokens * (position + 1) // (positions + 1)
 
 
-def slots(world: World, shape: ModelConfig, c: Config, text: Text, documents: int) -> int:
-    """Branches that a rank decodes at one time, as rmt/memory.py plans them; ValueError if none."""
-    m, total = world.machine, weights(shape)[2]
-    states = (STATES + GRADIENT) * total / world.shards
-    if states > STATES_AT_MOST * m.memory:
-        raise ValueError(
-            f"{states / 1e9:.0f} GB of states do not fit in {m.memory / 1e9:.0f} GB; take more "
-            "devices per node or a smaller model"
-        )
-    free = USABLE * m.memory - STATES * total / world.shards - m.itemsize * total
-    trunks = documents * (text.header + c.document_tokens)
-    own = text.footer + c.max_response
-    return c.max_branches or branches_in(
-        free, shape, torch.bfloat16, max(trunks, CACHED_TOKENS), own
-    )
+def fitted(world: World, shape: ModelConfig, c: Config, text: Text) -> Config:
+    """The knobs that a run on this machine would choose, by rmt/fit.py; ValueError if none fit."""
+    memory = f"{world.machine.memory / 1e9:g}GB"
+    c = replace(c, gpus=world.shards, nodes=world.replicas, gpu_memory=memory)
+    prompt = PromptIds(header=(0,) * text.header, footer=(0,) * text.footer)
+    return fit(Case(c, shape, torch.bfloat16, prompt, described(c))).config
 
 
 def step(
     world: World, shape: ModelConfig, c: Config, text: Text, thinking: float
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of a step by term, and what decoding spends them on."""
-    documents = math.ceil(c.batch_size / world.size)
+    c, documents = fitted(world, shape, c, text), math.ceil(c.batch_size / world.size)
     fuller = text.imbalance if world.size > 1 else 1.0
     asked, raw = text.trees(thinking, c)
     prompts = replace(asked, branches=tuple(
@@ -105,8 +93,7 @@ def step(
     lengths = text.lengths(thinking, count, c.max_response, c.batch_size * len(asked.branches))
     fork = sum(b.fork for b in asked.branches) / len(asked.branches)
     decoding = decode_parts(
-        world.machine, shape, lengths, slots(world, shape, c, text, documents), fork, text.footer,
-        c.group_size,
+        world.machine, shape, lengths, c.max_branches, fork, text.footer, c.group_size
     )  # fmt: skip
     trees, once = [tree for tree in (asked, raw) if tree], Flops.of(shape, [prompts])
     rows = math.ceil(fuller * documents * sum(map(len, trees)) / c.tokens_per_micro_batch)
@@ -114,13 +101,15 @@ def step(
     learning = update(world, shape, flops, rows, c.recompute == "full")
     for term in ("forward", "recompute", "head"):
         learning[term] *= fuller
-    return {
+    terms = {
         "gather": gather(world, shape),
         "prefill": fuller * prefill(world.machine, shape, once.times(documents)),
         "decode": decoding.pop("decode"),
         **learning,
-        "checkpoint": checkpoint(world, shape) / c.save_every,
-    }, decoding
+    }
+    between = c.save_every * sum(terms.values())
+    terms["checkpoint"] = checkpoint(world, shape, between) / c.save_every
+    return terms, decoding
 
 
 def whole_run(world: World, shape: ModelConfig, c: Config, text: Text) -> dict:

@@ -154,6 +154,10 @@ def communication(world: World, shape: ModelConfig) -> float:
     )
 
 
-def checkpoint(world: World, shape: ModelConfig) -> float:
-    """Seconds of writing masters and moments once, by all nodes together."""
-    return STATES * weights(shape)[2] / (world.machine.storage * world.replicas)
+def checkpoint(world: World, shape: ModelConfig, between: float) -> float:
+    """Seconds that a save holds up a run which has `between` seconds until the next: a copy of
+    masters and moments to the host, and what all nodes together could not write behind it in time.
+    """
+    m, size = world.machine, STATES * weights(shape)[2]
+    write = size / (m.storage * world.replicas)
+    return size / world.shards / m.to_host + max(0.0, write - between)

@@ -8,6 +8,7 @@ and memory do not depend on what weights are, as long as all responses have the 
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +16,17 @@ import torch
 
 from models.config import ASSETS, TINY, ModelConfig
 from models.export import export
+from models.shapes import SHAPES, as_hugging_face, published
 from models.transformer import Transformer
 from models.weights import cache_directory, find
 from rmt.forest import Branch, Tree
 from rmt.tokenizer import Tokenizer
 
 TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # never changes, and has 100,000 words
-# config.json of models for --random, where it is not on the machine.
-_ANY = dict(
-    hidden_act="silu", initializer_range=0.02, attention_bias=False, use_sliding_window=False,
-)  # fmt: skip
-_QWEN3 = _ANY | dict(
-    architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=151936, head_dim=128,
-    num_key_value_heads=8, rope_theta=1000000.0, rms_norm_eps=1e-6, max_position_embeddings=40960,
-)  # fmt: skip
-
-
-def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, tied: bool) -> dict[str, Any]:
-    return _QWEN3 | dict(
-        num_hidden_layers=layers, hidden_size=hidden, intermediate_size=intermediate,
-        num_attention_heads=heads, tie_word_embeddings=tied,
-    )  # fmt: skip
-
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, True),
-    "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, True),
-    "qwen3-4b": _qwen3(36, 2560, 9728, 32, True),
-    "qwen3-8b": _qwen3(36, 4096, 12288, 32, False),
-    "qwen3-14b": _qwen3(40, 5120, 17408, 40, False),
-    "qwen3-32b": _qwen3(64, 5120, 25600, 64, False),
-    "smollm2-135m": _ANY | dict(
-        architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=49152, hidden_size=576,
-        intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-        head_dim=64, rope_theta=100000.0, rms_norm_eps=1e-5, max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    ),
-    "tiny": json.loads((TINY / "config.json").read_text(encoding="utf-8")),
-}  # fmt: skip
-
 
 FLAGS: dict[str, dict[str, Any]] = {
     "model": dict(default="smollm2-135m", help="name or Hugging Face directory"),
-    "random": dict(choices=SHAPES, help="a model of this shape with random weights, instead"),
+    "random": dict(choices=(*SHAPES, "tiny"), help="a model of this shape, with random weights"),
     "layers": dict(type=int, default=0, help="a model of so many layers; 0: all of them"),
     "documents": dict(type=int, default=4, help="different prefixes"),
     "group": dict(type=int, default=8, help="G: responses to each prefix"),
@@ -106,25 +75,25 @@ def directory(o: argparse.Namespace) -> Path:
     source = None if o.random else find(o.model)
     if source and not o.layers:
         return source
-    raw = dict(SHAPES[o.random]) if o.random else json.loads((source / "config.json").read_text())
-    layers = min(o.layers or raw["num_hidden_layers"], raw["num_hidden_layers"])
+    shape = published(o.random) if o.random else ModelConfig.from_directory(source)
+    layers = min(o.layers or shape.num_hidden_layers, shape.num_hidden_layers)
     name = o.random or Path(o.model).name
     place = cache_directory() / "benchmarks" / f"{name}-random-{layers}-layers"
     if not (place / "config.json").is_file():
-        _write(place, raw | {"num_hidden_layers": layers}, source or TINY)
+        _write(place, replace(shape, num_hidden_layers=layers), source or TINY)
     return place
 
 
-def _write(place: Path, raw: dict, tokenizer: Path) -> None:
+def _write(place: Path, shape: ModelConfig, tokenizer: Path) -> None:
     """A model with random weights in bf16; prompts need only some of the vocabulary."""
     aside = place.with_name(f".{place.name}.source")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / name, aside / name)
-    (aside / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    (aside / "config.json").write_text(json.dumps(as_hugging_face(shape)), encoding="utf-8")
     (aside / "generation_config.json").write_text("{}", encoding="utf-8")
-    model = Transformer(ModelConfig.from_dict(raw))
+    model = Transformer(shape)
     model.reset_parameters(seed=0)
     export(dict(model.state_dict()), aside, place, torch.bfloat16)
     shutil.rmtree(aside)

@@ -5,7 +5,7 @@ all tokens, its gradient, clipping and AdamW. The reward is a function of the to
 random: ours leaves out responses without an advantage, and here there are none to leave out.
 
 All hold fp32 master weights. bf16 is autocast for TRL and FSDP2's mixed precision for ours: the
-usual way of each. Ours recomputes the activations of a layer in its backward pass, its default, in
+usual way of each. Ours recomputes the activations of a layer in its backward pass, in
 rows of up to ROW tokens. TRL takes `micro` responses at a time; `trl` keeps activations, which is
 faster, and `trl-checkpointing`, its default, recomputes them as ours does. AdamW is fused in all.
 Ours makes its metrics as in train.py, but has no raw text in its loss, since TRL has none.
@@ -49,7 +49,7 @@ def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int 
     config = Config(
         model=str(place), batch_size=o.documents, group_size=o.group, temperature=1.0,
         max_response=o.response, ntp=False, learning_rate=LEARNING_RATE, warmup_steps=0,
-        tokens_per_micro_batch=row or ROW[world.device.type],
+        tokens_per_micro_batch=row or ROW[world.device.type], recompute="full",
     )  # fmt: skip
     model = dist.load_model(place, world, compute)
     model.how_to_train(config.recompute, compiled=world.device.type == "cuda")

@@ -72,6 +72,7 @@ class _LinearObjective(torch.autograd.Function):
                 dx = products(gradients, x[alive], head, want_hidden, grad_weight)
                 if want_hidden:
                     grad_hidden[rows[alive]] = dx.to(hidden.dtype)
+            del tiles  # else the next chunk's exponentials would be made beside them
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = weight.dtype
         ctx.mark_non_differentiable(logprobs, entropies)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rmt.flags import flag
+from rmt.flags import flag, read_bytes
 
 if TYPE_CHECKING:
     from rmt.config import Config
@@ -22,14 +22,15 @@ def problems(c: "Config") -> Iterator[str]:
 def _number_problems(c: "Config") -> Iterator[str]:
     positive = (
         "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
-        "updates_per_batch", "tokens_per_micro_batch", "save_every", "keep",
+        "updates_per_batch", "save_every", "keep", "gpus", "nodes",
         "eval_every", "eval_positions", "grad_clip", "learning_rate", "epochs", "advantage_delta",
         "resample_tries", "adaptive_floor", "timeout",
     )  # fmt: skip
     not_negative = (
         "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta", "profile", "max_branches",
         "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
-        "max_tokens", "max_minutes", "noise_tries", "probe_documents", "replicate",
+        "max_tokens", "max_minutes", "noise_tries", "probe_documents", "tokens_per_micro_batch",
+        "replicate",
     )  # fmt: skip
     for field in dataclasses.fields(c):
         value = getattr(c, field.name)
@@ -41,6 +42,10 @@ def _number_problems(c: "Config") -> Iterator[str]:
     for name in not_negative:
         if getattr(c, name) < 0:
             yield f"{flag(name)} is {getattr(c, name)} but must be 0 or more"
+    try:
+        read_bytes(c.gpu_memory)
+    except ValueError as problem:
+        yield f"--gpu-memory: {problem}"
 
 
 def _reward_problems(c: "Config") -> Iterator[str]:

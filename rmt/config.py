@@ -85,7 +85,7 @@ class Config:
     temperature: float = knob(0.8, "of sampling and of the scored distribution [ours]")
     max_response: int = knob(2048, "tokens per response at most")
     # 48 responses of 2,200 tokens of a 14B model: 17 GB of cache beside 30 GB of gathered weights.
-    max_branches: int = knob(0, "responses decoded at one time per rank; 0: what free memory holds")
+    max_branches: int = knob(0, "responses decoded at one time per rank; 0: as many as fit")
     problem_request: str = knob(SOLVE, "what is asked after a problem")
     # ---- budget and reward
     match: str = knob(
@@ -134,11 +134,17 @@ class Config:
     weight_decay: float = knob(0.01, "AdamW's weight decay [ours]")
     grad_clip: float = knob(1.0, "largest norm of the gradient [ours]")
     # ---- machine
-    tokens_per_micro_batch: int = knob(16384, "tokens per forward and backward pass per rank")
+    tokens_per_micro_batch: int = knob(
+        0, "tokens per forward and backward pass per rank; 0: what fits, up to 16384"
+    )
     recompute: str = knob(
-        "full", "activations that the backward pass computes again: less memory, more time; "
-        "selective: all but matrix products and attention", ("none", "selective", "full"),
+        "auto", "activations that the backward pass computes again: less memory, more time; "
+        "selective: all but matrix products and attention; auto: as little as fits",
+        ("auto", "none", "selective", "full"),
     )  # fmt: skip
+    offload: bool = knob(
+        False, "keep master weights, their gradients and AdamW's state on the host"
+    )
     compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
     dtype: str = knob("auto", "compute dtype; auto: bf16 on a GPU, fp32 on a CPU",
                       ("auto", "float32", "bfloat16"))  # fmt: skip
@@ -147,6 +153,11 @@ class Config:
         "copies of the model, each sharded over ranks / copies consecutive ranks; 0: one per node",
     )
     timeout: float = knob(600.0, "seconds that a rank waits for another before the run fails")
+    # ---- planning
+    dry_run: bool = knob(False, "only say what the run would need, on a machine of any kind")
+    gpus: int = knob(8, "of each node, for --dry-run")
+    nodes: int = knob(1, "for --dry-run")
+    gpu_memory: str = knob("80GB", "of each GPU, for --dry-run; GB are 10^9 bytes, GiB 2^30")
     # ---- what is kept
     save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
     keep: int = knob(2, "checkpoints kept")

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from models.config import ModelConfig
 from models.transformer import Transformer
@@ -74,33 +80,46 @@ def compute_dtype(name: str, world: World) -> torch.dtype:
 
 
 def load_model(
-    directory: Path, world: World, compute: torch.dtype, trainable: bool = True
+    directory: Path,
+    world: World,
+    compute: torch.dtype,
+    trainable: bool = True,
+    offload: bool = False,
 ) -> Transformer:
     """A model of a Hugging Face directory on this rank's device. All ranks.
 
     Trainable: fp32 master weights, sharded, `compute` in the forward and backward pass. Otherwise
-    weights are stored in `compute` and frozen. Each rank reads only the rows it keeps.
+    weights are stored in `compute` and frozen. Each rank reads only the rows it keeps. offload:
+    what a rank keeps, and what an optimizer makes of it, is in the host's memory.
     """
     with torch.device("meta"):
         model = Transformer(ModelConfig.from_directory(directory))
     model.to(torch.float32 if trainable else compute)
-    if world.size > 1 or (trainable and compute != torch.float32):
-        shard(model, world, compute)
-    model.to_empty(device=world.device)
+    if sharded := world.size > 1 or (trainable and compute != torch.float32):
+        shard(model, world, compute, offload)
+    model.to_empty(device="cpu" if offload and sharded else world.device)
     load(model, directory)
     return model.requires_grad_(trainable)
 
 
-def shard(model: Transformer, world: World, compute: torch.dtype) -> None:
-    """FSDP2 over blocks and root, gradients summed (not averaged) over ranks. All ranks."""
+def shard(model: Transformer, world: World, compute: torch.dtype, offload: bool = False) -> None:
+    """FSDP2 over blocks and root, gradients summed (not averaged) over ranks. All ranks.
+
+    offload: parameters, their gradients and so the optimizer's state stay on the host.
+    """
     if not dist.is_initialized():  # one GPU, started with plain python
-        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        # gloo: the norm of gradients that are on the host is reduced there
+        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     mesh = _mesh(world)
     reduce = torch.promote_types(compute, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
+    pinned = world.device.type == "cuda"
+    place = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
     for module in (*model.model.layers, model):
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(
+            module, mesh=mesh, mp_policy=policy, offload_policy=place, reshard_after_forward=True
+        )
         # Losses are divided by global counts already. gloo has no pre-multiplied sum, hence both.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
@@ -131,6 +150,7 @@ def rollout_mode(model: Transformer) -> Iterator[Transformer]:
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.unshard()
+    device = model.model.norm.weight.device  # of what is gathered; the rest may be on the host
     try:
         gathered = _without_hooks(model) if sharded else model
         yield gathered
@@ -138,7 +158,7 @@ def rollout_mode(model: Transformer) -> Iterator[Transformer]:
         del gathered
         for module in sharded:
             module.reshard()
-        release_memory(model.model.norm.weight.device)
+        release_memory(device)
 
 
 def _without_hooks(model: Transformer) -> Transformer:

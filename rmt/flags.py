@@ -64,3 +64,13 @@ def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
         hint = f"did you mean {near[0]}?" if near else "see --help"
         sys.exit(f"error: unknown argument {unknown[0]}; {hint}")
     return values
+
+
+def read_bytes(text: str) -> float:
+    """80GB, 80GiB or 80 (GB) -> bytes."""
+    units = {"gib": 2**30, "gb": 1e9, "": 1e9}
+    number = text.lower().rstrip("gib ").strip()
+    try:
+        return float(number) * units[text.lower().strip()[len(number) :].strip()]
+    except (ValueError, KeyError):
+        raise ValueError(f"{text!r} is no amount of memory; write 80GB or 80GiB") from None

@@ -139,10 +139,12 @@ def forest_loss(
     objective: Objective,
     old_logprob: Tensor | None = None,
     reference_logprob: Tensor | None = None,
+    chunk: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Targets]:
     """This forest's part of the step's loss.
 
-    old_logprob and reference_logprob (n,) belong to the targets (None: on-policy, no KL).
+    old_logprob and reference_logprob (n,) belong to the targets (None: on-policy, no KL); chunk:
+    targets whose logits exist at one time, which changes no result.
     Returns the loss (scalar, with gradient), sums for the log, the targets' log-probabilities (n,)
     and the targets. All ranks, when the model is sharded.
     """
@@ -152,8 +154,9 @@ def forest_loss(
 
     def readout(hidden, head):
         return linear_objective(
-            targets.read(hidden), head, targets.token, token_loss, scale, objective.vocab_size
-        )
+            targets.read(hidden), head, targets.token, token_loss, scale, objective.vocab_size,
+            chunk,
+        )  # fmt: skip
 
     loss, logprob, _ = model(forest.tokens, forest.position, forest.attend, readout)
     return loss, token_loss.sums, logprob, targets

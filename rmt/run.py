@@ -14,8 +14,8 @@ from rmt.config import Config, from_json
 from rmt.corpus import Document
 from rmt.curriculum import NO_TIER, Curriculum, assign_tiers, document_order
 from rmt.dist import World, compute_dtype, load_model
+from rmt.fit import fitted, settled
 from rmt.flags import flag
-from rmt.memory import plan_branches
 from rmt.positions import Position, choose_positions, data_key
 from rmt.saver import Saver
 from rmt.sources import (
@@ -90,7 +90,9 @@ def resolve(config: Config, world: World) -> tuple[Config, Path | None, dict[str
     place, saved = checkpoint.read_run(Path(directory), world)
     kept = replace(
         from_json(saved["config"]), out=directory, resume=directory,
-        replicate=config.replicate, timeout=config.timeout,  # of this machine, not of the run
+        # Of this machine, not of the run.
+        replicate=config.replicate, timeout=config.timeout,
+        **({"offload": True} if config.offload else {}), **settled(config),
     )  # fmt: skip
     if not config.resume:
         _refuse_other_settings(config, kept)
@@ -103,8 +105,8 @@ def resolve(config: Config, world: World) -> tuple[Config, Path | None, dict[str
 
 def _refuse_other_settings(given: Config, kept: Config) -> None:
     """ValueError when a command that begins a run, or goes on with it, meets another run."""
-    branches = given.max_branches or kept.max_branches  # what was planned when the run began
-    given = replace(given, resume=kept.resume, max_branches=branches)
+    planned = settled(kept) | settled(given)  # what was open when the run began
+    given = replace(given, resume=kept.resume, **planned)
     names = [f.name for f in fields(Config) if getattr(given, f.name) != getattr(kept, f.name)]
     if names:
         raise ValueError(
@@ -132,7 +134,10 @@ def prepare(config: Config, world: World) -> Run:
         raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
     order = document_order(len(documents), config.batch_size, total, config.seed)
     compute = compute_dtype(config.dtype, world)
-    model = load_model(source, world, compute)
+    model = load_model(source, world, compute, offload=config.offload)
+    prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
+    # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
+    config = fitted(config, prompt, model, compute, world)
     compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]
     model.how_to_train(config.recompute, compiled)
     tiers = [np.full(len(document.tokens), NO_TIER) for document in documents]
@@ -168,10 +173,6 @@ def prepare(config: Config, world: World) -> Run:
                 f"{place} was saved; put the old text back, or start anew"
             )
         _restore(run, place, saved)
-    prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
-    # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
-    branches = plan_branches(config, prompt, model, compute, world)
-    run.config = replace(config, max_branches=branches)
     return run
 
 

@@ -11,18 +11,21 @@ from toy_forests import CONFIG, toy_trees
 
 from benchmarks import cost_check, cost_model, cost_rates, plots
 from benchmarks.cost_machines import GPUS, H100, H200, World, together
-from benchmarks.cost_run import Text, binding, slots, step, whole_run
+from benchmarks.cost_run import Text, binding, fitted, step, whole_run
 from benchmarks.cost_terms import Flops, communication, decode_parts, update, weights, widths
-from benchmarks.inputs import SHAPES
 from models.config import ASSETS, ModelConfig
+from models.shapes import published
 from models.transformer import Transformer
 from rmt.config import Config
+from rmt.fit import described, fit
 from rmt.flops import forward_flops
+from rmt.memory import Case
+from rmt.prompt import PromptIds
 
 RESULTS = sorted((ASSETS.parent / "benchmarks" / "results").glob("cpu-*.json"))
 TOY = ModelConfig.from_dict(CONFIG)
-QWEN = ModelConfig.from_dict(SHAPES["qwen3-14b"])
-SMALL = ModelConfig.from_dict(SHAPES["qwen3-0.6b"])
+QWEN = published("qwen3-14b")
+SMALL = published("qwen3-0.6b")
 EVEN = Text(imbalance=1.0)
 PARTS = ("weights", "cache", "logits", "arithmetic", "latency")
 
@@ -40,7 +43,7 @@ def test_operations_are_those_of_rmt_flops():
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen3-0.6b", "qwen3-14b", "tiny"])
 def test_weights_are_the_matrices_of_the_model(name):
-    shape = ModelConfig.from_dict(SHAPES[name])
+    shape = published(name)
     with torch.device("meta"):
         model = Transformer(shape)
     matrices = {n: p.numel() for n, p in model.named_parameters() if p.dim() == 2}
@@ -137,8 +140,8 @@ def test_a_micro_batch_more_sends_all_weights_once_more_and_recomputing_is_a_for
 
 
 def test_communication_hides_behind_arithmetic_as_far_as_there_is_some():
-    longer = Config(tokens_per_micro_batch=1 << 17)
-    for c in (Config(), longer):
+    shorter = Config(tokens_per_micro_batch=1 << 13)
+    for c in (Config(), shorter):
         bare, hidden = (
             step(World(replace(H100, hidden=share), 8), QWEN, c, Text(), 357)[0]["communication"]
             for share in (0.0, 1.0)
@@ -188,11 +191,14 @@ def test_a_run_is_the_integral_of_its_schedule():
     assert sum(falling["terms"].values()) == pytest.approx(falling["seconds"])
 
 
-def test_slots_are_the_planner_s_and_what_does_not_fit_is_refused_with_numbers():
-    assert slots(World(H100, 8), QWEN, Config(), Text(), 16) == 32
-    assert slots(World(H100, 8), QWEN, Config(max_branches=5), Text(), 16) == 5
-    with pytest.raises(ValueError, match="236 GB of states do not fit in 80 GB; take more"):
-        slots(World(H100, 1), QWEN, Config(), Text(), 128)
+def test_knobs_are_the_planner_s_and_what_does_not_fit_is_refused_with_numbers():
+    choose = lambda gpus, **given: fitted(World(H100, gpus), QWEN, Config(**given), Text())
+    prompt = PromptIds((0,) * Text().header, (0,) * Text().footer)
+    planned = fit(Case(Config(), QWEN, torch.bfloat16, prompt, described(Config())))
+    assert choose(8) == planned.config
+    assert choose(8, max_branches=5, recompute="full").max_branches == 5
+    with pytest.raises(ValueError, match=r"118.1 GB of optimizer state, .* What fits: --gpus 8"):
+        choose(1)
     with pytest.raises(ValueError, match="12 devices are not whole nodes of 8; take 8"):
         World(H100, 12)
 
@@ -235,7 +241,7 @@ def test_products_of_few_rows_are_used_where_they_were_measured(results, tmp_pat
     monkeypatch.setattr(sys, "argv", [*words, "--json", str(file)])
     cost_rates.main()
     few = json.loads(file.read_text())["products"]["float32"]
-    layers, _, _ = weights(ModelConfig.from_dict(SHAPES["tiny"]))
+    layers, _, _ = weights(published("tiny"))
     assert (few["operations"], few["bytes"]) == (4 * layers, 4 * layers) and few["median"] > 0
     plain = cost_check.machine_of(results, "float32")
     slow = few | {"median": few["bytes"] / plain.bandwidth + few["operations"] / 50e9}
@@ -264,9 +270,18 @@ def test_tables_are_printed_and_written(tmp_path, monkeypatch, capsys):
         assert file.with_suffix(".png").stat().st_size > 1000
 
 
+def test_table_of_the_readme_is_the_model_s():
+    page = (ASSETS.parent / "README.md").read_text(encoding="utf-8")
+    for machine, gpus, model in cost_model.RUNS[:-1]:
+        found = cost_model.paper(machine, gpus, model, Config())
+        seconds = " / ".join(f"{found[name]:.0f}" for name in ("first", "seconds", "last"))
+        hours = found["hours"]
+        assert f"| {seconds} | {hours:.1f} | {hours * gpus:.0f} |" in page
+
+
 def test_a_model_that_does_not_fit_has_a_reason_in_the_table(monkeypatch, capsys):
     main_of(monkeypatch, "--model", "qwen3-32b", "--machine", "h100", "--gpus", "1")
-    assert "524 GB of states do not fit in 80 GB" in capsys.readouterr().out
+    assert "262.1 GB of optimizer state" in capsys.readouterr().out
 
 
 def test_a_cpu_needs_measurements(monkeypatch, capsys):

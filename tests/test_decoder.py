@@ -9,10 +9,10 @@ from toy_forests import toy_model
 
 from models.config import ModelConfig
 from models.kv_cache import KVCache
+from models.shapes import published
 from models.weights import find
 from rmt import decoder
 from rmt.decoder import BLOCK, Decoder, sample
-from rmt.memory import MOST_BRANCHES, branches_in
 from rmt.rollout import generate
 
 LAST = 1 - 2**-53  # the largest random number
@@ -107,31 +107,8 @@ def test_recorded_steps_come_in_few_sizes_and_have_room():
     assert decoder._bucket(33, 40) == 40, "no more than there are slots"
 
 
-def qwen3_14b() -> ModelConfig:
-    return ModelConfig(
-        "Qwen3ForCausalLM", 151936, 5120, 17408, 40, 40, 8, 128, 1e6, 1e-6, 40960,
-        tie_word_embeddings=False, qk_norm=True, qkv_bias=False,
-    )  # fmt: skip
-
-
 def test_keys_and_values_of_a_token_of_qwen3_14b_are_160_kib():
-    assert KVCache.bytes_per_token(qwen3_14b(), torch.bfloat16) == 160 * 1024
-
-
-def test_branches_are_planned_from_free_memory():
-    plan = lambda free: branches_in(free, qwen3_14b(), torch.bfloat16, 16 * 4096, 2100)
-    trunks, branch = 16 * 4096 * 163840, 2100 * 163840 + 24 * 151936
-    for branches in (1, 2, 64):
-        free = (trunks + branches * branch) / 0.9
-        assert plan(free + 1e6) == branches
-        if branches > 1:
-            assert plan(free - 1e6) == branches // 2
-    assert plan(1e15) == MOST_BRANCHES
-
-
-def test_too_little_memory_for_one_branch_is_refused_with_what_to_lower():
-    with pytest.raises(ValueError, match=r"1\.0 GB are free .* need 10\.7 \+ 0\.3 GB; lower"):
-        branches_in(1e9, qwen3_14b(), torch.bfloat16, 16 * 4096, 2100)
+    assert KVCache.bytes_per_token(published("qwen3-14b"), torch.bfloat16) == 160 * 1024
 
 
 def test_the_cache_of_the_tiny_model_is_measured_in_what_it_allocates():

@@ -149,7 +149,7 @@ def test_signal_finishes_the_step_saves_and_says_how_to_go_on(uninterrupted, out
 def test_a_resumed_run_decodes_as_many_branches_as_it_had_planned(uninterrupted, out, monkeypatch):
     after(2, uninterrupted, out)
     planned = resolve(Config(resume=str(out)), WORLD)[0].max_branches
-    monkeypatch.setattr("rmt.memory.free_memory", lambda world: 0.0)  # no room for a new plan
+    monkeypatch.setattr("rmt.fit.free_memory", lambda world: 0.0)  # no room for a new plan
     assert prepare(Config(resume=str(out)), WORLD).config.max_branches == planned > 0
 
 

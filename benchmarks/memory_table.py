@@ -1,0 +1,63 @@
+"""What fits where: every model we know by name on 1, 8 and 16 GPUs of 24, 80 and 141 GB.
+
+    python -m benchmarks.memory_table      rewrites the table in README.md
+
+The planner of a real run (rmt/fit.py) is asked with the paper's hyper-parameters; sums, no
+measurement, of a batch of 128 documents or, where that does not fit, of less.
+`python train.py --dry-run` goes through a step of any cell.
+"""
+
+import math
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from models.shapes import SHAPES
+from rmt.config import Config
+from rmt.fit import NODE, DoesNotFit, described, fit
+from rmt.memory import Case
+from rmt.plan import PROMPT
+
+PAGE = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
+GPUS, MEMORIES = (1, 8, 16), (24, 80, 141)
+BATCHES = (128, 64, 32, 16)  # documents per step; the paper's first
+SHORT = {"none": "", "selective": " s", "full": " f"}
+
+
+def cell(model: str, gpus: int, memory: int) -> str:
+    """Branches, what is computed again, * with --offload, / and the batch size if it is smaller."""
+    nodes = math.ceil(gpus / NODE)
+    for batch, offload in product(BATCHES, (False, True)):
+        config = Config(
+            model=model, gpus=gpus // nodes, nodes=nodes, replicate=1, gpu_memory=f"{memory}GB",
+            offload=offload, batch_size=batch,
+        )  # fmt: skip
+        case = Case(config, SHAPES[model], torch.bfloat16, PROMPT, described(config))
+        try:
+            chosen = fit(case).config
+        except DoesNotFit:
+            continue
+        smaller = f" /{batch}" * (batch < BATCHES[0])
+        return f"{chosen.max_branches}{SHORT[chosen.recompute]}{' *' * offload}{smaller}"
+    return "–"
+
+
+def table() -> str:
+    """Markdown."""
+    cells = list(product(GPUS, MEMORIES))
+    names = [f"{gpus} × {memory} GB" for gpus, memory in cells]
+    rows = [[model, *(cell(model, *where) for where in cells)] for model in SHAPES]
+    lines = [["", *names], ["---", *["---:"] * len(cells)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Published shapes of the models that we know by name, to plan a run without their files."""
+
+from dataclasses import asdict
+
+from models.config import ARCHITECTURES, TINY, ModelConfig
+
+
+def _shape(
+    architecture: str, vocab: int, hidden: int, mlp: int, layers: int, heads: int, kv_heads: int,
+    size: int, tied: bool, context: int, theta: float = 1e6, eps: float = 1e-6,
+) -> ModelConfig:  # fmt: skip
+    return ModelConfig(
+        architecture, vocab, hidden, mlp, layers, heads, kv_heads, size, theta, eps, context,
+        tie_word_embeddings=tied, **ARCHITECTURES[architecture],
+    )  # fmt: skip
+
+
+def _qwen3(hidden: int, mlp: int, layers: int, heads: int, tied: bool) -> ModelConfig:
+    size = ("Qwen3ForCausalLM", 151936, hidden, mlp, layers, heads, 8, 128)
+    return _shape(*size, tied, 40960)
+
+
+def _qwen2(vocab, hidden, mlp, layers, heads, kv_heads, tied, context, theta=1e6) -> ModelConfig:
+    size = ("Qwen2ForCausalLM", vocab, hidden, mlp, layers, heads, kv_heads, hidden // heads)
+    return _shape(*size, tied, context, theta)
+
+
+def _smollm2(hidden, mlp, layers, heads, kv_heads, theta) -> ModelConfig:
+    size = ("LlamaForCausalLM", 49152, hidden, mlp, layers, heads, kv_heads, 64)
+    return _shape(*size, True, 8192, theta, 1e-5)
+
+
+# From each model's config.json; a test adds up their parameters.
+SHAPES = {
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, True),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, True),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, True),
+    "qwen3-8b": _qwen3(4096, 12288, 36, 32, False),
+    "qwen3-14b": _qwen3(5120, 17408, 40, 40, False),
+    "qwen3-32b": _qwen3(5120, 25600, 64, 64, False),
+    "r1-distill-qwen-1.5b": _qwen2(151936, 1536, 8960, 28, 12, 2, False, 131072, 1e4),
+    "r1-distill-qwen-7b": _qwen2(152064, 3584, 18944, 28, 28, 4, False, 131072, 1e4),
+    "r1-distill-qwen-14b": _qwen2(152064, 5120, 13824, 48, 40, 8, False, 131072),
+    "r1-distill-qwen-32b": _qwen2(152064, 5120, 27648, 64, 40, 8, False, 131072),
+    "qwen2.5-0.5b": _qwen2(151936, 896, 4864, 24, 14, 2, True, 32768),
+    "qwen2.5-1.5b": _qwen2(151936, 1536, 8960, 28, 12, 2, True, 32768),
+    "qwen2.5-3b": _qwen2(151936, 2048, 11008, 36, 16, 2, True, 32768),
+    "qwen2.5-7b": _qwen2(152064, 3584, 18944, 28, 28, 4, False, 32768),
+    "qwen2.5-14b": _qwen2(152064, 5120, 13824, 48, 40, 8, False, 32768),
+    "qwen2.5-32b": _qwen2(152064, 5120, 27648, 64, 40, 8, False, 32768),
+    "smollm2-135m": _smollm2(576, 1536, 30, 9, 3, 1e5),
+    "smollm2-360m": _smollm2(960, 2560, 32, 15, 5, 1e5),
+    "smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32, 1.3e5),
+}
+
+
+def as_hugging_face(shape: ModelConfig) -> dict:
+    """The config.json that `ModelConfig.from_dict` reads as this shape, and transformers too."""
+    raw = asdict(shape)
+    architecture = raw.pop("architecture")
+    for trait in ARCHITECTURES[architecture]:
+        del raw[trait]
+    kind = architecture.removesuffix("ForCausalLM").lower()
+    return raw | dict(
+        architectures=[architecture], model_type=kind, hidden_act="silu", attention_bias=False,
+        use_sliding_window=False,
+    )  # fmt: skip
+
+
+def published(model: str) -> ModelConfig:
+    """The shape of `--model`, of which nothing but a name or a config.json need be here."""
+    if model in SHAPES:
+        return SHAPES[model]
+    return ModelConfig.from_directory(TINY if model == "tiny" else model)

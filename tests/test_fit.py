@@ -1,0 +1,167 @@
+"""Knobs that fit a machine: chosen by a dry run as by a real one; what does not fit is refused."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import refusal, run_here
+from test_plan import SMALL, case
+from toy_runs import WORLD, prepared
+from two_ranks import on_two_ranks, steps
+
+import train
+from benchmarks.memory_table import BEGIN, END, table
+from models.kv_cache import KVCache
+from models.shapes import published
+from rmt import dist
+from rmt.config import Config, parse
+from rmt.fit import DoesNotFit, described, fit, fitted, most_branches
+from rmt.flags import read_bytes
+from rmt.memory import MOST_BRANCHES, Case, branch, rollout, total, update
+from rmt.plan import PROMPT
+from rmt.prompt import PromptIds
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def qwen3_14b(**machine) -> Case:
+    """The paper's setting: the command of the README."""
+    config = Config(model="qwen3-14b", **machine)
+    return Case(config, published("qwen3-14b"), torch.bfloat16, PROMPT, described(config))
+
+
+def test_qwen3_14b_fits_eight_gpus_of_80_gb_with_the_papers_values():
+    chosen = fit(qwen3_14b())
+    assert (chosen.config.batch_size, chosen.config.group_size) == (128, 8)
+    assert chosen.config.max_branches >= 32
+    assert total(update(chosen)) <= chosen.machine.room
+
+
+def test_what_does_not_fit_is_refused_with_changes_that_fit():
+    with pytest.raises(
+        DoesNotFit, match=r"needs all weights on every GPU: .*gathered.*"
+    ) as refused:
+        fit(qwen3_14b(gpus=4, gpu_memory="24GB"))
+    ways = str(refused.value).split("What fits: ")[1].split("; ")
+    assert ways
+    for way in ways:
+        words = ["--model", "qwen3-14b", "--gpus", "4", "--gpu-memory", "24GB", *way.split()]
+        config = parse(words, "", "")
+        fit(replace(qwen3_14b(), config=config, machine=described(config)))
+
+
+def test_offload_makes_room():
+    plain, offloaded = (qwen3_14b(gpus=1, gpu_memory="141GB", offload=x) for x in (False, True))
+    with pytest.raises(DoesNotFit, match=r"What fits: --offload"):
+        fit(plain)
+    assert fit(offloaded).config.max_branches > 1
+
+
+def test_given_knobs_are_kept_and_refused_when_they_do_not_fit():
+    given = qwen3_14b(recompute="full", tokens_per_micro_batch=8192, max_branches=8)
+    assert fit(given).config == given.config
+    with pytest.raises(DoesNotFit, match=r"--max-branches 4096 needs .* the same without"):
+        fit(qwen3_14b(max_branches=4096))
+
+
+def test_more_memory_never_means_fewer_branches_or_more_recomputation():
+    order = ("full", "selective", "none")
+    configs = [fit(qwen3_14b(gpu_memory=f"{m}GB")).config for m in (80, 96, 141, 192)]
+    assert [c.max_branches for c in configs] == sorted(c.max_branches for c in configs)
+    assert [order.index(c.recompute) for c in configs] == sorted(
+        order.index(c.recompute) for c in configs
+    )
+
+
+def test_branches_fill_what_is_left_in_whole_tiles():
+    given = qwen3_14b()
+    held, own = total(rollout(given)), sum(branch(given))
+    for branches, fewer in {1: None, 2: 1, 8: 4, 16: 8, 64: 48}.items():
+        room = held + branches * own
+        at = lambda room: most_branches(replace(given, machine=replace(given.machine, room=room)))
+        assert at(room + 1e6) == branches
+        if fewer:
+            assert at(room - 1e6) == fewer
+    assert at(1e15) == MOST_BRANCHES
+    with pytest.raises(DoesNotFit, match=r"each response 0\.3 GB; lower --batch-size"):
+        at(held)
+
+
+def test_a_branch_is_its_part_of_the_cache():
+    given = case()
+    caches = [KVCache(SMALL, 1, 0, n, 296 + 1, torch.device("cpu"), torch.bfloat16) for n in (1, 3)]
+    sizes = [sum(x.nbytes for x in (c.trunk, c.prompt, c.own)) for c in caches]
+    assert len(PROMPT.footer) + given.config.max_response == 296
+    assert sizes[1] - sizes[0] == 2 * branch(given)[0]
+
+
+def test_a_run_on_a_cpu_plans_its_open_knobs(tmp_path):
+    run = prepared(tmp_path)
+    assert run.config.max_branches > 0 and run.config.tokens_per_micro_batch == 16384
+    assert run.config.recompute == run.model.model.layers[0].recompute == "full"
+    given = replace(run.config, recompute="none", max_branches=3)
+    assert fitted(given, PromptIds((), ()), run.model, run.compute, WORLD) == given
+
+
+@pytest.mark.parametrize("text, size", [("80GB", 80e9), ("24 GiB", 24 * 2**30), ("1.5", 1.5e9)])
+def test_amounts_of_memory_are_read(text, size):
+    assert read_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "80TB", "many", "80 GBs"])
+def test_other_words_for_memory_are_refused(text):
+    with pytest.raises(ValueError, match="write 80GB"):
+        read_bytes(text)
+
+
+# ---- the command and the README
+
+
+def test_dry_run_prints_phases_and_knobs(capsys):
+    run_here("--model", "tiny", "--dry-run", "--gpus", "2", "--gpu-memory", "8GB")
+    printed = capsys.readouterr().out
+    for name in ("load", "rollout", "update", "checkpoint", "export", "master weights", "fits: "):
+        assert name in printed
+    assert re.search(r"--max-branches \d+ --tokens-per-micro-batch \d+ .*--recompute none", printed)
+    assert not torch.distributed.is_initialized()
+
+
+def test_dry_run_of_what_does_not_fit_exits_with_the_remedy(capsys):
+    arguments = ["--model", "qwen3-14b", "--dry-run", "--gpus", "4", "--gpu-memory", "24GB"]
+    refusal(train, arguments, ["GB of gathered weights, together", "What fits: --"], capsys)
+
+
+def test_table_of_the_readme_is_that_of_the_planner():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.split(BEGIN)[1].split(END)[0].strip() == table()
+
+
+# ---- offload
+
+
+def _offloaded(rank, port, place):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world, results = dist.start(), []
+    for offload in (False, True):
+        run = prepared(place, world, offload=offload, dtype="bfloat16", batch_size=4, steps=3)
+        results.append(steps(run))
+        with dist.rollout_mode(run.model) as sampler:
+            gathered = sampler.model.norm.weight
+            assert gathered.dtype == torch.bfloat16 and not hasattr(gathered, "to_local")
+    torch.save(results, place / f"rank{rank}.pt")
+    dist.stop()
+
+
+@pytest.mark.slow
+def test_offloaded_training_has_the_same_losses_and_responses(tmp_path):
+    prepared(tmp_path)
+    for plain, offloaded in on_two_ranks(tmp_path, _offloaded):
+        assert plain["responses"] == offloaded["responses"]
+        for one, other in zip(plain["rows"], offloaded["rows"]):
+            for name in ("loss/rl", "loss/ntp", "update/grad_norm"):
+                assert one[name] == pytest.approx(other[name], rel=1e-6, abs=1e-9), name

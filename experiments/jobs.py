@@ -155,16 +155,19 @@ def _beyond(s: Setting, seed: int, place: Path) -> list[Job]:
 
 
 def _new_text(s: Setting, seed: int, place: Path) -> list[Job]:
-    """Is next-token prediction of use where there is text to be learnt?"""
+    """Where there is text to be learnt: is next-token prediction of use, is RMT better than RPT?"""
     steps, both = (
         (*s.train, *s.new, "--steps", str(s.steps)),
         {"other": BUDGET, "other-plain": PLAIN},
     )
     rmt = place / "new-rmt"
     ntp = lambda: (*_matched(s, rmt, "--max-tokens"), *s.new)
+    rpt = (*steps, "--method", "rpt", *s.freely, "--resample-from", str(s.steps // 2))
+    freely = {"other": s.ask_freely, "other-plain": PLAIN}
     return [
         _job(s, seed, place, "new-rmt", (*steps, "--method", "rmt"), both),
         _job(s, seed, place, "new-without-ntp", (*steps, "--no-ntp"), both),
+        _job(s, seed, place, "new-rpt", rpt, freely),
         _job(s, seed, place, "new-ntp", ntp, {"other-plain": PLAIN}, needs=(rmt,)),
     ]
 

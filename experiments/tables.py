@@ -60,9 +60,11 @@ BEYOND = [
 NEW = [  # learnt from text of the other domain
     Row("next token, untrained", "base", "other-plain"),
     Row("next token, NTP alone on RMT's tokens", "new-ntp", "other-plain"),
+    Row("next token, RPT", "new-rpt", "other-plain"),
     Row("next token, RMT without next-token prediction", "new-without-ntp", "other-plain"),
     Row("next token, RMT", "new-rmt", "other-plain"),
     Row("thinking, untrained", "base", "other"),
+    Row("thinking, RPT", "new-rpt", "other"),
     Row("thinking, RMT without next-token prediction", "new-without-ntp", "other"),
     Row("thinking, **RMT**", "new-rmt", "other"),
 ]

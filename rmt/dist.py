@@ -95,7 +95,7 @@ def load_model(
     with torch.device("meta"):
         model = Transformer(ModelConfig.from_directory(directory))
     model.to(torch.float32 if trainable else compute)
-    if sharded := world.size > 1 or (trainable and compute != torch.float32):
+    if sharded := world.size > 1 or (trainable and (offload or compute != torch.float32)):
         shard(model, world, compute, offload)
     model.to_empty(device="cpu" if offload and sharded else world.device)
     load(model, directory)

@@ -62,7 +62,8 @@ class Case:
 
     @property
     def sharded(self) -> bool:
-        return self.machine.ranks > 1 or (self.trainable and self.compute != torch.float32)
+        special = self.config.offload or self.compute != torch.float32
+        return self.machine.ranks > 1 or (self.trainable and special)
 
     @property
     def documents(self) -> int:

@@ -153,7 +153,16 @@ def test_a_resumed_run_decodes_as_many_branches_as_it_had_planned(uninterrupted,
     assert prepare(Config(resume=str(out)), WORLD).config.max_branches == planned > 0
 
 
-# ---- another number of ranks
+# ---- another machine
+
+
+@pytest.mark.slow
+def test_memory_knobs_of_the_resumed_command_win(uninterrupted, out):
+    after(2, uninterrupted, out)
+    run_here(*flags(resume=out, offload=True, recompute="none", tokens_per_micro_batch=300))
+    kept = resolve(Config(resume=str(out)), WORLD)[0]
+    assert (kept.offload, kept.recompute, kept.tokens_per_micro_batch) == (True, "none", 300)
+    assert_same_draws(out, uninterrupted)
 
 
 @pytest.mark.slow

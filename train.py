@@ -7,6 +7,7 @@ Each step is one pass through `train_step`, which reads in the order of the pape
 draw positions -> budget -> rollouts -> rewards -> advantages -> one loss -> one update.
 """
 
+import os
 import signal
 import sys
 import time
@@ -206,7 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = lost_contact(error, config.resume or config.out)
         if reason is None:
             raise
-        sys.exit(f"error: {reason}")
+        sys.stdout.flush()
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        os._exit(1)  # not by way of `stop`: threads of the group may wait for ranks that are gone
     except KeyboardInterrupt:  # outside a step: while preparing, or in the last evaluation
         sys.exit(f"interrupted; checkpoints, if any, are in {config.resume or config.out}")
     finally:

@@ -58,7 +58,7 @@ class Saver:
         if kind is None:
             self.wait()
         elif self.thread is not None:  # other ranks may be gone, and what they would write
-            self.thread.join(PATIENCE)
+            self.thread.join(min(PATIENCE, self.world.timeout))
 
     @property
     def failed(self) -> bool:

@@ -92,7 +92,7 @@ def test_each_restart_continues_from_a_checkpoint(life):
 
 def test_what_is_left_of_a_killed_rank_is_said_in_a_line(life):
     lines = [line for line in life["killed"].splitlines() if LOST in line]
-    assert lines and all(line.startswith("error: rank ") for line in lines)
+    assert lines and all("error: rank " in line for line in lines)  # perhaps after a bar
     assert any("onnection" in line for line in lines)  # closed, or reset by its peer
     assert all("torchrun starts all ranks again" in line for line in lines)
 

@@ -241,7 +241,7 @@ def as_jsonl(found: list[Document]) -> str:
 def main() -> None:
     CORPUS.mkdir(exist_ok=True)
     train = train_documents()
-    for name, found in (("train", train), ("few", train[:12]), ("eval", eval_documents())):
+    for name, found in (("train", train), ("few", train[:4]), ("eval", eval_documents())):
         path = CORPUS / f"{name}.jsonl"
         path.write_text(as_jsonl(found), encoding="utf-8")
         print(f"{path}: {len(found)} documents")

@@ -57,7 +57,10 @@ SETTINGS = {
             "--max-response", "192", "--decoding", "sampled", "--max-branches", "256", *PLAINLY,
             "--budget", "40",
         ),
-        few=("--data", "assets/tiny_corpus/few.jsonl"),
+        few=(
+            "--data", "assets/tiny_corpus/few.jsonl", "--batch-size", "4",
+            "--positions-per-document", "3",
+        ),
         new=("--data", "assets/tiny_problems/text_train.jsonl"),
         # It has never read a prompt without a length, and is lost there (7 % right): it is asked
         # for B_0 all the time, and paid for the match alone.

@@ -54,7 +54,7 @@ BEYOND = [
     Row("length paid to right answers only (`--length-reward-gate correct_only`)", "correct-only"),
     Row("budgets by entropy (`--budget-entropy 1`)", "budget-entropy"),
     Row("next-token prediction alone, RMT's tokens", "ntp-tokens"),
-    Row("RMT on twelve documents", "few"),
+    Row("RMT on four documents", "few"),
     Row("the same, without noise (`--noise-tries 8`)", "few-noise-filter"),
 ]
 NEW = [  # learnt from text of the other domain

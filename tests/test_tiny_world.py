@@ -28,7 +28,7 @@ def test_same_seed_writes_the_same_documents():
 def test_committed_corpus_is_what_the_generator_writes():
     for name, documents in (
         ("train", tiny_world.train_documents()),
-        ("few", tiny_world.train_documents()[:12]),
+        ("few", tiny_world.train_documents()[:4]),
         ("eval", tiny_world.eval_documents()),
     ):
         assert (CORPUS / f"{name}.jsonl").read_text("utf-8") == tiny_world.as_jsonl(documents)

@@ -52,6 +52,10 @@ def fit(case: Case) -> Case:
     try:
         return _fit(case)
     except DoesNotFit as problem:
+        if case.machine.kind == "cpu":
+            raise DoesNotFit(
+                f"{problem}; or set --max-branches, which is then not doubted"
+            ) from None
         ways = "; ".join(remedies(case)) or "nothing up to 1,024 GPUs of 192 GB"
         raise DoesNotFit(f"{problem}. What fits: {ways}") from None
 
@@ -59,6 +63,12 @@ def fit(case: Case) -> Case:
 def _fit(case: Case) -> Case:
     branches = case.config.max_branches or most_branches(case)
     case = replace(case, config=replace(case.config, max_branches=branches))
+    if case.machine.kind == "cpu":  # which has no fixed limit, and where "full" costs no time
+        recompute = {"auto": "full"}.get(case.config.recompute, case.config.recompute)
+        tokens = _rows(case)[0]
+        return replace(
+            case, config=replace(case.config, recompute=recompute, tokens_per_micro_batch=tokens)
+        )
     room, needs = case.machine.room, rollout(case, branches)
     if total(needs) > room:
         raise DoesNotFit(
@@ -67,13 +77,6 @@ def _fit(case: Case) -> Case:
         )
     if not case.trainable:
         return case
-    if case.machine.kind == "cpu":  # which has no fixed limit, and where "full" costs no time
-        recompute = {"auto": "full"}.get(case.config.recompute, case.config.recompute)
-        return replace(
-            case, config=replace(
-                case.config, recompute=recompute, tokens_per_micro_batch=_rows(case)[0]
-            )
-        )  # fmt: skip
     least = None
     for recompute, tokens in product(_recomputed(case), _rows(case)):
         config = replace(case.config, recompute=recompute, tokens_per_micro_batch=tokens)
@@ -130,8 +133,6 @@ def remedies(case: Case) -> Iterator[str]:
         opened = replace(c, **{name: OPEN[name] for name in given})
         if given and _fits(replace(case, config=opened)):
             yield "the same without " + " and ".join(map(flag, given))
-    if case.machine.kind == "cpu":  # of a real run, on the machine that there is
-        return
     more = list(_more(c))
     larger = [
         replace(c, gpu_memory=f"{m}GB") for m in MEMORIES if 1e9 * m > read_bytes(c.gpu_memory)

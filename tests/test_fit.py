@@ -106,6 +106,16 @@ def test_a_run_on_a_cpu_plans_its_open_knobs(tmp_path):
     assert fitted(given, PromptIds((), ()), run.model, run.compute, WORLD) == given
 
 
+def test_a_cpu_without_memory_says_so_and_tries_what_it_is_told(tmp_path, monkeypatch):
+    run = prepared(tmp_path)
+    monkeypatch.setattr("rmt.fit.free_memory", lambda world: 0.0)
+    known = (PromptIds((), ()), run.model, run.compute, WORLD)
+    with pytest.raises(DoesNotFit, match="; or set --max-branches, which is then not doubted"):
+        fitted(replace(run.config, max_branches=0), *known)
+    given = replace(run.config, max_branches=3, recompute="auto")
+    assert fitted(given, *known) == replace(given, recompute="full")
+
+
 @pytest.mark.parametrize("text, size", [("80GB", 80e9), ("24 GiB", 24 * 2**30), ("1.5", 1.5e9)])
 def test_amounts_of_memory_are_read(text, size):
     assert read_bytes(text) == size

@@ -4,6 +4,7 @@
                 real memory; opcheck, torch.compile, FSDP; tests/test_gpu.py
     kernels     python -m benchmarks.kernels: ours against PyTorch and against installed peers
     training    20 steps of the tiny model
+    memory      python -m benchmarks.memory_check: the dry run's promise against the measured peak
     rollout, rl_step, forest, scaling     side by side in bf16, smollm2-135m (its weights if they
                 are there, see `make smollm2`); -4b: qwen3-4b with random weights. Peers that are
                 not installed are named. Goals: rollouts at 256 branches at 60 % of the roofline,
@@ -37,6 +38,7 @@ PARTS = {
     "kernels": ["-m", "benchmarks.kernels", "--json", f"{OUT}/kernels.json"],
     "training": ["train.py", "--model", "tiny", "--preset", "demo", "--steps", "20",
                  "--out", f"{OUT}/training"],
+    "memory": ["-m", "benchmarks.memory_check", "--json", f"{OUT}/memory.json"],
 }  # fmt: skip
 SIZE_4B = "--random qwen3-4b --no-check --apart --rounds 3"  # two trainers of it need 170 GB
 BENCHES = {  # side by side with peers; each writes OUT/<name>.json and a plot beside it

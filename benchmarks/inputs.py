@@ -89,8 +89,9 @@ def _write(place: Path, shape: ModelConfig, tokenizer: Path) -> None:
     aside = place.with_name(f".{place.name}.source")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer / name, aside / name)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, aside / name)
     (aside / "config.json").write_text(json.dumps(as_hugging_face(shape)), encoding="utf-8")
     (aside / "generation_config.json").write_text("{}", encoding="utf-8")
     model = Transformer(shape)

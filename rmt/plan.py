@@ -21,24 +21,32 @@ from rmt.rehearsal import Rehearsal, fake_world
 PROMPT = PromptIds(header=(0,) * 112, footer=(0,) * 40)
 
 
+PHASES = ("load", "rollout", "update", "checkpoint", "export")
+
+
 def dry_run(config: Config) -> str:
     """What a run with this config would hold. DoesNotFit when it is too much."""
-    compute = compute_dtype(config.dtype, World(0, config.gpus, torch.device("cuda")))
-    case = fit(Case(config, published(config.model), compute, PROMPT, described(config)))
-    with fake_world(case.machine.ranks, case.machine.shards) as world:
-        rehearsal = Rehearsal(case, world)
-        phases = ("load", "rollout", "update", "checkpoint", "export")
-        parts = {phase: on_device(case, getattr(rehearsal, phase)()) for phase in phases}
-    frozen = {k: v for k, v in states(case).items() if k == "reference weights"}  # --kl-beta
-    parts = {phase: held | frozen for phase, held in parts.items()}
-    parts["update"] |= host_copies(case)  # here both sides of the copy are one device
-    worst = max(phases, key=lambda phase: total(parts[phase]))
+    case, parts = rehearse(config)
+    worst = max(PHASES, key=lambda phase: total(parts[phase]))
     if (needs := total(parts[worst])) > case.machine.room:
         raise DoesNotFit(
             f"{worst} needs {needs / 1e9:.1f} GB, of {case.machine.room / 1e9:.1f} GB that there "
             f"are, though sums had promised less. What fits: {'; '.join(remedies(case))}"
         )
     return report(case, parts)
+
+
+def rehearse(config: Config) -> tuple[Case, dict[str, Parts]]:
+    """The case with its knobs chosen, and what a rank holds at the fullest moment of each phase."""
+    compute = compute_dtype(config.dtype, World(0, config.gpus, torch.device("cuda")))
+    case = fit(Case(config, published(config.model), compute, PROMPT, described(config)))
+    with fake_world(case.machine.ranks, case.machine.shards) as world:
+        rehearsal = Rehearsal(case, world)
+        parts = {phase: on_device(case, getattr(rehearsal, phase)()) for phase in PHASES}
+    frozen = {k: v for k, v in states(case).items() if k == "reference weights"}  # --kl-beta
+    parts = {phase: held | frozen for phase, held in parts.items()}
+    parts["update"] |= host_copies(case)  # here both sides of the copy are one device
+    return case, parts
 
 
 def report(case: Case, phases: dict[str, Parts]) -> str:

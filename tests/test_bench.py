@@ -7,9 +7,20 @@ import sys
 import pytest
 import torch
 
-from benchmarks import bench, contest, forest, machine, plots, rl_step, rollout, scaling
+from benchmarks import (
+    bench,
+    contest,
+    forest,
+    machine,
+    memory_check,
+    plots,
+    rl_step,
+    rollout,
+    scaling,
+)
 from benchmarks.profiling import kind, matrix_share, report
 from benchmarks.results import ratios, spread
+from rmt.plan import PHASES
 
 MODULE = "toy_contenders"
 NUMBERS = {"times", "median", "low", "high", "tokens_per_second", "peak_bytes"}
@@ -220,3 +231,13 @@ def test_a_profile_tells_products_from_the_rest():
 )  # fmt: skip
 def test_operators_are_told_apart(name, expected):
     assert kind(name) == expected
+
+
+@pytest.mark.slow
+def test_memory_check_has_what_was_planned_and_what_a_run_measured(tmp_path, monkeypatch):
+    words = ["--models", "tiny", "--document-tokens", "64", "--response", "16"]
+    monkeypatch.setattr(sys, "argv", ["memory_check", *words, "--json", str(tmp_path / "m.json")])
+    memory_check.main()
+    (found,) = json.loads((tmp_path / "m.json").read_text())["models"]
+    assert found["measured"] > 0 and found["planned"].keys() == set(PHASES)
+    assert found["off"] == max(found["planned"].values()) / found["measured"] - 1

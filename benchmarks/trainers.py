@@ -63,7 +63,7 @@ def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int 
         config=config, world=world, source=place, tokenizer=tokenizer, documents=[], tiers=[],
         curriculum=None, order=np.zeros((1, o.documents), dtype=np.int64), model=model,
         reference=None, optimizer=optimizer, compute=compute, held_out=None,
-        clock=Clock(world.device),
+        clock=Clock(world.device), saver=None,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def out(tmp_path, monkeypatch):
 
 
 def test_a_part_that_wrote_nothing_has_no_results(out):
-    assert [gpu.results(name) for name in gpu.PARTS] == [None] * 3
+    assert [gpu.results(name) for name in gpu.PARTS] == [None] * len(gpu.PARTS)
 
 
 def test_results_are_those_of_each_part(out):

@@ -145,8 +145,7 @@ def claims(results: Results) -> str:
          solved("base")),
         ("post-training ends higher from RMT than from RPT", solved("rmt"), solved("rpt")),
     ):  # fmt: skip
-        shown = f" ({better} against {worse})" if better and worse else ""
-        lines.append(f"- {title}: **{verdict(better, worse)}**{shown}")
+        lines.append(_claim(title, better, worse))
     ours, theirs = (
         results.mean(job, "text", "thinking_length", "average") for job in ("rmt", "rpt")
     )
@@ -156,6 +155,29 @@ def claims(results: Results) -> str:
             f"({ours} against {theirs} tokens; the paper's responses 186 against 872)"
         )
     return "\n".join(lines)
+
+
+def _claim(title: str, better: Value | None, worse: Value | None) -> str:
+    shown = f" ({better} against {worse})" if better and worse else ""
+    return f"- {title}: **{verdict(better, worse)}**{shown}"
+
+
+def new_claims(results: Results) -> str:
+    """The same of text that the model does not know, once `make beyond` has trained on it."""
+    average = lambda job, evaluation="other-plain": results.accuracy(job, evaluation, "average")
+    rmt = average("new-rmt")
+    if rmt is None:
+        return ""
+    return "\n".join([
+        "Trained on text that the model does not know, and predicting it without a thought:\n",
+        _claim("next-token prediction helps", rmt, average("new-without-ntp")),
+        _claim("RMT predicts more tokens rightly than RPT", rmt, average("new-rpt")),
+        _claim("RMT predicts more tokens rightly than before", rmt, average("base")),
+        _claim("RMT predicts more tokens rightly than next-token training on as many tokens", rmt,
+               average("new-ntp")),
+        _claim("with a thought, RMT predicts more tokens rightly than before",
+               average("new-rmt", "other"), average("base", "other")),
+    ])  # fmt: skip
 
 
 def record(out: Path) -> dict[str, dict]:
@@ -181,12 +203,13 @@ def provenance(setting: Setting, name: str, jobs: dict[str, dict]) -> str:
     if not trained:
         return "<sub>nothing was run yet</sub>"
     about, minutes = trained[0], sum(about["minutes"] for about in jobs.values())
+    commits = ", ".join(dict.fromkeys(about["commit"] for about in trained))
     return (
         f"<sub>`make paper{'' if name == 'tiny' else f' MODEL={name}'}`: seeds "
         f"{', '.join(map(str, setting.seeds))}; {setting.steps} steps, {setting.post_steps} of "
-        f"post-training; {about['device']}, torch {about['torch']}, commit {about['commit']}; "
-        f"{len(jobs)} jobs with {minutes:.0f} minutes together. Commands, versions, minutes and "
-        f"rows of each: docs/paper-{name}.json</sub>"
+        f"post-training; {about['device']}, torch {about['torch']}, commits {commits}; "
+        f"{len(jobs)} jobs, those of `make beyond` too, with {minutes:.0f} minutes together. "
+        f"Commands, versions, minutes and rows of each: docs/paper-{name}.json</sub>"
     )
 
 
@@ -198,7 +221,7 @@ def write_tables(setting: Setting, name: str, out: Path) -> str:
     main = "\n\n".join([
         accuracy_table(results, MAIN), accuracy_table(results, ABLATIONS),
         length_table(results, LENGTHS), post_table(results), NOTE, claims(results),
-        provenance(setting, name, jobs),
+        new_claims(results), provenance(setting, name, jobs),
     ])  # fmt: skip
     page = "\n\n".join([
         f"# The paper in miniature: {name}", "Written by `make paper` and `make beyond`.", main,

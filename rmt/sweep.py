@@ -9,7 +9,8 @@ OUT/POINT/SEED, are not repeated, and are resumed when they were stopped. OUT/sw
 table, OUT/sweep.json its numbers, and OUT/sweep.png the heat map of two knobs.
 
 accuracy: of the last evaluation on --eval-data, over the tiers; without it, the share of right
-answers in the last fifth of the steps, of which thinking length and the other columns are as well.
+answers in the last fifth of the steps, of which all other columns are as well. The evaluation takes
+the likeliest token, training samples: a model that loops can be right in one and not in the other.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from rmt.report import read_lines
 
 Point = tuple[str, ...]  # a value of each knob that is varied
 COLUMNS = {  # metric of metrics.jsonl -> heading and scale
+    "reward/match": ("right in training %", 100),
     "length/thinking": ("thinking tokens", 1),
     "length/budget_error": ("off the budget", 1),
     "share/well_formed": ("well-formed %", 100),

@@ -9,3 +9,9 @@ import torch
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # before triton is imported: @triton.jit looks at it once
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: processes end together if what is left at the end is small."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -113,7 +113,7 @@ def _claims(s: Setting, seed: int, place: Path) -> list[Job]:
     """The paper's own: methods, ablations, next-token training of equal cost, post-training."""
     rmt, text = place / "rmt", {"text": BUDGET}
     steps = (*s.train, "--steps", str(s.steps))
-    rpt = (*steps, "--method", "rpt", *s.freely, "--resample-from", str(s.steps // 2))
+    rpt = _rpt(s, steps)
     freely, plain = ({"text": ask, "other": ask} for ask in (s.ask_freely, PLAIN))
     asked = lambda: ("--mode", "rmt", "--budget", str(_last_budget(rmt)))
     untrained = {"plain": PLAIN, "text": s.ask_freely, "budget": asked}
@@ -159,13 +159,11 @@ def _beyond(s: Setting, seed: int, place: Path) -> list[Job]:
 
 def _new_text(s: Setting, seed: int, place: Path) -> list[Job]:
     """Where there is text to be learnt: is next-token prediction of use, is RMT better than RPT?"""
-    steps, both = (
-        (*s.train, *s.new, "--steps", str(s.steps)),
-        {"other": BUDGET, "other-plain": PLAIN},
-    )
+    steps = (*s.train, *s.new, "--steps", str(s.steps))
+    both = {"other": BUDGET, "other-plain": PLAIN}
     rmt = place / "new-rmt"
     ntp = lambda: (*_matched(s, rmt, "--max-tokens"), *s.new)
-    rpt = (*steps, "--method", "rpt", *s.freely, "--resample-from", str(s.steps // 2))
+    rpt = _rpt(s, steps)
     freely = {"other": s.ask_freely, "other-plain": PLAIN}
     return [
         _job(s, seed, place, "new-rmt", (*steps, "--method", "rmt"), both),
@@ -173,6 +171,11 @@ def _new_text(s: Setting, seed: int, place: Path) -> list[Job]:
         _job(s, seed, place, "new-rpt", rpt, freely),
         _job(s, seed, place, "new-ntp", ntp, {"other-plain": PLAIN}, needs=(rmt,)),
     ]
+
+
+def _rpt(s: Setting, steps: Flags) -> Flags:
+    """RPT thinks freely, and draws again from the middle of the run on."""
+    return (*steps, "--method", "rpt", *s.freely, "--resample-from", str(s.steps // 2))
 
 
 def _rmt_job(s: Setting, seed: int, place: Path) -> Job:

@@ -75,7 +75,10 @@ def test_a_store_that_keeps_addresses_of_the_dead_is_refused(monkeypatch, restar
     check_store()
 
 
-GLOO = "[/__w/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:34028. This is typically caused by a crash"  # noqa: E501
+GLOO = (
+    "[/__w/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:34028. "
+    "This is typically caused by a crash"
+)
 
 
 def test_a_lost_rank_is_told_from_other_errors(monkeypatch):

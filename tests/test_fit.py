@@ -1,12 +1,12 @@
 """Knobs that fit a machine: chosen by a dry run as by a real one; what does not fit is refused."""
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from many_ranks import join
 from small_run import refusal, run_here
 from test_plan import SMALL, case
 from toy_runs import WORLD, prepared
@@ -153,10 +153,7 @@ def test_table_of_the_readme_is_that_of_the_planner():
 
 
 def _offloaded(rank, port, place):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world, results = dist.start(), []
+    world, results = join(rank, 2, port), []
     for offload in (False, True):
         run = prepared(place, world, offload=offload, dtype="bfloat16", batch_size=4, steps=3)
         results.append(steps(run))

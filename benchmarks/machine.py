@@ -86,7 +86,7 @@ def peak_of_process(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if Path("/proc/self/status").exists():
         return _resident("VmHWM")
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 
 
 def _resident(field: str) -> int:

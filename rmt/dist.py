@@ -225,7 +225,12 @@ def peak_memory(world: World) -> float:
     """Most memory this rank has held so far, in GB: of the GPU, else of the process."""
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+    status = Path("/proc/self/status")
+    if not status.is_file():  # macOS, which counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    # Not getrusage: on Linux it keeps across exec what the parent had held.
+    marks = (x.split() for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    return 1024 * int(next(marks)[1]) / 1e9
 
 
 def grad_norm(model: Transformer, limit: float) -> float:

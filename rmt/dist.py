@@ -7,6 +7,7 @@ all ranks) and on several nodes (HSDP: sharded inside a node, replicated across)
 import ctypes
 import os
 import resource
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -70,6 +71,9 @@ def current(device: torch.device) -> World:
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        # Threads of gloo outlive it. One that gives back its last tensor while Python ends aborts
+        # the process; it needs a moment of the GIL before.
+        time.sleep(0.2)
 
 
 def compute_dtype(name: str, world: World) -> torch.dtype:

@@ -15,12 +15,12 @@ TIMEOUT = 240  # seconds; a hang is a failure
 def on_ranks(count, place, work):
     """[results of rank 0, of rank 1, ...]; AssertionError when a rank hangs or fails.
 
-    work(rank, port, place) calls `join` and saves its results as rank0.pt, rank1.pt, ...
+    work(rank, port, place) joins the group and saves its results as rank0.pt, rank1.pt, ...
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.spawn(work, (port, place), nprocs=count, join=False)
+    context = mp.spawn(_rank, (work, port, place), nprocs=count, join=False)
     deadline = time.monotonic() + TIMEOUT
     try:
         while not context.join(timeout=1):  # False as soon as one of them has ended
@@ -29,6 +29,11 @@ def on_ranks(count, place, work):
         for process in context.processes:
             process.kill()
     return [torch.load(place / f"rank{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def _rank(rank, work, port, place):
+    work(rank, port, place)
+    dist.stop()
 
 
 def join(rank, count, port, replicate=0):

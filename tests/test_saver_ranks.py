@@ -40,7 +40,6 @@ def leg(rank, port, place):
     begun = steps(place / "out")
     rows = run_on(place, world, 2, **({"resume": str(place / "out")} if begun else {}))
     torch.save(rows, place / f"rank{rank}.pt")
-    dist.stop()
 
 
 def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, monkeypatch):
@@ -82,7 +81,6 @@ def fail(rank, port, place):
         dist.gather_objects(None, world)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     torch.save((told, os.listdir(files)), Path(place) / f"rank{rank}.pt")
-    dist.stop()
 
 
 def test_all_ranks_hear_of_the_one_that_could_not_write(tmp_path, monkeypatch):

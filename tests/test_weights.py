@@ -7,6 +7,7 @@ from toy_models import QUERY, assert_holds, write_model, write_shards
 
 from models.export import export
 from models.weights import INDEX, SINGLE, build, load, on_meta
+from rmt.dist import stop
 
 torch.set_num_threads(1)
 
@@ -158,7 +159,7 @@ def rank_reads_its_rows(rank, directory):
     except FileExistsError:  # only rank 0 writes; the other has gathered with it all the same
         refused = True
     assert refused == (rank == 0)
-    dist.destroy_process_group()
+    stop()
 
 
 @pytest.mark.slow

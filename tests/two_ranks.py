@@ -40,7 +40,6 @@ def _work(rank, port, place):
     results["hybrid"] = hybrid(world, place)
     results["bfloat16"] = in_bfloat16(world, place)
     torch.save(results, place / f"rank{rank}.pt")
-    dist.stop()
 
 
 def everything(world, place):

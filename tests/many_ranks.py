@@ -1,5 +1,9 @@
-"""Processes that are ranks of one group, started from a test."""
+"""Processes that are ranks of one group, started from a test.
 
+They are forks of one that has imported PyTorch, which takes each of them 3 seconds otherwise.
+"""
+
+import multiprocessing
 import os
 import socket
 import time
@@ -10,6 +14,7 @@ import torch.multiprocessing as mp
 from rmt import dist
 
 TIMEOUT = 240  # seconds; a hang is a failure
+multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint"])
 
 
 def on_ranks(count, place, work):
@@ -20,7 +25,9 @@ def on_ranks(count, place, work):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.spawn(_rank, (work, port, place), nprocs=count, join=False)
+    context = mp.start_processes(
+        _rank, (work, port, place, dict(os.environ)), count, join=False, start_method="forkserver"
+    )
     deadline = time.monotonic() + TIMEOUT
     try:
         while not context.join(timeout=1):  # False as soon as one of them has ended
@@ -31,7 +38,9 @@ def on_ranks(count, place, work):
     return [torch.load(place / f"rank{rank}.pt", weights_only=False) for rank in range(count)]
 
 
-def _rank(rank, work, port, place):
+def _rank(rank, work, port, place, environment):
+    os.environ.clear()  # of the time when the first rank was started
+    os.environ.update(environment)
     work(rank, port, place)
     dist.stop()
 

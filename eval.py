@@ -19,6 +19,7 @@ from pathlib import Path
 from models.weights import find
 from rmt import dist
 from rmt.budget import budget_at
+from rmt.clock import peak_memory
 from rmt.config import Config, from_json
 from rmt.evaluate import predict_plainly, predict_thinking, solve, summarise, table
 from rmt.fit import fitted
@@ -166,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "model": config.model, "mode": options.mode, "budget": budget,
         "decoding": "greedy" if options.mode == "ntp" else options.decoding,
         "seconds": time.perf_counter() - started,
-        "peak_memory_gb": dist.peak_memory(world),
+        "peak_memory_gb": peak_memory(world.device) / 1e9,
         "tiers": rows, "items": items,
     }  # fmt: skip
     asked = f", {budget} tokens asked for" if budget else ""

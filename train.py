@@ -19,7 +19,7 @@ from rmt.ask import ask, budget_of, deal_again, draw_questions, prompts_of
 from rmt.balance import waiting
 from rmt.batch import question_trees, text_trees
 from rmt.checkpoint import CheckpointError, export_model
-from rmt.clock import profiled
+from rmt.clock import peak_memory, profiled
 from rmt.config import parse
 from rmt.curriculum import NO_TIER
 from rmt.evaluate import predict_thinking, solve, summarise, table
@@ -108,7 +108,7 @@ def measure_speed(run: Run, responses, trained, started: float, metrics: Metrics
     metrics.add("time/step", took, 1)
     metrics.add("speed/tokens_per_second", tokens, took / world.size)
     metrics.add("tokens/step", generated + tokens, 1 / world.size)  # a sum over ranks
-    metrics.add_max("memory/peak_gb", dist.peak_memory(world))
+    metrics.add_max("memory/peak_gb", peak_memory(world.device) / 1e9)
 
 
 def evaluate(run: Run, log: RunLog) -> None:

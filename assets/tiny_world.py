@@ -45,8 +45,7 @@ COMPUTED = tuple(STATES)
 # Statement k is about the people from k mod 6 on. An earlier statement may narrow a later one (the
 # last digit of a sum gives its parity), but none can be read off another.
 SCHEDULE = [
-    "digit", "colour", "digit", "parity", "digit", "colour",
-    "|",
+    "digit", "colour", "digit", "parity", "digit", "colour", "|",
     "parity", "digit", "colour", "digit", "parity", "digit",
 ]  # fmt: skip
 

@@ -27,6 +27,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.results import spread
+from rmt.clock import peak_memory
 
 OURS = "ours"
 WORDS = ("seconds", "peak_bytes", "tokens")  # of an answer to a turn; what else is there is kept
@@ -66,7 +67,7 @@ class Turns:
     def end(self, tokens: int, **more: Any) -> None:
         """Answer with the seconds since `begin`, the peak of memory and what is given."""
         seconds = self.elapsed()
-        peak = machine.peak_of_process(self.device)
+        peak = peak_memory(self.device)
         self.say({"seconds": seconds, "peak_bytes": peak, "tokens": tokens, **more})
 
     def elapsed(self) -> float:

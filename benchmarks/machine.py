@@ -14,7 +14,6 @@ import ctypes
 import gc
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import time
@@ -78,15 +77,6 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
     fresh.join()
     libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # where malloc itself arrives after some large blocks
     return max(0, _resident("VmHWM") - before)
-
-
-def peak_of_process(device: torch.device) -> int:
-    """Bytes that this process has held at its worst: of the GPU by PyTorch, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if Path("/proc/self/status").exists():
-        return _resident("VmHWM")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 
 
 def _resident(field: str) -> int:

@@ -1,5 +1,6 @@
-"""Where the time of a step goes: seconds of its phases, and a trace of its kernels."""
+"""Where the time of a step goes: seconds of its phases, a trace of its kernels; the memory it took."""
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,3 +71,15 @@ def costliest(rows: list[tuple[str, int, float]]) -> str:
     for name, calls, seconds in sorted(rows, key=lambda row: -row[2])[:COSTLIEST]:
         lines.append(f"{seconds / total:8.1%} {seconds:9.3f} {calls:8d}  {name[:64]}")
     return "\n".join(lines)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held so far: of the GPU by PyTorch, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.is_file():  # macOS, which counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: on Linux it keeps across exec what the parent had held.
+    marks = (x.split() for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    return 1024 * int(next(marks)[1])

@@ -6,7 +6,6 @@ all ranks) and on several nodes (HSDP: sharded inside a node, replicated across)
 
 import ctypes
 import os
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -223,18 +222,6 @@ def free_memory(world: World) -> float:
     kib = [float(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     return (kib[0] * 1024 if kib else 8e9) / 2 / local
-
-
-def peak_memory(world: World) -> float:
-    """Most memory this rank has held so far, in GB: of the GPU, else of the process."""
-    if world.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")
-    if not status.is_file():  # macOS, which counts in bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
-    # Not getrusage: on Linux it keeps across exec what the parent had held.
-    marks = (x.split() for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-    return 1024 * int(next(marks)[1]) / 1e9
 
 
 def grad_norm(model: Transformer, limit: float) -> float:

@@ -1,11 +1,13 @@
 """Time, tokens and operations of a step are what an independent count says."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from small_run import arguments, metrics, refusal, run_here, write_corpus, write_small_model
+from small_run import ROOT, arguments, metrics, refusal, run_here, write_corpus, write_small_model
 from torch.utils.flop_counter import FlopCounterMode
 from toy_forests import toy_model, toy_trees
 from toy_runs import prepared
@@ -128,3 +130,10 @@ def test_profile_of_a_step_that_does_not_come_is_refused(tmp_path, capsys):
     write_small_model(tmp_path / "model")
     write_corpus(tmp_path / "train.jsonl", 4)
     refusal(train, arguments(tmp_path, profile=8), ("--profile 8", "0 to 7"), capsys)
+
+
+def test_peak_memory_is_not_that_of_the_parent():
+    held = b"\1" * 2**31  # touched by whoever starts the child; Linux's ru_maxrss survives exec
+    code = "import torch; from rmt.clock import peak_memory as f; print(f(torch.device('cpu')))"
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert 5e7 < int(child.stdout) < 1e9 < len(held), child.stderr

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: seconds of its phases, a trace of its kernels; the memory it took."""
+"""Where the time of a step goes: seconds of its phases, a trace of its kernels. And its memory."""
 
 import resource
 import time

@@ -89,7 +89,7 @@ def resolve(config: Config, world: World) -> tuple[Config, Path | None, dict[str
     directory = config.resume or config.out
     place, saved = checkpoint.read_run(Path(directory), world)
     kept = replace(
-        from_json(saved["config"]), out=directory, resume=directory,
+        from_json({"holdout": 0} | saved["config"]), out=directory, resume=directory,
         # Of this machine, not of the run.
         replicate=config.replicate, timeout=config.timeout,
         **({"offload": True} if config.offload else {}), **settled(config),
@@ -127,7 +127,8 @@ def prepare(config: Config, world: World) -> Run:
     config, place, saved = resolve(config, world)
     source = find(config.model, Path(config.weights) if config.weights else None)
     tokenizer, shape = read_model_directory(source)
-    documents = read_documents(config, config.data, tokenizer, shape, config.max_response)
+    response = config.max_response
+    documents = read_documents(config, config.data, tokenizer, shape, response, "train")
     epochs = max(1, int(config.epochs * len(documents) / config.batch_size))
     total = saved.get("total_steps") or config.steps or epochs
     if config.profile >= total:

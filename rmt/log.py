@@ -19,6 +19,7 @@ from tqdm import tqdm
 from rmt.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.dist import World
+from rmt.lines import json_lines
 from rmt.prompt import escape
 from rmt.verify import verifier
 
@@ -162,13 +163,12 @@ def _keep_steps_before(path: Path, step: int) -> None:
     """Drop the lines of steps that will be run again, and a line that a kill cut short."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
+    lines = path.read_bytes().split(b"\n")
+    kept = [
+        lines[number - 1] + b"\n"
+        for number, record, trouble in json_lines(path.read_bytes())
+        if not trouble and isinstance(record, dict) and record.get("step", step) < step
+    ]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)

@@ -117,7 +117,7 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
             print(f"answering the {len(positions)} positions stored in {stored}")
     else:
         entropies, thresholds = measure_difficulty(
-            config, config.data, world, source, tokenizer, documents, model
+            config, world, source, tokenizer, documents, model
         )
         positions = choose_positions(
             documents, entropies, thresholds, config.min_context, options.per_tier, config.seed

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rmt.files import shown
-from rmt.records import Record, as_problem, as_text, read_records
+from rmt.inputs import Record, as_problem, as_text, read_records
 from rmt.tokenizer import Tokenizer
 
 BAD_SHARE = 0.01  # more unreadable records than this are an error

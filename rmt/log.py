@@ -19,7 +19,6 @@ from tqdm import tqdm
 from rmt.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.dist import World
-from rmt.lines import json_lines
 from rmt.prompt import escape
 from rmt.verify import verifier
 
@@ -163,12 +162,13 @@ def _keep_steps_before(path: Path, step: int) -> None:
     """Drop the lines of steps that will be run again, and a line that a kill cut short."""
     if not path.is_file():
         return
-    lines = path.read_bytes().split(b"\n")
-    kept = [
-        lines[number - 1] + b"\n"
-        for number, record, trouble in json_lines(path.read_bytes())
-        if not trouble and isinstance(record, dict) and record.get("step", step) < step
-    ]
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(b"".join(kept))
+    temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)

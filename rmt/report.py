@@ -17,7 +17,6 @@ from typing import Any
 
 from rmt.curriculum import TIERS, tier_probabilities
 from rmt.curves import PANELS, SMOOTHING, Series, draw_curves
-from rmt.lines import read_lines
 
 ASSETS = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "documents.js", "samples.js", "page.js")
@@ -28,6 +27,17 @@ NAMES = {
     "after": "with thinking, after RMT",
 }
 SHOWN = ("model", "method", "batch_size", "group_size", "learning_rate", "seed")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a JSON-lines file: none without a file, and no line that a kill cut short."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            records.append(_parse(line))
+        except ValueError:
+            continue
+    return records
 
 
 def read_json(path: Path, otherwise: Any) -> Any:

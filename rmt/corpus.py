@@ -71,6 +71,7 @@ def read(
     remarks += _report_bad(records, paths)
     records, remark = _part_of(records, part, holdout, many)
     documents, left_out = [], [record for record in records if record.text is None]
+    ends = []  # tokens left out of texts that are used
     for record in (record for record in records if record.text is not None):
         ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
         pieces, trouble = _pieces(ids, document_tokens, shortest)
@@ -78,10 +79,17 @@ def read(
             documents.append(Document(len(documents), record.source, piece, record.answer))
         if not pieces:
             left_out.append(replace(record, trouble=trouble))
+        elif (end := len(ids) - sum(map(len, pieces))) > 0:
+            ends.append(end)
     if not documents:
         why = left_out[-1].trouble if left_out else "there are none"
         raise ValueError(f"{shown(paths)}: none of {len(records)} {many} can be used: {why}")
     remarks += remark + _name_left_out(left_out, len(records), many)
+    if ends:
+        remarks.append(
+            f"left out the last {sum(ends):,} tokens of {len(ends):,} texts: pieces of fewer than "
+            f"{shortest} tokens"
+        )
     return Corpus(documents, left_out, len(records), remarks)
 
 

@@ -124,7 +124,7 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
     except ImportError:
         raise ValueError(
             f"--data {printable(file)}: .parquet needs pyarrow; `pip install pyarrow`, or convert "
-            "file to .jsonl"
+            "it to .jsonl"
         ) from None
     try:
         return parquet.read_table(file).to_pylist()
@@ -184,8 +184,9 @@ def _download(name: str) -> str:
     try:
         return hf_hub_download(name, HUB_DATASETS[name], repo_type="dataset")
     except Exception as error:  # requests, httpx and hub errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"data set {name} could not be fetched ({type(error).__name__}); on a machine with a "
+            f"data set {name} could not be fetched ({reason}); on a machine with a "
             f"network run `hf download --repo-type dataset {name} --local-dir DIR`, "
             f"then give --data DIR/{HUB_DATASETS[name]}"
         ) from None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from models.weights import find
 from rmt import dist
-from rmt.budget import budget_at
+from rmt.budget import budget_at, response_needed
 from rmt.clock import peak_memory
 from rmt.config import Config, from_json
 from rmt.evaluate import predict_plainly, predict_thinking, solve, summarise, table
@@ -79,7 +79,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
     if Path(options.json).is_dir() and options.json:
         sys.exit(f"error: --json {options.json} is a directory; give a file's path")
     try:
-        return from_json(values), options
+        return from_json(values | {"budget": False}), options
     except ValueError as problem:
         sys.exit(f"error: {problem}")
 
@@ -143,6 +143,12 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
 
 def make_sampling(config, options, tokenizer, budget, model, compute, world) -> Sampling:
     """All ranks."""
+    needed = response_needed(budget, config.budget_entropy) if budget else 0
+    if config.max_response < needed:
+        raise ValueError(
+            f"--max-response {config.max_response} is too short for the {budget} tokens of thought "
+            f"that are asked for and an answer; use --max-response {needed} or more"
+        )
     prompt = longest_prompt(config, tokenizer, budget)
     return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,

@@ -132,6 +132,11 @@ def prepare(config: Config, world: World) -> Run:
     total = saved.get("total_steps") or config.steps or epochs
     if config.profile >= total:
         raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
+    if config.resample_from >= total and world.rank == 0:
+        print(
+            f"--resample-from {config.resample_from}: no group is drawn again in the {total} steps "
+            f"of this run; from its middle on, as in RPT: --resample-from {total // 2}"
+        )
     order = document_order(len(documents), config.batch_size, total, config.seed)
     compute = compute_dtype(config.dtype, world)
     model = load_model(source, world, compute, offload=config.offload)

@@ -24,9 +24,9 @@ from rmt.config import Config, from_json
 from rmt.evaluate import predict_plainly, predict_thinking, solve, summarise, table
 from rmt.fit import fitted
 from rmt.flags import add_fields, knob, make_parser, parse_known
-from rmt.log import as_json
 from rmt.memory import ROW_TOKENS
 from rmt.positions import choose_positions, data_key, read_positions, write_positions
+from rmt.records import as_json
 from rmt.rollout import Sampling
 from rmt.sources import (
     longest_prompt,

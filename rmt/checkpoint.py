@@ -43,14 +43,19 @@ def steps(out: Path) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdigit())
 
 
+def newest(out: Path) -> Path:
+    """The folder of a run's newest checkpoint; CheckpointError when there is none."""
+    if not steps(out):
+        raise CheckpointError(f"--resume {out}: no checkpoint in {out / 'checkpoints'}; start anew")
+    return place_of(out, steps(out)[-1])
+
+
 def read_run(out: Path, world: World) -> tuple[Path, dict[str, Any]]:
     """Place and saved JSON of the newest checkpoint, its files checked. All ranks.
 
     CheckpointError when there is none or a file is damaged.
     """
-    if not steps(out):
-        raise CheckpointError(f"--resume {out}: no checkpoint in {out / 'checkpoints'}; start anew")
-    place = place_of(out, steps(out)[-1])
+    place = newest(out)
     damaged = [name for part in gather_objects(_damaged(place, world), world) for name in part]
     if damaged:
         raise CheckpointError(

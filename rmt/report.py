@@ -17,6 +17,7 @@ from typing import Any
 
 from rmt.curriculum import TIERS, tier_probabilities
 from rmt.curves import PANELS, SMOOTHING, Series, draw_curves
+from rmt.records import parse, read_lines, write_whole
 
 ASSETS = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "documents.js", "samples.js", "page.js")
@@ -29,23 +30,8 @@ NAMES = {
 SHOWN = ("model", "method", "batch_size", "group_size", "learning_rate", "seed")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file: none without a file, and no line that a kill cut short."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            records.append(_parse(line))
-        except ValueError:
-            continue
-    return records
-
-
 def read_json(path: Path, otherwise: Any) -> Any:
-    return _parse(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # nan is no JSON and no browser reads it
+    return parse(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
 
 
 def evaluations(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -163,7 +149,7 @@ def page(runs: Sequence[Path]) -> str:
 
 def write_page(runs: Sequence[Path]) -> Path:
     path = runs[0] / "report.html"
-    path.write_text(page(runs), encoding="utf-8")
+    write_whole(path, page(runs))
     return path
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from rmt.config import Config
 from rmt.flags import flag
 from rmt.jobs import Job, JobFailed, run_all, side_by_side
-from rmt.report import read_lines
+from rmt.records import read_lines
 
 Point = tuple[str, ...]  # a value of each knob that is varied
 COLUMNS = {  # metric of metrics.jsonl -> heading and scale

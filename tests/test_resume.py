@@ -25,7 +25,8 @@ from toy_runs import WORLD
 
 from rmt.checkpoint import steps
 from rmt.config import Config
-from rmt.run import prepare, resolve
+from rmt.resume import resolve
+from rmt.run import prepare
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,77 @@
+"""One process, or group of processes, at a time works in a directory.
+
+The lock is one of the operating system's on OUT/lock: it ends with the process that holds it,
+however that ends, and no process that it had started keeps it.
+"""
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rmt.dist import World, gather_objects
+
+PATIENCE = 2.0  # seconds: a process that was killed needs a moment to give back its memory
+
+
+@contextmanager
+def held(name: str, out: Path, world: World | None = None) -> Iterator[None]:
+    """The directory that the flag `name` gives, which is made if need be. All ranks; rank 0 holds.
+
+    ValueError on all ranks when another process has it, or it cannot be written to.
+    """
+    lock, problem = None, None
+    if world is None or world.rank == 0:
+        try:
+            lock = _take(name, out)
+        except ValueError as error:
+            problem = str(error)
+    try:
+        if world is not None:
+            problem = gather_objects(problem, world)[0]
+        if problem is not None:
+            raise ValueError(problem)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _take(name: str, out: Path) -> int:
+    """The open file that holds the lock until it is closed."""
+    path = out / "lock"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ValueError(
+            f"{name} {out} cannot be written ({error.strerror}: {error.filename}); choose a "
+            "directory that can"
+        ) from None
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by the system
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                continue
+            holder = os.read(lock, 200).decode("utf-8", "replace").strip()
+            os.close(lock)
+            raise ValueError(
+                f"{name} {out} is in use by another run (process {holder}); wait for it or stop "
+                "it, or choose another directory"
+            ) from None
+        except OSError as error:  # a file system without locks
+            print(f"{path} cannot be locked ({error.strerror}): start no second run in {out}",
+                  file=sys.stderr)  # fmt: skip
+            break
+    with suppress(OSError):  # a full disk: the lock holds without a name
+        os.truncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return lock

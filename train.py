@@ -17,7 +17,7 @@ from rmt import dist
 from rmt.ask import ask, budget_of, deal_again, draw_questions, prompts_of
 from rmt.balance import waiting
 from rmt.batch import question_trees, text_trees
-from rmt.checkpoint import CheckpointError, export_model
+from rmt.checkpoint import export_model
 from rmt.clock import peak_memory, profiled
 from rmt.config import parse, typed
 from rmt.curriculum import NO_TIER
@@ -43,7 +43,7 @@ what to watch (the README's glossary has every metric):
 
 a run leaves OUT/report.html to look at, the lines that it shows (OUT/metrics.jsonl, samples.jsonl,
 probes.jsonl), OUT/checkpoints/ and OUT/model/, a Hugging Face directory. Ctrl-C finishes the step
-and saves; --resume OUT continues bit for bit.
+and saves; --resume OUT continues bit for bit, and --resume OUT --steps N makes a run longer.
 """
 REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
 
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = prepare(config, world, typed(arguments))
             with RunLog(run.out, run.config, run.step, run.total_steps, world) as log:
                 done = run_to_end(run, log)
-    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         reason = lost_contact(error, config.resume or config.out)

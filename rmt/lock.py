@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rmt.dist import World, gather_objects
 
-PATIENCE = 2.0  # seconds: a process that was killed needs a moment to give back its memory
+PATIENCE = 60.0  # seconds that a killed process has to give back its memory; then it lets go
 
 
 @contextmanager
@@ -58,20 +58,36 @@ def _take(name: str, out: Path) -> int:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by the system
-            if time.monotonic() < until:
+            holder = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
+            if time.monotonic() < until and _ends(holder):
                 time.sleep(0.05)
                 continue
-            holder = os.read(lock, 200).decode("utf-8", "replace").strip()
             os.close(lock)
             raise ValueError(
                 f"{name} {out} is in use by another run (process {holder}); wait for it or stop "
                 "it, or choose another directory"
             ) from None
         except OSError as error:  # a file system without locks
-            print(f"{path} cannot be locked ({error.strerror}): start no second run in {out}",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"{path} cannot be locked ({error.strerror}): start no second run in {out}",
+                file=sys.stderr,
+            )
             break
     with suppress(OSError):  # a full disk: the lock holds without a name
         os.truncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return lock
+
+
+def _ends(holder: str) -> bool:
+    """Whether it is a process of this machine that has been killed but is not quite gone."""
+    number, _, host = holder.partition(" on ")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.readlink(f"/proc/{number}/exe")  # Linux; gone with the memory
+    except FileNotFoundError:
+        return Path("/proc/self/exe").exists()
+    except OSError:  # another user's
+        return False
+    return False

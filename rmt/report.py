@@ -18,6 +18,7 @@ from typing import Any
 from rmt.curriculum import TIERS, tier_probabilities
 from rmt.curves import PANELS, SMOOTHING, Series, draw_curves
 from rmt.records import parse, read_lines, write_whole
+from rmt.terminal import safe_printing
 
 ASSETS = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "documents.js", "samples.js", "page.js")
@@ -161,6 +162,7 @@ def try_report(out: Path) -> str:
         return f"no report ({type(error).__name__}: {error}); try python -m rmt.report {out}"
 
 
+@safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     runs = [Path(name) for name in (sys.argv[1:] if arguments is None else arguments)]
     if not runs or not all((out / "metrics.jsonl").is_file() for out in runs):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from models.fingerprint import fingerprint
-from models.weights import find
 from rmt import checkpoint
 from rmt.budget import budget_at
 from rmt.config import Config, from_json
 from rmt.dist import World, gather_objects
+from rmt.export import find_model
 from rmt.flags import flag
 from rmt.lock import held
 from rmt.presets import PRESETS
@@ -61,7 +61,8 @@ def resolve(
     if not config.resume and not begun:
         return config, None, {}
     directory = config.resume or config.out
-    place, saved = checkpoint.read_run(Path(directory), world)
+    place = checkpoint.newest(Path(directory))
+    saved = checkpoint.read(place, world)
     kept = replace(from_json(saved["config"]), out=directory, resume=directory)
     if not config.resume:
         _refuse_other_settings(config, kept)
@@ -136,12 +137,10 @@ def length_of(
 
 def models_of(config: Config, source: Path, world: World) -> dict[str, dict[str, str]]:
     """Fingerprints of the models that a run rests on, by flag. All ranks; rank 0 reads."""
-    found = None
-    if world.rank == 0:
-        found = {"--model": fingerprint(source)}
-        if config.difficulty_model:
-            weights = Path(config.weights) if config.weights else None
-            found["--difficulty-model"] = fingerprint(find(config.difficulty_model, weights))
+    models = {"--model": source}
+    if config.difficulty_model:
+        models["--difficulty-model"] = find_model(config.difficulty_model, config.weights, world)
+    found = world.rank == 0 and {name: fingerprint(path) for name, path in models.items()}
     return gather_objects(found, world)[0]
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.weights import find
 from rmt import checkpoint
 from rmt.clock import Clock
 from rmt.config import Config
 from rmt.corpus import Document
 from rmt.curriculum import NO_TIER, Curriculum, assign_tiers, document_order
 from rmt.dist import World, compute_dtype, load_model
+from rmt.export import find_model
 from rmt.fit import fitted
 from rmt.positions import Position, choose_positions, data_key
 from rmt.resume import check_models, length_of, models_of, resolve
@@ -80,7 +80,7 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
     typed: the flags of the command line, of which a run that goes on takes some.
     """
     config, place, saved = resolve(config, world, typed)
-    source = find(config.model, Path(config.weights) if config.weights else None)
+    source = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(source)
     documents = read_documents(config, config.data, tokenizer, shape, config.max_response)
     epochs = max(1, int(config.epochs * len(documents) / config.batch_size))

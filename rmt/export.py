@@ -10,6 +10,7 @@ its OUT/model, another its newest checkpoint, whose model is then kept in the ch
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,9 @@ def write_model(place: Path, out: Path, weights: str = "", dtype: str = "auto") 
     compute = compute_dtype(chosen, ALONE)
     model = on_meta(source).to(compute).to_empty(device="cpu")
     try:
-        dcp.load({"model": model.state_dict()}, checkpoint_id=place, no_dist=True)
+        with warnings.catch_warnings():  # torch says that a single process is one
+            warnings.simplefilter("ignore")
+            dcp.load({"model": model.state_dict()}, checkpoint_id=place, no_dist=True)
         export(model.state_dict(), source, out, compute, run=saved)
     except (SafetensorError, CheckpointException) as error:
         raise CheckpointError(f"{place} could not be written to {out} ({reason(error)})") from None

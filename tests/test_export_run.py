@@ -109,15 +109,6 @@ def test_model_of_an_earlier_checkpoint_is_another_one(place, run, tmp_path):
     assert not equal(found, {k: v.bfloat16() for k, v in last.items()})
 
 
-def test_export_opens_in_transformers(run, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    exported(run, tmp_path / "hf")
-    _, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "hf", output_loading_info=True
-    )
-    assert not report["missing_keys"] and not report["unexpected_keys"]
-
-
 def test_what_is_no_run_or_is_in_the_way_is_refused(place, run, tmp_path, capsys):
     new = tmp_path / "hf"
     refusal(export, [place / "model", new], ("neither a run nor a checkpoint",), capsys)

@@ -59,15 +59,15 @@ def make_trees(
     ids, marks = tokenizer.encode(document.text), marks_by_position(tokenizer, document)
     header = prompts[0].header
     branches = []
-    for number in range(BRANCHES):
+    # Prompts differ: the attention below takes branches whole, not a stem and what follows it.
+    for number, prompt in enumerate(rng.sample(prompts, BRANCHES)):
         at = _choose(rng, marks, len(ids))
         response = None
         while response is None or len(response) > RESPONSE_LIMIT:
             thought, word = tiny_world.make_thought(rng, marks.get(at), habits)
             answer = escape(tokenizer.bytes_of([ids[at]])) if word is None else f" {word}"
             response = response_ids(tokenizer, thought, answer)
-        prompt = rng.choice(prompts).footer
-        branches.append(Branch(number, len(header) + at, prompt, response))
+        branches.append(Branch(number, len(header) + at, prompt.footer, response))
     targets = [False] * len(header) + [True] * len(ids)
     trees = [Tree(DOCUMENT, [*header, *ids], tuple(branches), targets)]
     plain = [(BOOK, tiny_world.make_book(rng, chapter)) for chapter in ("sums", "all")]

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from assets import tiny_world
 from assets.tiny_world import Document, Habits, Mark
 from models.config import TINY
-from rmt.prompt import INSTRUCTION
+from rmt.prompt import END, INSTRUCTION
 from rmt.tokenizer import Tokenizer
 
 VOCABULARY = 704  # rows of the embedding; the tokenizer has fewer, as Qwen3's
@@ -48,7 +48,7 @@ def write_tokenizer(out: Path) -> None:
     """Byte-level BPE on the corpus, the thoughts and the prompt; control tokens after the text."""
     rng = random.Random(0)
     texts = [
-        INSTRUCTION + "Please use exactly 96 tokens within <think></think>. user assistant"
+        f"{INSTRUCTION}{END}\n\nPlease use exactly 96 tokens within <think></think>. user assistant"
     ] * 50
     for document in tiny_world.documents(0, 300):
         thoughts = [tiny_world.make_thought(rng, mark, Habits())[0] for mark in document.marks]
@@ -72,7 +72,8 @@ def write_tokenizer(out: Path) -> None:
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
     tokenizer.save(str(out / "tokenizer.json"))
     end, pad = CONTROL[2], CONTROL[0]
-    description = {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "bos_token": None}
+    # transformers takes tokenizer.json as it is for this class; Qwen2's it would build anew.
+    description = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None}
     _write_json(out / "tokenizer_config.json", description | {"eos_token": end, "pad_token": pad})
     stops = [tokenizer.token_to_id(token) for token in (end, pad)]
     _write_json(out / "generation_config.json", {"do_sample": True, "eos_token_id": stops})

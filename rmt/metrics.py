@@ -63,6 +63,13 @@ def add_rollout_metrics(
     metrics.add("reward/length", rewards["length"].sum(), count)
     metrics.add("length/response", generated, count)
     metrics.add("length/thinking", sum(thinking), len(thinking))
+    # Tokens from </think> on: neither reward nor budget counts them.
+    said = [
+        len(response) - answer.thinking_length
+        for written, group in zip(responses, answers) for response, answer in zip(written, group)
+        if answer.thinking_length is not None
+    ]  # fmt: skip
+    metrics.add("length/answer", sum(said), len(said))
     off = [
         abs(answer.thinking_length - q.budget) / q.budget
         for q, group in zip(questions, answers) for answer in group

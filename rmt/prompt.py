@@ -6,7 +6,7 @@ step, final answer in \\boxed{}; then the paper's budget sentence. The order is 
 that depends on the step comes after the document, so that the document is computed once.
 
     trunk    <user> INSTRUCTION ### Context ⏎ document tokens ...
-    branch                                            ... fork ⏎⏎ budget sentence <assistant>
+    branch                               ... fork ⏎⏎ ### End of context ⏎⏎ budget sentence <assistant>
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ from rmt.tokenizer import THINK_CLOSE, Tokenizer
 INSTRUCTION = r"""Predict the next token of the text under "### Context". Reason step by step \
 about what comes next, then give the one most probable next token as your final answer in \boxed{}.\
  A token may begin with a space: write \boxed{ para} or \boxed{ =}, not \boxed{para} or \boxed{=}. \
-Write a newline as \n, a tab as \t and an unpaired brace as \x7b or \x7d.
+Write a newline as \n and a tab as \t.
 
 ### Context
 """.replace("\\\n", "")
 
+END = "\n\n### End of context"  # or a request would read as more of the text
 SOLVE = "Please reason step by step, and put your final answer within \\boxed{}."
 BOXED = r"\boxed{"
 
@@ -46,7 +47,7 @@ def next_token_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
     request = "" if budget is None else "\n\n" + budget_sentence(budget)
     return PromptIds(
         header=tuple(before + tokenizer.encode(INSTRUCTION)),
-        footer=tuple(tokenizer.encode(request) + after),
+        footer=tuple(tokenizer.encode(END + request) + after),
     )
 
 
@@ -106,31 +107,65 @@ def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
 
 
 def boxed_content(text: str) -> str | None:
-    r"""Content of the last \boxed{...} with balanced braces, unstripped; None if there is none."""
-    # One pass: a model that repeats an unclosed box must not cost time quadratic in its length.
-    opened, box = [], None
-    for index, character in enumerate(text):
-        if character == "{":
-            opened.append(index + 1)
-        elif character == "}" and opened:
-            start = opened.pop()
-            if text.endswith(BOXED, 0, start) and (box is None or start > box[0]):
-                box = (start, index)
-    return None if box is None else text[box[0] : box[1]]
+    r"""Content of the last \boxed{...}, unstripped; None if there is none.
+
+    Where the braces from there on pair, the one that closes the box ends it. Where they do not, or
+    nothing would be inside, the answer has an unpaired brace of its own and ends before the last
+    brace of the text: \boxed{^{} is `^{`, \boxed{}$} is `}$`.
+    """
+    last = text.rfind("}")
+    start = text.rfind(BOXED, 0, max(last, 0))
+    if start < 0:
+        return None
+    start += len(BOXED)
+    depth, closed, surplus = 1, None, 0
+    for index in range(start, last + 1):
+        if text[index] == "{":
+            depth += 1
+        elif text[index] == "}" and depth:
+            depth -= 1
+            closed = index if depth == 0 and closed is None else closed
+        elif text[index] == "}":
+            surplus += 1  # closes what was opened before the box, if anything was
+    pair = depth == 0 and (surplus == 0 or surplus <= _open_braces(text[: start - len(BOXED)]))
+    return text[start : closed if pair and closed != start else last]
 
 
-def escape(token: bytes) -> str:
+def _open_braces(text: str) -> int:
+    """Braces that are open where the text ends."""
+    depth = 0
+    for character in text:
+        if character in "{}":
+            depth = depth + 1 if character == "{" else max(0, depth - 1)
+    return depth
+
+
+def escape(token: bytes, braces: bool = False) -> str:
     r"""How a token is written inside \boxed{}: as it is, but for what could not be seen or parsed.
 
     Newline, tab and carriage return become \n, \t, \r; other invisible characters and bytes that
-    are no character of their own become \xhh or \uhhhh; braces that do not pair become \x7b, \x7d.
+    are no character of their own become \xhh or \uhhhh. Braces become \x7b, \x7d where they would
+    be read as another answer, as in `a}{b`, or where `braces` asks for it.
     """
     text = token.decode("utf-8", errors="surrogateescape")
-    paired = boxed_content(BOXED + text + "}") == text
-    return "".join(_escape_character(character, paired) for character in text)
+    braces = braces or boxed_content(BOXED + text + "}") != text
+    return "".join(_escape_character(character, braces) for character in text)
 
 
-def _escape_character(character: str, braces_pair: bool) -> str:
+def answer_kind(token: bytes) -> str:
+    """What naming a token takes: "plain", "brace" (it holds an unpaired one), or "escaped"."""
+    written = escape(token)
+    if written.encode("utf-8", errors="surrogateescape") != token:
+        return "escaped"
+    depth = 0
+    for character in written:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return "brace"
+    return "brace" if depth else "plain"
+
+
+def _escape_character(character: str, braces: bool) -> str:
     named = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
     if character in named:
         return named[character]
@@ -138,7 +173,7 @@ def _escape_character(character: str, braces_pair: bool) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     if character in "{}":
-        return character if braces_pair else f"\\x{code:02x}"
+        return f"\\x{code:02x}" if braces else character
     if character.isprintable():
         return character
     # From 128 on \x is a lone byte, above: the character U+00A0 is not the byte A0.

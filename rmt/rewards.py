@@ -16,8 +16,8 @@ def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -
 
     rule "token" is the paper: the bytes of the first token of `coming`, nothing stripped. "prefix"
     is RPT: the bytes of the first token or the first few, so that it ends where a token ends.
-    What cannot be written as it is (a newline, half a character, a lone brace) may be given as its
-    escape. "answer": coming[0] is the answer to a problem (rmt/verify.py).
+    What cannot be seen (a newline, half a character) may be given as its escape, and so may a
+    brace. "answer": coming[0] is the answer to a problem (rmt/verify.py).
     """
     if answer.text is None:
         return 0.0
@@ -26,7 +26,10 @@ def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -
     right = coming[:1] if rule == "token" else accumulate(coming)
     said = answer.text.encode("utf-8")
     return float(
-        any(said == text or answer.text == escape(text) for text in right)
+        any(
+            said == text or answer.text in (escape(text), escape(text, braces=True))
+            for text in right
+        )
     )  # Eq. 5, Eq. 12
 
 

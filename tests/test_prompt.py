@@ -1,9 +1,12 @@
-r"""What counts as an answer: the last balanced \boxed{} after </think>, spaces and all."""
+r"""What counts as an answer: the last \boxed{} after </think>, spaces and lone braces and all."""
+
+from pathlib import Path
 
 import pytest
 from toy_models import write_tokenizer
 
-from rmt.prompt import boxed_content, escape, parse_response
+from rmt.prompt import Answer, answer_kind, boxed_content, escape, parse_response
+from rmt.rewards import match_reward
 from rmt.tokenizer import Tokenizer
 
 BOXES = {
@@ -15,7 +18,15 @@ BOXES = {
     "inner-of-nested-boxes": (r"\boxed{\boxed{a}}", "a"),
     "unbalanced-last-yields-to-the-one-before": (r"\boxed{a} then \boxed{b", "a"),
     "unbalanced-alone": (r"\boxed{a", None),
-    "surplus-closing-braces": (r"}} \boxed{a}}", "a"),
+    "surplus-closing-braces-are-the-answer's": (r"}} \boxed{a}}", "a}"),
+    "opened-before-the-box": (r"$\text{it is \boxed{7}}$", "7"),
+    "open-brace": (r"\boxed{^{}", "^{"),
+    "close-and-open": (r"\boxed{}{}", "}{"),
+    "close-and-dollar": (r"so \boxed{}$}.", "}$"),
+    "close": (r"\boxed{}}", "}"),
+    "space-and-close": (r"\boxed{ }}", " }"),
+    "open-brace-behind-the-box": (r"\boxed{x}. Hence {y", "x"),
+    "paired-braces-behind-the-box": (r"\boxed{x} for {y}", "x"),
     "no-box": ("x", None),
     "boxed-without-brace": (r"\boxed x", None),
     "fbox-is-no-box": (r"\fbox{x}", None),
@@ -33,9 +44,11 @@ ESCAPES = {
     "whole-character": ("é".encode(), "é"),
     "zero-width-space": ("\u200b".encode(), r"\u200b"),
     "no-break-space-is-not-the-byte-a0": ("\u00a0".encode(), r"\u00a0"),
-    "open-brace": (b"{", r"\x7b"),
-    "close-brace": (b"}", r"\x7d"),
-    "wrong-way-round": (b"}{", r"\x7d\x7b"),
+    "open-brace": (b"{", "{"),
+    "close-brace": (b"}", "}"),
+    "wrong-way-round": (b"}{", "}{"),
+    "between-braces-the-wrong-way-round": (b"a}{b", r"a\x7d\x7bb"),
+    "brace-and-newline": (b"}\n", r"}\n"),
     "paired-braces": (b"{}", "{}"),
     "latex": (rb"\frac", r"\frac"),
 }
@@ -58,6 +71,29 @@ def test_escape(token, written):
 @pytest.mark.parametrize("token", [case[0] for case in ESCAPES.values()], ids=ESCAPES)
 def test_every_token_survives_its_box(token):
     assert boxed_content(rf"\boxed{{{escape(token)}}}") == escape(token)
+
+
+KINDS = [(b" para", "plain"), (b"{}", "plain"), (b"^{", "brace"), (b"}{", "brace"), (b"a}", "brace"),
+         (b"\n", "escaped"), (b"}\n", "escaped"), (b"\xc3", "escaped"), (b"a}{b", "escaped")]  # fmt: skip
+
+
+@pytest.mark.parametrize("token, kind", KINDS)
+def test_kind_of_answer(token, kind):
+    assert answer_kind(token) == kind
+
+
+@pytest.mark.parametrize("name", ["qwen3", "r1_distill_qwen"])
+def test_every_token_of_a_real_vocabulary_can_be_answered(name):
+    source = Path(__file__).parents[2] / "shared/data/tokenizers" / name
+    if not source.is_dir():
+        pytest.skip(f"{source} is not there")
+    tokenizer = Tokenizer(source)
+    for index in range(tokenizer.vocab_size):
+        token = tokenizer.bytes_of([index])
+        written = escape(token)
+        if token:
+            assert boxed_content(rf"so \boxed{{{written}}}.") == written, token
+            assert match_reward(Answer("", written, 0), [token]) == 1, token
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["control-token", "spelled-out"])

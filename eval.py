@@ -26,7 +26,7 @@ from rmt.fit import fitted
 from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.memory import ROW_TOKENS
 from rmt.positions import choose_positions, data_key, read_positions, write_positions
-from rmt.records import as_json
+from rmt.records import as_json, check_writable, write_whole
 from rmt.rollout import Sampling
 from rmt.sources import (
     longest_prompt,
@@ -77,9 +77,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
         sys.exit(
             "error: --per-tier and --temperature must be above 0, --budget and --limit 0 or more"
         )
-    if Path(options.json).is_dir() and options.json:
-        sys.exit(f"error: --json {options.json} is a directory; give a file's path")
     try:
+        if options.json:
+            check_writable("--json", Path(options.json))
         return from_json(values), options
     except ValueError as problem:
         sys.exit(f"error: {problem}")
@@ -172,14 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "peak_memory_gb": peak_memory(world.device) / 1e9,
         "tiers": rows, "items": items,
     }  # fmt: skip
+    if options.json:  # before anything is printed
+        content = json.dumps(as_json(report), indent=1, ensure_ascii=False)
+        write_whole(Path(options.json), content + "\n")
     asked = f", {budget} tokens asked for" if budget else ""
     print(f"{config.model}, mode {options.mode}, {report['decoding']}{asked}\n\n{table(rows)}\n")
     print(f"{report['seconds']:.0f} s, peak memory {report['peak_memory_gb']:.1f} GB")
     if options.json:
-        path = Path(options.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(as_json(report), indent=1, ensure_ascii=False))
-        print(f"wrote {path}")
+        print(f"wrote {options.json}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def check_writable(name: str, path: Path) -> None:
             tried.unlink()
     except OSError as error:
         raise ValueError(
-            f"{name} {path} cannot be written ({error.strerror or error}); give a file's path in a "
+            f"{name} {path} cannot be written ({error.strerror}: {error.filename}); give a file's path in a "
             "folder that is yours"
         ) from None
 

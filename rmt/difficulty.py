@@ -19,13 +19,11 @@ import torch
 from tqdm import tqdm
 
 from kernels import linear_topk_entropy
+from models.fingerprint import fingerprint
 from models.weights import cache_directory
 from rmt.corpus import Document
 from rmt.dist import World, gather_objects
 from rmt.forest import Tree, micro_batches, pack
-
-PROBES = 64  # places in each weight file that identify it; hashing 30 GB would take minutes
-PROBE_BYTES = 1 << 16
 
 
 def document_entropies(
@@ -68,7 +66,7 @@ def cached_entropies(
     measure, model_directory: Path, documents: Sequence[Document], method: str, world: World
 ) -> list[np.ndarray]:
     """`measure()`, or what an earlier run with the same model, text and method measured."""
-    name = f"difficulty/{_fingerprint(model_directory, documents, method)}"
+    name = f"difficulty/{_key(model_directory, documents, method)}"
     entropies = _read(name, [len(d.tokens) for d in documents]) if world.rank == 0 else None
     entropies = gather_objects(entropies, world)[0]
     if entropies is None:
@@ -78,17 +76,8 @@ def cached_entropies(
     return entropies
 
 
-def _fingerprint(directory: Path, documents: Sequence[Document], method: str) -> str:
-    digest = hashlib.sha256(method.encode())
-    for name in ("config.json", "tokenizer.json"):
-        digest.update((directory / name).read_bytes())
-    for shard in sorted(directory.glob("*.safetensors")):
-        size = shard.stat().st_size
-        digest.update(f"{shard.name} {size}".encode())
-        with shard.open("rb") as file:
-            for probe in range(PROBES):
-                file.seek(probe * size // PROBES)
-                digest.update(file.read(PROBE_BYTES))
+def _key(directory: Path, documents: Sequence[Document], method: str) -> str:
+    digest = hashlib.sha256(f"{method} {sorted(fingerprint(directory).items())}".encode())
     for document in documents:
         digest.update(document.tokens.tobytes() + b"|")
     return digest.hexdigest()[:16]

@@ -120,13 +120,14 @@ def whole_life(place: Path, gigabytes: float, dtype: str) -> dict[str, Any]:
     kept = steps(place / "out")
     lives.append(live(place, 1, dtype, until=lambda: False))
     losses = [
-        json.loads((place / f"losses-{i}.jsonl").read_text().splitlines()[-1]) for i in (0, 1)
+        json.loads((place / f"losses-{i}.jsonl").read_text().strip().split("\n")[-1])
+        for i in (0, 1)
     ]
     rows = [
         dict(life=life, rank=rank, **json.loads(line))
         for life, ranks in enumerate(RANKS)
         for rank in range(ranks)
-        for line in (place / f"memory-{life}-{rank}.jsonl").read_text().splitlines()
+        for line in (place / f"memory-{life}-{rank}.jsonl").read_text().strip().split("\n")
     ]
     return dict(lives=lives, kept=kept, losses=losses, rows=rows, difference=compare(place))
 

@@ -37,7 +37,7 @@ def test_committed_corpus_is_what_the_generator_writes():
 def test_train_and_eval_share_no_document():
     texts = {}
     for name in ("train", "eval"):
-        lines = (CORPUS / f"{name}.jsonl").read_text("utf-8").splitlines()
+        lines = (CORPUS / f"{name}.jsonl").read_text("utf-8").strip().split("\n")
         texts[name] = {json.loads(line)["text"] for line in lines}
         assert len(texts[name]) == len(lines)
     assert not texts["train"] & texts["eval"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rmt import dist
-from rmt.budget import budget_at
+from rmt.budget import budget_at, response_needed
 from rmt.clock import peak_memory
 from rmt.config import Config, from_json
 from rmt.evaluate import predict_plainly, predict_thinking, solve, summarise, table
@@ -80,7 +80,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
     try:
         if options.json:
             check_writable("--json", Path(options.json))
-        return from_json(values), options
+        return from_json(values | {"budget": False}), options
     except ValueError as problem:
         sys.exit(f"error: {problem}")
 
@@ -144,6 +144,12 @@ def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list,
 
 def make_sampling(config, options, tokenizer, budget, model, compute, world) -> Sampling:
     """All ranks."""
+    needed = response_needed(budget, config.budget_entropy) if budget else 0
+    if config.max_response < needed:
+        raise ValueError(
+            f"--max-response {config.max_response} is too short for the {budget} tokens of thought "
+            f"that are asked for and an answer; use --max-response {needed} or more"
+        )
     prompt = longest_prompt(config, tokenizer, budget)
     return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,

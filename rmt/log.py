@@ -21,6 +21,7 @@ from rmt.prompt import escape
 from rmt.records import append, as_json, set_aside, write_whole
 from rmt.verify import verifier
 
+WATCHED = 5  # steps in a row after which a run is told why it learns nothing
 LINE = {  # metric -> how the progress line shows it
     "loss/rl": "rl {:+.3f}",
     "loss/ntp": "ntp {:.3f}",
@@ -49,6 +50,7 @@ class RunLog:
         described = describe(config, total, world, step)
         described["lengths"] = _lengths(out / "run.json", step, total)
         write_whole(out / "run.json", json.dumps(described, indent=1))
+        self.longest, self.unread, self.cut = config.max_response, 0, 0
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "RunLog":
@@ -63,9 +65,24 @@ class RunLog:
             return
         append(self.out / "metrics.jsonl", [metrics])
         append(self.out / "samples.jsonl", samples)
+        self._explain(metrics)
         shown = [form.format(metrics[k]) for k, form in LINE.items() if metrics.get(k) is not None]
         self.bar.set_postfix_str(" ".join(shown), refresh=False)
         self.bar.update()
+
+    def _explain(self, metrics: dict[str, float]) -> None:
+        """Say once why rewards, and with them the loss, are 0."""
+        read, cut = metrics.get("share/well_formed"), metrics.get("share/cut_off")
+        self.unread = self.unread + 1 if read == 0 else 0
+        self.cut = self.cut + 1 if cut is not None and cut > 0.5 else 0
+        for steps, what in (
+            (self.unread, "no response had a readable answer, \\boxed{} after </think>: look at "
+             "samples.jsonl; does the model think and follow instructions?"),
+            (self.cut, f"most responses were cut off at --max-response {self.longest}: raise it, "
+             "or lower --budget-start"),
+        ):  # fmt: skip
+            if steps == WATCHED:
+                self.message(f"for {steps} steps {what}")
 
     def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
         if self.active:

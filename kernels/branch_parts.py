@@ -148,10 +148,10 @@ def parts(
     seen = tl.where(total > 0.0, total, 1.0)
     base = tl.where(total > 0.0, top, float("-inf"))
     part = (slot * tl.num_programs(1) * REP + head) * pieces + first_piece + tl.program_id(2)
-    seen = tl.where(fits, seen, float("nan"))
     tl.store(LSE + part, base + tl.log(seen), mask=there)
     place = OUT + part[:, None] * D + d[None, :]
-    tl.store(place, out / seen[:, None], mask=there[:, None] & (d < D)[None, :])
+    out = tl.where(fits[:, None], out / seen[:, None], float("nan"))
+    tl.store(place, out, mask=there[:, None] & (d < D)[None, :])
 
 
 @triton.jit

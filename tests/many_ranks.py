@@ -47,7 +47,6 @@ def _rank(rank, work, port, place, environment):
 
 def join(rank, count, port, replicate=0):
     """The world of this rank, as if torchrun had started it."""
-    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return dist.start(replicate)

@@ -9,8 +9,6 @@ from models.export import export
 from models.weights import INDEX, SINGLE, build, load, on_meta
 from rmt.dist import stop
 
-torch.set_num_threads(1)
-
 
 def resave(directory, change):
     state = load_file(directory / SINGLE)
@@ -136,7 +134,6 @@ def rank_reads_its_rows(rank, directory):
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2
     )

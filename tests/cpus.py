@@ -12,6 +12,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def tested(name: str, tests: list[str]) -> bool:
     command = [sys.executable, "-m", "pytest", *processes, "--dist", "worksteal", *tests]
     started, log = time.monotonic(), ROOT / "runs" / f"test-cpus-{name}.txt"
     log.parent.mkdir(exist_ok=True)
-    with log.open("w") as file:
-        environment = kept | {"OMP_NUM_THREADS": "1"} | changes
+    # torch.compile's cache does not tell CPUs apart that are one.
+    with log.open("w") as file, tempfile.TemporaryDirectory() as cache:
+        changes = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache} | changes
+        environment = kept | changes
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
     last = log.read_text().rstrip().splitlines()[-1:]
     summary = last[0].strip("= ").rsplit(" in ", 1)[0] if last else "no output"

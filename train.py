@@ -25,7 +25,7 @@ from rmt.curriculum import NO_TIER
 from rmt.evaluate import predict_thinking, solve, summarise, table
 from rmt.flops import forward_flops, peak_flops
 from rmt.grpo import advantage_scale, advantages, length_share
-from rmt.log import RunLog, device_name, readable_samples
+from rmt.log import RunLog, describe, device_name, readable_samples
 from rmt.metrics import Metrics, add_rollout_metrics, add_speed_metrics
 from rmt.probe import ask_probes, describe_documents, probe_steps
 from rmt.report import try_report
@@ -159,7 +159,8 @@ def run_to_end(run: Run, log: RunLog) -> str:
     if run.held_out:
         evaluate(run, log)
     log.probes(ask_probes(run))
-    model = export_model(run.model, run.source, run.out, run.compute, world)
+    made_by = describe(c, run.total_steps, world, run.step)
+    model = export_model(run.model, run.source, run.out, run.compute, world, run=made_by)
     return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
 
 

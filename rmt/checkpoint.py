@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from models.export import RUN as MODEL_RUN
 from models.export import SHARD_BYTES, export
 from rmt.dist import World, gather_objects
 
@@ -59,6 +60,28 @@ def read_run(out: Path, world: World) -> tuple[Path, dict[str, Any]]:
     return place, json.loads((place / RUN).read_text())
 
 
+def run_settings(path: Path) -> dict[str, Any] | None:
+    """JSON (config, total_steps, ...) of the run that made a model; None when no run of ours did.
+
+    path: the model's directory, a run's (its newest checkpoint counts) or a checkpoint's.
+    ValueError when the JSON is damaged.
+    """
+    path = Path(path).resolve()
+    newest = [place_of(path, step) for step in steps(path)[-1:]]
+    places = [path / MODEL_RUN, *(place / RUN for place in newest), path / RUN]
+    if path.name == "model":
+        places.append(path.parent / RUN)  # of a run whose model did not say yet
+    for place in (place for place in places if place.is_file()):
+        try:
+            settings = json.loads(place.read_text(encoding="utf-8"))
+            if isinstance(settings["config"], dict):
+                return settings
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise ValueError(f"{place} is damaged: it has no settings of a run; delete it or mend it")
+    return None
+
+
 def restore(place: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
     """Fill model, optimizer and tensors (in place) from a checkpoint. All ranks."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
@@ -84,11 +107,15 @@ def export_model(
     dtype: torch.dtype,
     world: World,
     max_shard_bytes: int = SHARD_BYTES,
+    run: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a Hugging Face directory OUT/model; CheckpointError if that fails. All ranks."""
+    """Write a Hugging Face directory OUT/model; CheckpointError if that fails. All ranks.
+
+    run: its settings, for `run_settings`.
+    """
     problem, state = None, get_model_state_dict(model)
     try:
-        export(state, source, out / "model", dtype, max_shard_bytes, world.rank)
+        export(state, source, out / "model", dtype, max_shard_bytes, world.rank, run)
     except (OSError, SafetensorError) as error:
         problem = reason(error)
     if problem := gather_objects(problem, world)[0]:

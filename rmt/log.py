@@ -44,7 +44,8 @@ class RunLog:
         # A resumed run repeats the steps after its checkpoint: their lines would be double.
         for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl", "probes.jsonl"):
             _keep_steps_before(out / name, step)
-        (out / "run.json").write_text(json.dumps(describe(config, total, world), indent=1))
+        record = json.dumps(describe(config, total, world, step), indent=1)
+        (out / "run.json").write_text(record, encoding="utf-8")
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "RunLog":
@@ -108,8 +109,8 @@ def readable_samples(run, step: int, questions, groups, answers, rewards) -> lis
     return samples
 
 
-def describe(config: Config, total: int, world: World) -> dict[str, Any]:
-    """Config, commit, versions and device: what a number from this run depends on."""
+def describe(config: Config, total: int, world: World, step: int) -> dict[str, Any]:
+    """Config, commit, versions and device: what a number of the run after `step` depends on."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -118,6 +119,7 @@ def describe(config: Config, total: int, world: World) -> dict[str, Any]:
     return {
         "config": asdict(config),
         "total_steps": total,
+        "step": step,
         "commit": commit,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -64,9 +64,9 @@ class RunLog:
         self.bar.set_postfix_str(" ".join(shown), refresh=False)
         self.bar.update()
 
-    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def evaluation(self, step: int, found: dict[str, Any]) -> None:
         if self.active:
-            _append(self.out / "eval.jsonl", [{"step": step, "tiers": rows}])
+            _append(self.out / "eval.jsonl", [{"step": step} | found])
 
     def documents(self, records: list[dict[str, Any]]) -> None:
         """The texts that probes are about; a resumed run writes the same again."""

@@ -16,7 +16,7 @@ from rmt.curriculum import NO_TIER, Curriculum, assign_tiers, document_order
 from rmt.dist import World, compute_dtype, load_model
 from rmt.fit import fitted, settled
 from rmt.flags import flag
-from rmt.positions import Position, choose_positions, data_key
+from rmt.positions import Chosen, choose_positions, data_key
 from rmt.saver import Saver
 from rmt.sources import (
     check_tiers,
@@ -46,7 +46,7 @@ class Run:
     clock: Clock
     saver: Saver
     # Documents with the positions that are asked about; of problems, none: all are asked
-    held_out: tuple[list[Document], list[Position]] | None
+    held_out: tuple[list[Document], Chosen] | None
     entropies: dict[int, np.ndarray] = field(default_factory=dict)  # nats, of documents it meets
     step: int = 0
     refused_in_a_row: int = 0  # updates refused because something was not finite
@@ -163,7 +163,7 @@ def prepare(config: Config, world: World) -> Run:
         ),
         compute=compute, clock=Clock(world.device),
         saver=Saver(Path(config.out), config.keep, world),
-        held_out=_held_out(config, world, source, tokenizer, shape, model, thresholds),
+        held_out=_held_out(config, world, source, tokenizer, shape, model),
         entropies=measured,
     )  # fmt: skip
     if place is not None:
@@ -176,13 +176,14 @@ def prepare(config: Config, world: World) -> Run:
     return run
 
 
-def _held_out(config, world, source, tokenizer, shape, model, thresholds):
+def _held_out(config, world, source, tokenizer, shape, model):
+    """Documents and positions of the evaluations; `model` still is the initial one. All ranks."""
     if not config.eval_data:
         return None
     documents = read_documents(config, config.eval_data, tokenizer, shape, config.max_response)
-    if config.task != "next-token":
-        return documents, []
-    entropies, _ = measure_difficulty(
+    if config.task == "problems":
+        return documents, Chosen([])
+    entropies, thresholds = measure_difficulty(
         config, config.eval_data, world, source, tokenizer, documents, model
     )
     return documents, choose_positions(

@@ -35,6 +35,25 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": dict(qk_norm=False, qkv_bias=True),
     "LlamaForCausalLM": dict(qk_norm=False, qkv_bias=False),
 }
+# What transformers takes where config.json has no such field (or null).
+DEFAULTS = {
+    "Qwen3ForCausalLM": dict(
+        model_type="qwen3", max_position_embeddings=32768, num_key_value_heads=32, head_dim=128
+    ),
+    "Qwen2ForCausalLM": dict(
+        model_type="qwen2", max_position_embeddings=32768, num_key_value_heads=32, head_dim=None
+    ),
+    "LlamaForCausalLM": dict(
+        model_type="llama", max_position_embeddings=2048, num_key_value_heads=None, head_dim=None
+    ),
+}
+# Fields that would change the logits, and the values (beside null) with which they do not.
+WITHOUT_EFFECT = {
+    "hidden_act": ("silu", "swish"), "mlp_bias": (False,), "use_sliding_window": (False,),
+    "attention_dropout": (0,), "partial_rotary_factor": (1,), "quantization_config": (),
+    "pretraining_tp": (1,), "is_encoder_decoder": (False,), "auto_map": (), "text_config": (),
+}  # fmt: skip
+LARGEST = 1 << 24  # of a size: beyond, it is not a model's but a damaged file's
 
 
 @dataclass(frozen=True)
@@ -59,47 +78,40 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, raw: dict, source: str = "config.json") -> "ModelConfig":
-        """Read a Hugging Face config; ValueError names what this code cannot compute."""
-        architecture = (raw.get("architectures") or ["(none)"])[0]
-        if architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"{source}: architecture {architecture} is not supported; "
-                f"use a model of {', '.join(ARCHITECTURES)}"
-            )
-        traits = dict(ARCHITECTURES[architecture])
-        rope = _rope(raw, source)
-        if raw.get("use_sliding_window"):
-            raise ValueError(
-                f"{source}: use_sliding_window=true is not supported; "
-                "only full attention is implemented"
-            )
-        if raw.get("hidden_act", "silu") != "silu":
-            raise ValueError(
-                f"{source}: hidden_act={raw['hidden_act']} is not supported, only silu"
-            )
-        if raw.get("mlp_bias") or (raw.get("attention_bias") and not traits["qkv_bias"]):
-            raise ValueError(f"{source}: attention_bias / mlp_bias are not supported")
-        try:
-            heads = raw["num_attention_heads"]
-            return cls(
-                architecture=architecture,
-                vocab_size=raw["vocab_size"],
-                hidden_size=raw["hidden_size"],
-                intermediate_size=raw["intermediate_size"],
-                num_hidden_layers=raw["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=raw.get("num_key_value_heads") or heads,
-                # Qwen3 has an explicit head_dim: 128 even where hidden_size / heads = 64.
-                head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-                rope_theta=float(rope),
-                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-                max_position_embeddings=raw.get("max_position_embeddings", 2048),
-                tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-                initializer_range=raw.get("initializer_range", 0.02),
-                **traits,
-            )
-        except KeyError as missing:
-            raise ValueError(f"{source}: the field {missing} is missing") from None
+        """Read a Hugging Face config as transformers does.
+
+        ValueError names the field that is missing, damaged, or not computed by this code.
+        """
+        if not isinstance(raw, dict):
+            raise ValueError(f"{source} is not a JSON object; fetch it again")
+        architecture = _architecture(raw, source)
+        default, traits = DEFAULTS[architecture], ARCHITECTURES[architecture]
+        _refuse_effects(raw, traits, source)
+        number = lambda name, otherwise=None, kind=int: _number(raw, name, otherwise, kind, source)
+        heads, hidden = number("num_attention_heads"), number("hidden_size")
+        # null is the number of heads; only a field that is not there has the class's default.
+        kv_heads = None if "num_key_value_heads" in raw else default["num_key_value_heads"]
+        # Qwen3 has an explicit head_dim: 128 even where hidden_size / heads = 64.
+        config = cls(
+            architecture=architecture,
+            vocab_size=number("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=number("intermediate_size"),
+            num_hidden_layers=number("num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=number("num_key_value_heads", kv_heads or heads),
+            head_dim=number("head_dim", default["head_dim"] or hidden // heads),
+            rope_theta=_rope(raw, source),
+            rms_norm_eps=number("rms_norm_eps", 1e-6, float),
+            max_position_embeddings=number(
+                "max_position_embeddings", default["max_position_embeddings"]
+            ),
+            tie_word_embeddings=_truth(raw, "tie_word_embeddings", source),
+            initializer_range=number("initializer_range", 0.02, float),
+            **traits,
+        )
+        _check_heads(config, raw, source)
+        return config
 
     @classmethod
     def from_directory(cls, directory: Path) -> "ModelConfig":
@@ -110,20 +122,125 @@ class ModelConfig:
                 "directory with config.json, tokenizer.json and safetensors"
             )
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            raw = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
         return cls.from_dict(raw, str(path))
 
 
+def _architecture(raw: dict, source: str) -> str:
+    """transformers goes by model_type; both fields must mean the same class."""
+    named, kind = raw.get("architectures"), raw.get("model_type")
+    if named is not None and not (isinstance(named, list) and named and isinstance(named[0], str)):
+        raise ValueError(
+            f"{source}: architectures is {named!r}, not a list of names; fetch it again"
+        )
+    by_type = [name for name, default in DEFAULTS.items() if default["model_type"] == kind]
+    architecture = named[0] if named else by_type[0] if by_type else "(none)"
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{source}: architecture {architecture} is not supported; "
+            f"use a model of {', '.join(ARCHITECTURES)}"
+        )
+    if kind is not None and by_type != [architecture]:
+        raise ValueError(
+            f"{source}: model_type {kind!r} is not that of architectures, {architecture}: "
+            "transformers would build another model; mend one of the two"
+        )
+    return architecture
+
+
+def _refuse_effects(raw: dict, traits: dict, source: str) -> None:
+    """ValueError for a field that asks for what is not computed here."""
+    values = dict(WITHOUT_EFFECT)
+    if not traits["qkv_bias"]:  # Qwen2 always has the bias, and no such field
+        values["attention_bias"] = (False,)
+    for name, harmless in values.items():
+        value = raw.get(name)
+        if value is not None and value not in harmless:
+            raise ValueError(
+                f"{source}: {name}={value!r} is not supported"
+                + (f"; only {harmless[0]!r} is" if harmless else "; take a checkpoint without it")
+            )
+    if traits["qk_norm"] or traits["qkv_bias"]:  # Llama has no such field
+        kinds = raw.get("layer_types") or []
+        if kinds and kinds != ["full_attention"] * raw.get("num_hidden_layers", 0):
+            raise ValueError(
+                f"{source}: layer_types is not full_attention for each of num_hidden_layers; only "
+                "full attention is implemented"
+            )
+
+
+def _check_heads(config: ModelConfig, raw: dict, source: str) -> None:
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    if heads % groups:
+        raise ValueError(
+            f"{source}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+        )
+    if config.head_dim % 2:
+        raise ValueError(f"{source}: head_dim {config.head_dim} is odd; rotary positions pair it")
+    if config.num_hidden_layers > 1000:
+        raise ValueError(
+            f"{source}: num_hidden_layers is {config.num_hidden_layers}; fetch it again"
+        )
+    llama = not (config.qk_norm or config.qkv_bias)
+    if config.hidden_size % heads and (raw.get("head_dim") is None or llama):
+        raise ValueError(
+            f"{source}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "
+            f"{heads}"
+        )
+
+
+def _number(raw: dict, name: str, otherwise, kind: type, source: str):
+    """A number above 0 of a config."""
+    value = raw.get(name)
+    if value is None:
+        if otherwise is None:
+            raise ValueError(f"{source}: the field {name!r} is missing")
+        return otherwise
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    largest = LARGEST if kind is int else 1e12
+    if not (whole or (kind is float and isinstance(value, float))) or not 0 < value <= largest:
+        raise ValueError(
+            f"{source}: {name} is {str(value)[:80]!r} where a "
+            f"{'whole ' if kind is int else ''}number above 0 belongs; fetch it again"
+        )
+    return kind(value)
+
+
+def _truth(raw: dict, name: str, source: str) -> bool:
+    value = raw.get(name)
+    if value not in (None, True, False) or isinstance(value, (int, float)) != isinstance(
+        value, bool
+    ):
+        raise ValueError(f"{source}: {name} is {value!r}, neither true nor false; fetch it again")
+    return bool(value)
+
+
 def _rope(raw: dict, source: str) -> float:
     """rope_theta, after refusing every scaling: positions would silently be wrong."""
-    # transformers 5 writes rope_parameters, earlier versions rope_theta + rope_scaling.
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
+    # transformers 5 writes rope_parameters, earlier versions rope_theta + rope_scaling; it takes
+    # rope_scaling where there are both. Whatever is there must say the same.
+    fields = {name: raw.get(name) or {} for name in ("rope_parameters", "rope_scaling")}
+    thetas = {raw.get("rope_theta")}
+    for name, rope in fields.items():
+        if not isinstance(rope, dict):
+            raise ValueError(f"{source}: {name} is not a JSON object; fetch it again")
+        if nested := [key for key, value in rope.items() if isinstance(value, (dict, list))]:
+            raise ValueError(f"{source}: {name}.{nested[0]} is not supported; only one theta is")
+        kinds = {rope.get("rope_type") or "default", rope.get("type") or "default"} - {"default"}
+        if kinds:
+            raise ValueError(
+                f"{source}: rope scaling of type {str(kinds.pop())!r} ({name}) is not supported; "
+                "remove it if the run stays within the unscaled context"
+            )
+        if rope.get("partial_rotary_factor", 1) not in (1, None):
+            raise ValueError(f"{source}: {name}.partial_rotary_factor is not supported; only 1 is")
+        thetas.add(rope.get("rope_theta"))
+    if len(thetas - {None}) > 1:
         raise ValueError(
-            f"{source}: rope scaling of type {kind!r} is not supported; "
-            "remove it if the run stays within the unscaled context"
+            f"{source}: rope_theta is given as {' and as '.join(sorted(map(str, thetas - {None})))}; "
+            "keep the right one"
         )
-    return parameters.get("rope_theta") or raw.get("rope_theta") or 10000.0
+    theta = {"rope_theta": next(iter(thetas - {None}), None)}
+    return _number(theta, "rope_theta", 10000.0, float, source)

@@ -33,7 +33,7 @@ from rmt.dist import World, gather_objects
 CHECKSUMS, RUN = "checksums.json", "run.json"
 
 
-class CheckpointError(Exception):
+class CheckpointError(ValueError):
     """Saving or reading a checkpoint failed; the message says what is intact."""
 
 
@@ -43,21 +43,22 @@ def steps(out: Path) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdigit())
 
 
-def read_run(out: Path, world: World) -> tuple[Path, dict[str, Any]]:
-    """Place and saved JSON of the newest checkpoint, its files checked. All ranks.
-
-    CheckpointError when there is none or a file is damaged.
-    """
+def newest(out: Path) -> Path:
+    """The folder of a run's newest checkpoint; CheckpointError when there is none."""
     if not steps(out):
         raise CheckpointError(f"--resume {out}: no checkpoint in {out / 'checkpoints'}; start anew")
-    place = place_of(out, steps(out)[-1])
+    return place_of(out, steps(out)[-1])
+
+
+def read(place: Path, world: World) -> dict[str, Any]:
+    """Saved JSON of a checkpoint; CheckpointError when one of its files is damaged. All ranks."""
     damaged = [name for part in gather_objects(_damaged(place, world), world) for name in part]
     if damaged:
         raise CheckpointError(
             f"{place / damaged[0]} is damaged (checksum differs from the one at saving); "
             f"delete {place} to resume from the checkpoint before it"
         )
-    return place, json.loads((place / RUN).read_text())
+    return json.loads((place / RUN).read_text(encoding="utf-8"))
 
 
 def run_settings(path: Path) -> dict[str, Any] | None:

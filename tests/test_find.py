@@ -79,8 +79,8 @@ REFUSED_CONFIGS = {
     "no-architecture": ({"architectures": None}, ("(none)", "Qwen3ForCausalLM")),
     "rope-scaling": ({"rope_scaling": {"type": "yarn"}}, ("'yarn'", "remove it if")),
     "rope-parameters": ({"rope_parameters": {"rope_type": "llama3"}}, ("'llama3'", "remove it if")),
-    "sliding-window": ({"use_sliding_window": True}, ("use_sliding_window=true", "full attention")),
-    "activation": ({"hidden_act": "gelu"}, ("hidden_act=gelu", "only silu")),
+    "sliding-window": ({"use_sliding_window": True}, ("use_sliding_window=True", "only False")),
+    "activation": ({"hidden_act": "gelu"}, ("hidden_act='gelu'", "only 'silu'")),
     "attention-bias": ({"attention_bias": True}, ("attention_bias",)),
 }
 

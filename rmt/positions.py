@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,6 @@ class Chosen:
     def summary(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows about the answers."""
         return summarise(items, self.population, min(self.thresholds, default=math.inf))
-
-    def refuse_other(self, asked: dict[str, Any], path: Path) -> None:
-        """ValueError when a flag that was typed asks for other positions than these."""
-        for name, value in asked.items():
-            kept = self.settings.get(name)
-            if name in self.settings and _plain(value) != kept:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {_shown(value)}, but the positions stored in "
-                    f"{path} were chosen with {_shown(kept)}; leave the flag out, or give "
-                    "--positions another file to choose anew"
-                )
 
 
 def choose_positions(
@@ -101,8 +90,12 @@ def write_positions(path: Path, chosen: Chosen) -> None:
     os.replace(temporary, path)
 
 
-def read_positions(path: Path, documents: Sequence[Document]) -> Chosen:
-    """ValueError when the stored positions do not belong to these documents."""
+def read_positions(
+    path: Path, documents: Sequence[Document], asked: Mapping[str, Any] | None = None
+) -> Chosen:
+    """ValueError when the stored positions do not belong to these documents, or were chosen with
+    other values of the flags in `asked`.
+    """
     try:
         chosen = _chosen(json.loads(path.read_text(encoding="utf-8")))
     except (
@@ -119,6 +112,13 @@ def read_positions(path: Path, documents: Sequence[Document]) -> Chosen:
         ) from None
     if not chosen.positions:
         raise ValueError(f"--positions {path} is empty; delete it to choose positions anew")
+    for name, value in (asked or {}).items():
+        if name in chosen.settings and _plain(value) != (kept := chosen.settings[name]):
+            raise ValueError(
+                f"--{name.replace('_', '-')} {_shown(value)}, but the positions stored in {path} "
+                f"were chosen with {_shown(kept)}; leave the flag out, or give --positions "
+                "another file to choose anew"
+            )
     for p in chosen.positions:
         inside = 0 <= p.document < len(documents)
         inside = inside and 0 <= p.position < len(documents[p.document].tokens)

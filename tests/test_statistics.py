@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from rmt import compare, statistics
+from rmt.curriculum import TIERS
+from rmt.statistics import wilson
 from rmt.summary import summarise
 
 
@@ -30,6 +32,19 @@ def test_bootstrap_has_the_spread_of_all_ways_to_draw_documents():
     assert np.array_equal(drawn, statistics.resample(clusters, values, draws=20_000))
 
 
+@pytest.mark.parametrize("right, n", [(0, 10), (5, 10), (10, 10), (1, 200), (118, 200)])
+def test_wilson_interval_ends_where_the_score_test_rejects(right, n):
+    for end in wilson(right, n):
+        distance = 1.959964 * math.sqrt(end * (1 - end) / n)
+        assert abs(right / n - end) == pytest.approx(distance, abs=1e-6)
+
+
+def test_wilson_interval_has_its_textbook_values():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert all(math.isnan(end) for end in wilson(0, 0))
+
+
 def test_items_of_a_document_that_are_all_alike_count_as_one():
     right = [k % 2 == 0 for k in range(60)]
     of_documents = statistics.interval(range(60), right, [1] * 60, [0] * 60)
@@ -51,6 +66,36 @@ def test_an_interval_is_not_empty_where_all_are_right_or_of_one_document(right):
 def item(document, position, tier, match, entropy=1.0, **more):
     return dict(document=document, position=position, tier=tier, match=match, entropy=entropy,
                 well_formed=True, thinking_length=8, tokens=9, budget=10) | more  # fmt: skip
+
+
+def one(match, tier="easy", entropy=0.7, length=8, **more):
+    return item(0, 0, tier, match, entropy, thinking_length=length, **{"budget": None} | more)
+
+
+def test_an_unparseable_response_counts_as_wrong():
+    items = [one(True, budget=10), one(False, well_formed=False, length=None, budget=10)]
+    row = summarise(items)[0]
+    assert (row["n"], row["accuracy"], row["well_formed"]) == (2, 0.5, 0.5)
+    assert row["thinking_length"] == 8, "the length of thoughts that ended"
+    assert row["budget_error"] == pytest.approx(0.2)
+
+
+def test_a_length_is_compared_with_the_budget_of_its_own_position():
+    row = summarise([one(True, budget=16), one(True, budget=10)])[0]
+    assert row["budget_error"] == pytest.approx((0.5 + 0.2) / 2)
+
+
+def test_the_average_is_the_mean_of_the_tiers_not_of_the_items():
+    items = [one(True)] * 8 + [one(False, "medium", 1.2)] * 2 + [one(True, "hard", 2.0)] * 2
+    rows = {row["tier"]: row for row in summarise(items)}
+    assert [rows[tier]["accuracy"] for tier in TIERS] == [1, 0, 1]
+    assert rows["average"]["accuracy"] == pytest.approx(2 / 3)
+    assert 0 < rows["average"]["low"] < 2 / 3 < rows["average"]["high"] <= 1
+
+
+def test_a_tier_without_items_is_not_part_of_the_average():
+    rows = {row["tier"]: row for row in summarise([one(True)])}
+    assert math.isnan(rows["hard"]["accuracy"]) and rows["average"]["accuracy"] == 1
 
 
 def test_nested_sets_weight_tiers_by_how_many_positions_have_them():
@@ -129,5 +174,5 @@ def test_a_difference_that_chance_explains_is_none():
 
 def test_other_questions_are_not_compared():
     before, after = two_answers(5, 3, 50, 100, 100)
-    with pytest.raises(ValueError, match="other questions.*the same --positions"):
+    with pytest.raises(ValueError, match=r"other questions.*the same --positions"):
         compare.differences(before, after[1:])

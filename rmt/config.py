@@ -39,6 +39,10 @@ class Config:
     text_fields: tuple[str, ...] = knob(
         (), "JSON fields joined by a blank line; default: problem and solution, else text"
     )
+    holdout: int = knob(
+        200, "documents held out of training and taken by evaluation, chosen by a hash of their "
+        "text [the paper's number]; 0: none",
+    )  # fmt: skip
     document_tokens: int = knob(
         2048, "longer documents are cut into pieces of this many tokens [ours]"
     )

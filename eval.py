@@ -25,6 +25,7 @@ from typing import Any
 
 from models.fingerprint import fingerprint
 from rmt import dist
+from rmt.budget import response_needed
 from rmt.clock import peak_memory
 from rmt.config import Config
 from rmt.corpus import Document
@@ -34,7 +35,7 @@ from rmt.fit import fitted
 from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.memory import ROW_TOKENS
 from rmt.positions import Chosen, choose_positions, data_key, read_positions, write_positions
-from rmt.protocol import Protocol, final_budget, protocol
+from rmt.protocol import Protocol, protocol
 from rmt.records import as_json, check_writable, write_whole
 from rmt.rollout import Sampling
 from rmt.sources import longest_prompt, measure_difficulty, read_corpus, read_model_directory
@@ -125,7 +126,7 @@ def evaluate(typed: dict[str, Any], asked: Protocol, options: Options, world: di
     about = {"data": data_key(documents), "records": corpus.total, "left_out": left_out}
     compute = dist.compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
-    budget = options.budget or (final_budget(config) if asked.mode not in ("ntp", "ntr") else None)
+    budget = options.budget or asked.budget
     known = (model, tokenizer)
     if asked.mode == "problems":
         documents = documents[: options.limit or None]
@@ -182,6 +183,12 @@ def positions_of(
 
 def make_sampling(config, options, tokenizer, budget, model, compute, world) -> Sampling:
     """All ranks."""
+    needed = response_needed(budget, config.budget_entropy) if budget else 0
+    if config.max_response < needed:
+        raise ValueError(
+            f"--max-response {config.max_response} is too short for the {budget} tokens of thought "
+            f"that are asked for and an answer; use --max-response {needed} or more"
+        )
     prompt = longest_prompt(config, tokenizer, budget)
     return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,

@@ -20,7 +20,7 @@ from rmt.batch import question_trees, text_trees
 from rmt.checkpoint import export_model
 from rmt.clock import peak_memory, profiled
 from rmt.config import parse, typed
-from rmt.curriculum import NO_TIER
+from rmt.curriculum import low_entropy
 from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
 from rmt.flops import forward_flops, peak_flops
 from rmt.grpo import advantage_scale, advantages, length_share
@@ -79,7 +79,7 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     responses = [[rollout.tokens for rollout in group] for group in groups]
     trees = question_trees(questions, run.documents, prompts_of(run, questions), responses)
     if c.ntp:
-        low = {index: run.tiers[index] == NO_TIER for index in indices}
+        low = {index: low_entropy(run.tiers[index], c.min_context) for index in indices}
         trees += text_trees(
             indices, run.documents, run.tokenizer.begin_ids, questions, low, c.ntp_scope
         )
@@ -87,6 +87,8 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
         trained = update(run, trees, groups, advantage, rewards["match"], metrics)
 
     add_rollout_metrics(metrics, questions, answers, responses, rewards)
+    cut = [not rollout.finished for group in groups for rollout in group]
+    metrics.add("share/cut_off", sum(cut), len(cut))
     measure_speed(run, responses, trained, started, metrics)
     row = {"step": step, "budget": budget_of(run, step)} | metrics.reduce(world)
     run.tokens += row["tokens/step"] + row["tokens/dropped"]

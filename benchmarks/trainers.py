@@ -48,8 +48,8 @@ def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int 
     world = dist.current(machine.device_here())
     config = Config(
         model=str(place), batch_size=o.documents, group_size=o.group, temperature=1.0,
-        max_response=o.response, ntp=False, learning_rate=LEARNING_RATE, warmup_steps=0,
-        tokens_per_micro_batch=row or ROW[world.device.type], recompute="full",
+        max_response=o.response, budget=False, ntp=False, learning_rate=LEARNING_RATE,
+        warmup_steps=0, tokens_per_micro_batch=row or ROW[world.device.type], recompute="full",
     )  # fmt: skip
     model = dist.load_model(place, world, compute)
     model.how_to_train(config.recompute, compiled=world.device.type == "cuda")

@@ -3,7 +3,7 @@
 Training asks through `draw_questions` and `ask`; rmt/probe.py asks its own questions by `respond`.
 
 Departures: RPT's dynamic sampling fills its batch with groups of other prompts; ours replaces a
-group whose matching rewards are all equal by one at another position of the same document, so that
+group whose matching rewards are all equal by one at a new position of the same document, so that
 a step has the documents that its epoch gave it. Groups are judged by r_match (as the composite
 reward differs almost always), at most `resample_tries` times.
 """
@@ -69,14 +69,16 @@ def draw_questions(run: Run, step: int, metrics: Metrics) -> tuple[list[int], li
     return [indices[i] for i in mine], [question for i in mine for question in asked[i]]
 
 
-def _draw(run: Run, step: int, index: int, count: int) -> tuple[list[Draw], int]:
-    """Positions of a document to ask about, and how often a tier was empty."""
+def _draw(
+    run: Run, step: int, index: int, count: int, taken: Sequence[int] = (), attempt: int = 0
+) -> tuple[list[Draw], int]:
+    """Positions of a document to ask about, none of `taken`, and how often a tier was empty."""
     c = run.config
     if c.task == "nothing":
         return [], 0
     if c.task == "problems":
         return [Draw(len(run.documents[index].tokens), NO_TIER)], 0
-    return run.curriculum.draw(step, index, planned_tiers(run, step), count)
+    return run.curriculum.draw(step, index, planned_tiers(run, step), count, taken, attempt)
 
 
 def planned_tiers(run: Run, step: int) -> np.ndarray | None:
@@ -121,20 +123,14 @@ def ask(
         said = respond(run, sampler, questions, step)
     run.curriculum.fade()
     _observe(run, questions, said)
-    for _ in range(c.resample_tries if 0 <= c.resample_from <= step else 0):
+    taken = _taken(questions)
+    for attempt in range(1, 1 + (c.resample_tries if 0 <= c.resample_from <= step else 0)):
         dull = (~mixed(said.rewards["match"])).nonzero()[:, 0].tolist()
-        everywhere = dist.gather_objects([questions[i].document for i in dull], run.world)
-        if not any(everywhere):
+        others = _others(run, step, questions, dull, taken, attempt)
+        if others is None:
             break
-        # Every rank draws for all, to know what was drawn.
-        drawn = [[_draw(run, step, index, 1)[0] for index in part] for part in everywhere]
-        own = dict(zip(dull, drawn[run.world.rank]))
-        others = {
-            i: question_at(run, step, questions[i].document, draws[0])
-            for i, draws in own.items() if draws  # none: all positions of a document are noise
-        }  # fmt: skip
         with run.clock("sampling"):
-            fresh = respond(run, sampler, list(others.values()), step)
+            fresh = respond(run, sampler, list(others.values()), step, attempt=attempt)
         _observe(run, list(others.values()), fresh)
         generated += sum(len(r.tokens) for i in others for r in said.groups[i])
         questions, said = _replaced(questions, said, others, fresh)
@@ -143,14 +139,53 @@ def ask(
     return questions, said
 
 
+def _taken(questions: Sequence[Question]) -> dict[int, set[int]]:
+    """The positions of each document that are asked about."""
+    taken: dict[int, set[int]] = {}
+    for question in questions:
+        taken.setdefault(question.document, set()).add(question.position)
+    return taken
+
+
+def _others(
+    run: Run, step: int, questions: list[Question], dull: Sequence[int],
+    taken: dict[int, set[int]], attempt: int,
+) -> dict[int, Question] | None:  # fmt: skip
+    """New questions in the places `dull`, about positions of the same documents that this step has
+    not asked about, as far as there are any; None when no rank has one. Adds to taken. All ranks.
+    """
+    places: dict[int, list[int]] = {}
+    for i in dull:
+        places.setdefault(questions[i].document, []).append(i)
+    wanted = [(index, len(group), sorted(taken[index])) for index, group in places.items()]
+    # Every rank draws for all, to know what was drawn.
+    drawn = [
+        [_draw(run, step, *request, attempt)[0] for request in part]
+        for part in dist.gather_objects(wanted, run.world)
+    ]
+    if not any(draws for part in drawn for draws in part):
+        return None
+    others = {
+        i: question_at(run, step, index, draw)
+        for (index, group), draws in zip(places.items(), drawn[run.world.rank])
+        for i, draw in zip(group, draws)
+    }
+    for question in others.values():
+        taken[question.document].add(question.position)
+    return others
+
+
 def respond(
-    run: Run, sampler, questions: Sequence[Question], step: int, purpose: str = "train"
-) -> Said:
-    """G responses to each question, parsed and rewarded; `purpose` names their random numbers."""
+    run: Run, sampler, questions: Sequence[Question], step: int, purpose: str = "train",
+    attempt: int = 0,
+) -> Said:  # fmt: skip
+    """G responses to each question, parsed and rewarded; `purpose` names their random numbers, of
+    which each attempt of a step has its own.
+    """
     c, tokenizer = run.config, run.tokenizer
     sampling = Sampling(
         c.max_response, tokenizer.stop_ids, tokenizer.vocab_size, c.temperature, c.max_branches,
-        c.seed, purpose, step,
+        c.seed, purpose, step, attempt * c.group_size,
     )  # fmt: skip
     trees = question_trees(questions, run.documents, prompts_of(run, questions))
     groups = generate(sampler, trees, c.group_size, sampling)

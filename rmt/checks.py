@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rmt.budget import response_needed
 from rmt.flags import flag, read_bytes
 
 if TYPE_CHECKING:
@@ -72,6 +73,15 @@ def _reward_problems(c: "Config") -> Iterator[str]:
             f"--length-reward-max is {c.length_reward_max}: with --length-weight {c.length_weight} "
             "a wrong answer of the right length could beat a right one; lower it"
         )
+    if c.budget and c.task != "nothing":
+        needed = response_needed(c.budget_start, c.budget_entropy)
+        if c.max_response < needed:
+            yield (
+                f"--max-response is {c.max_response}: a response that thinks as long as "
+                f"--budget-start {c.budget_start} asks for (with --budget-entropy "
+                f"{c.budget_entropy}) would be cut off before its answer; use --max-response "
+                f"{needed} or more, or a lower --budget-start"
+            )
     if c.max_response < 4:
         yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
     if c.group_size < 2:
@@ -95,6 +105,11 @@ def _curriculum_problems(c: "Config") -> Iterator[str]:
         yield f"--tier-thresholds is {thresholds}: give three rising numbers, easy medium hard"
     if c.tiers == "quantile" and not all(0 <= x < 1 for x in thresholds):
         yield f"--tier-thresholds is {thresholds}: quantiles lie in [0, 1); try 0.5 0.7 0.85"
+    if c.curriculum_rule == "adaptive" and not c.curriculum:
+        yield (
+            "--curriculum-rule adaptive with --no-curriculum: without a curriculum positions are "
+            "drawn uniformly, by no rule; use --curriculum, or leave the rule out"
+        )
     for name in ("curriculum_early", "curriculum_late"):
         p = getattr(c, name)
         if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:

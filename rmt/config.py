@@ -121,13 +121,16 @@ class Config:
         ("token-mean", "sequence-mean", "constant", "sequence-sum"),
     )  # fmt: skip
     kl_beta: float = knob(0.0, "beta: KL to the frozen initial model; 0 keeps no reference [ours]")
-    updates_per_batch: int = knob(1, "updates on the same rollouts; 1 is exactly on-policy")
+    updates_per_batch: int = knob(
+        1, "updates on the same rollouts and text; 1 is exactly on-policy"
+    )
     clip_low: float = knob(0.2, "ratio clip below, for more than one update per batch")
     clip_high: float = knob(0.2, "ratio clip above")
     ntp: bool = knob(True, "next-token prediction on the positions not reasoned about")
     ntp_weight: float = knob(0.1, "lambda: weight of next-token prediction")
     ntp_scope: str = knob(
-        "not_in_C", "which positions it trains; not_in_C is the paper",
+        "not_in_C", "which positions it trains; not_in_C is the paper; low_entropy: outside all "
+        "tiers but not too early",
         ("not_in_C", "low_entropy", "all"),
     )  # fmt: skip
     ntp_reduction: str = knob(

@@ -50,6 +50,11 @@ def assign_tiers(entropy: np.ndarray, thresholds: Sequence[float], min_context: 
     return tiers
 
 
+def low_entropy(tiers: np.ndarray, min_context: int) -> np.ndarray:
+    """Where a token is predictable: below all tiers, but not for being too early to have one."""
+    return (tiers == NO_TIER) & (np.arange(len(tiers)) >= min_context)
+
+
 def quantile_thresholds(
     entropies: Sequence[np.ndarray], quantiles: Sequence[float], min_context: int
 ) -> tuple[float, ...]:
@@ -133,37 +138,42 @@ class Curriculum:
         return self.misses[self.first[document] + positions] >= self.noise_tries
 
     def draw(
-        self, step: int, document: int, probabilities: np.ndarray | None, count: int
-    ) -> tuple[list[Draw], int]:
-        """Up to `count` distinct positions of a document, and how often a drawn tier was empty.
+        self, step: int, document: int, probabilities: np.ndarray | None, count: int,
+        taken: Sequence[int] = (), attempt: int = 0,
+    ) -> tuple[list[Draw], int]:  # fmt: skip
+        """`count` distinct positions of a document, none of `taken`, and how many draws found
+        their tier empty; fewer positions where the document has no more, which counts as well.
 
-        probabilities None: no curriculum, uniform over the positions of all tiers. A tier that the
-        document lacks is dropped and the others renormalised; without any, nothing is drawn.
+        probabilities None: no curriculum, uniform over the positions of all tiers. A tier of which
+        nothing is left is dropped and the others renormalised. Each `attempt` of a step has random
+        numbers of its own.
         """
-        sizes = np.array([len(self._pool(document, tier)) for tier in range(len(TIERS))])
-        wanted = sizes / max(1, sizes.sum()) if probabilities is None else probabilities
-        present = wanted * (sizes > 0)
-        if present.sum() == 0:
-            return [], count
-        rng = np.random.default_rng((self.seed, step, document))
-        draws: dict[int, Draw] = {}
-        dropped = 0
-        for _ in range(min(count, int(sizes[present > 0].sum()))):
+        rng = np.random.default_rng((self.seed, step, document, attempt))
+        gone, draws, empty = set(taken), [], 0
+        pools = [self._pool(document, tier).tolist() for tier in range(len(TIERS))]
+        sizes = np.array([len(set(pool) - gone) for pool in pools])
+        for number in range(count):
+            wanted = sizes if probabilities is None else probabilities
+            present = wanted * (sizes > 0)
+            if not present.sum():
+                return draws, empty + count - number
             tier = int(rng.choice(len(TIERS), p=wanted / wanted.sum()))
             if not sizes[tier]:
-                dropped += 1
+                empty += 1
                 tier = int(rng.choice(len(TIERS), p=present / present.sum()))
-            position = self._next(document, tier)
-            draws.setdefault(position, Draw(position, tier))
-        return list(draws.values()), dropped
+            position = self._next(document, tier, gone)
+            gone.add(position)
+            sizes[tier] -= 1
+            draws.append(Draw(position, tier))
+        return draws, empty
 
-    def _next(self, document: int, tier: int) -> int:
-        """The next position of the current shuffle of (document, tier) that is not noise."""
+    def _next(self, document: int, tier: int, gone: set[int]) -> int:
+        """The next of the current shuffle of (document, tier) that is neither noise nor gone."""
         positions = np.flatnonzero(self.tiers[document] == tier)
         while True:
             shuffle, index = divmod(int(self.drawn[document, tier]), len(positions))
             self.drawn[document, tier] += 1
             rng = np.random.default_rng((self.seed, document, tier, shuffle))
             position = rng.permutation(positions)[index]
-            if not self._is_noise(document, position[None]).any():
+            if position not in gone and not self._is_noise(document, position[None]).any():
                 return int(position)

@@ -48,7 +48,13 @@ def separate_tokens(trees: Sequence[Tree]) -> int:
 def visible_pairs(tree: Tree) -> int:
     """How many (i, j) there are in a tree such that token i sees token j."""
     causal = lambda n: n * (n + 1) // 2
-    return causal(len(tree.trunk)) + sum(len(b) * b.fork + causal(len(b)) for b in tree.branches)
+    pairs = causal(len(tree.trunk))
+    for stem in tree.stems:  # its tokens are there once, for all responses to it
+        fork, prompt = stem[0].fork, len(stem[0].prompt)
+        pairs += prompt * fork + causal(prompt)
+        for n in (len(branch.response) for branch in stem):
+            pairs += n * (fork + prompt) + causal(n)
+    return pairs
 
 
 def forward_flops(config: ModelConfig, trees: Sequence[Tree]) -> int:

@@ -21,6 +21,7 @@ from rmt.prompt import escape
 from rmt.records import append, as_json, set_aside, write_whole
 from rmt.verify import verifier
 
+WATCHED = 5  # steps in a row after which a run is told why it learns nothing
 LINE = {  # metric -> how the progress line shows it
     "loss/rl": "rl {:+.3f}",
     "loss/ntp": "ntp {:.3f}",
@@ -43,12 +44,13 @@ class RunLog:
         # A resumed run repeats the steps after its checkpoint: their lines would be double.
         for name in ("metrics.jsonl", "samples.jsonl"):
             set_aside(out / name, step)
-        for name in (
-            "eval.jsonl",
-            "probes.jsonl",
-        ):  # of the checkpoint itself: it may stay the only
+        # What was found at the checkpoint's own step stays, unless it is found again.
+        for name in ("eval.jsonl", "probes.jsonl"):
             set_aside(out / name, step + 1)
-        write_whole(out / "run.json", json.dumps(describe(config, total, world, step), indent=1))
+        described = describe(config, total, world, step)
+        described["lengths"] = _lengths(out / "run.json", step, total)
+        write_whole(out / "run.json", json.dumps(described, indent=1))
+        self.longest, self.unread, self.cut = config.max_response, 0, 0
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "RunLog":
@@ -63,9 +65,24 @@ class RunLog:
             return
         append(self.out / "metrics.jsonl", [metrics])
         append(self.out / "samples.jsonl", samples)
+        self._explain(metrics)
         shown = [form.format(metrics[k]) for k, form in LINE.items() if metrics.get(k) is not None]
         self.bar.set_postfix_str(" ".join(shown), refresh=False)
         self.bar.update()
+
+    def _explain(self, metrics: dict[str, float]) -> None:
+        """Say once why rewards, and with them the loss, are 0."""
+        read, cut = metrics.get("share/well_formed"), metrics.get("share/cut_off")
+        self.unread = self.unread + 1 if read == 0 else 0
+        self.cut = self.cut + 1 if cut is not None and cut > 0.5 else 0
+        for steps, what in (
+            (self.unread, "no response had a readable answer, \\boxed{} after </think>: look at "
+             "samples.jsonl; does the model think and follow instructions?"),
+            (self.cut, f"most responses were cut off at --max-response {self.longest}: raise it, "
+             "or lower --budget-start"),
+        ):  # fmt: skip
+            if steps == WATCHED:
+                self.message(f"for {steps} steps {what}")
 
     def evaluation(self, step: int, found: dict[str, Any]) -> None:
         if self.active:
@@ -90,6 +107,14 @@ class RunLog:
         """A line above the progress bar."""
         if self.active:
             self.bar.write(text)
+
+
+def _lengths(path: Path, step: int, total: int) -> list[list[int]]:
+    """T and the steps from which it was that: a run that goes on may be made longer."""
+    before = json.loads(path.read_text(encoding="utf-8")) if step and path.is_file() else {}
+    known = before.get("lengths", [[0, before.get("total_steps", total)]])
+    known = [[first, length] for first, length in known if first < step]
+    return known if known and known[-1][1] == total else [*known, [step, total]]
 
 
 def readable_samples(run, step: int, questions, groups, answers, rewards) -> list[dict[str, Any]]:

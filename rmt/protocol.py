@@ -15,8 +15,7 @@ from rmt.flags import flag
 
 TAKEN = (
     "weights", "text_fields", "document_tokens", "min_context", "entropy_top_k", "tiers",
-    "tier_thresholds", "max_response", "temperature", "problem_request", "budget", "budget_start",
-    "budget_decay", "budget_min", "budget_entropy",
+    "tier_thresholds", "max_response", "temperature", "problem_request", "budget_entropy",
 )  # fmt: skip
 MODES = {"problems": "problems", "nothing": "ntp"}  # by the task of the run; else rmt
 
@@ -28,6 +27,7 @@ class Protocol:
     config: Config
     part: str  # of the data: see rmt.sources.read_corpus
     mode: str
+    budget: int | None  # B_T; None: no number of tokens is asked for
     remarks: tuple[str, ...] = ()
 
 
@@ -47,16 +47,16 @@ def protocol(typed: dict[str, Any], mode: str) -> Protocol:
         part = "all" if run.get("eval_data") else "held_out"
     if run and "difficulty_model" not in typed:
         taken["difficulty_model"] = run.get("difficulty_model") or initial_model(run)
-    config = from_json(taken | typed)
+    config = from_json(taken | typed | {"budget": False})  # B_0 is never asked for
     mode = mode or MODES.get(run.get("task", ""), "rmt")
-    if mode == "problems":  # answered within a budget where the run was taught to
-        budget = config.budget and run.get("task") == "problems"
-        config = replace(config, task="problems", match="answer", ntp=False, budget=budget)
+    if mode == "problems":
+        config = replace(config, task="problems", match="answer", ntp=False)
+    taught = mode == "rmt" or run.get("task") == mode
     default = {field.name: field.default for field in fields(Config)}
     plain = {n: tuple(v) if isinstance(v, list) else v for n, v in taken.items()}
     words = [_words(n, v) for n, v in plain.items() if v != default[n]]
     said = (f"as the run of {model}: {' '.join(words)}",) if words else ()
-    return Protocol(config, part, mode, said)
+    return Protocol(config, part, mode, final_budget(run) if taught else None, said)
 
 
 def _held_out_data(model: str, run: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
@@ -82,12 +82,11 @@ def initial_model(run: dict[str, Any]) -> str:
     return run["model"]
 
 
-def final_budget(config: Config) -> int | None:
-    """B_T of the schedule; None where no budget is asked for."""
-    c = config
-    if not c.budget:
-        return None
-    return budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+def final_budget(run: dict[str, Any]) -> int | None:
+    """B_T of a run's schedule, or of the paper's; None where it asked for no length."""
+    names = ("budget", "budget_start", "budget_decay", "budget_min")
+    asked, *schedule = (run.get(name, getattr(Config, name)) for name in names)
+    return budget_at(1, 1, *schedule) if asked else None
 
 
 def _words(name: str, value: Any) -> str:

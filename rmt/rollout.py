@@ -37,6 +37,7 @@ class Sampling:
     seed: int = 0
     purpose: str = "train"
     step: int = 0
+    first: int = 0  # number of the first rollout to each prompt
 
 
 @dataclass
@@ -157,7 +158,7 @@ def _uniforms(trees: Sequence[Tree], samples: int, sampling: Sampling) -> np.nda
     for tree in trees:
         for branch in tree.branches:
             place = (sampling.step, tree.document, branch.fork)
-            for rollout in range(samples):
+            for rollout in range(sampling.first, sampling.first + samples):
                 key = (sampling.seed, PURPOSES[sampling.purpose], *place, rollout)
                 generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
                 rows.append(generator.random(sampling.max_new_tokens))

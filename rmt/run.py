@@ -88,6 +88,11 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
     total = length_of(config, typed, epochs, saved, world)
     if config.profile >= total:
         raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
+    if config.resample_from >= total and world.rank == 0:
+        print(
+            f"--resample-from {config.resample_from}: no group is drawn again in the {total} steps "
+            f"of this run; from its middle on, as in RPT: --resample-from {total // 2}"
+        )
     order = document_order(len(documents), config.batch_size, total, config.seed)
     compute = compute_dtype(config.dtype, world)
     models = models_of(config, source, world)

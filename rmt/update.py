@@ -57,7 +57,7 @@ def update(
             if number == 0:
                 metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * run.world.size))
                 add_loss_metrics(metrics, sums, logprob, targets, targets.in_order(sampled))
-        if not _finish_update(run, culprits, metrics):
+        if not _finish_update(run, number, culprits, metrics):
             break
     metrics.add("update/refused", run.refused_in_a_row > 0, 1)
     metrics.add("share/trained_rollouts", sum(len(t.branches) for t in trees), advantage.numel())
@@ -138,13 +138,17 @@ def _broken_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, know
     return {tree.document for tree in forest.trees}
 
 
-def _finish_update(run: Run, culprits: set[int], metrics: Metrics) -> bool:
-    """Clip, then step, unless something was not finite; True if the model changed. All ranks."""
+def _finish_update(run: Run, number: int, culprits: set[int], metrics: Metrics) -> bool:
+    """Clip, then step, unless something was not finite; True if the model changed. All ranks.
+
+    number: of the update in its step.
+    """
     c, world = run.config, run.world
     with run.clock("optimizer"):
         norm = dist.grad_norm(run.model, c.grad_clip)
     metrics.add("update/grad_norm", norm, 1)
-    rate = c.learning_rate * min(1.0, (run.step + 1) / max(1, c.warmup_steps))
+    updates = run.step * c.updates_per_batch + number + 1
+    rate = c.learning_rate * min(1.0, updates / max(1, c.warmup_steps))
     metrics.add("update/learning_rate", rate, 1)
     with run.clock("communication"):
         broken = dist.reduce_max([bool(culprits) or not math.isfinite(norm)], world)[0]

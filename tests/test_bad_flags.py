@@ -55,7 +55,17 @@ BAD_VALUE = {
     "negative-kl": (dict(kl_beta=-0.1), "--kl-beta is -0.1", "0 or more"),
     "three-betas": (dict(adam_betas=(0.9, 0.9, 0.9)), "--adam-betas", "two numbers in [0, 1)"),
     "beta-1": (dict(adam_betas=(0.9, 1)), "--adam-betas is (0.9, 1.0)", "[0, 1)"),
-    "response-of-2": (dict(max_response=2), "--max-response is 2", "\\boxed{}"),
+    "response-of-2": (dict(max_response=2, budget=False), "--max-response is 2", "\\boxed{}"),
+    "no-room-to-answer": (
+        dict(max_response=800), "--max-response is 800", "--budget-start 800", "808 or more"
+    ),
+    "no-room-at-the-hardest": (
+        dict(budget_start=100, max_response=200, budget_entropy=1), "208 or more", "--budget-start",
+    ),
+    "a-rule-without-a-curriculum": (
+        dict(curriculum=False, curriculum_rule="adaptive"), "--curriculum-rule adaptive",
+        "use --curriculum",
+    ),
     "documents-too-short": (dict(document_tokens=8), "--document-tokens 8", "--min-context 16"),
 }  # fmt: skip
 ELSEWHERE = {

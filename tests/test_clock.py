@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_run import ROOT, arguments, metrics, refusal, run_here, write_corpus, write_small_model
 from torch.utils.flop_counter import FlopCounterMode
-from toy_forests import toy_model, toy_trees
+from toy_forests import grouped_trees, toy_model, toy_trees
 from toy_runs import prepared
 
 import train
@@ -48,7 +48,7 @@ def test_phases_of_a_step_fit_into_it(tmp_path):
 
 
 def test_pairs_are_those_that_the_forest_sees():
-    for tree in toy_trees():
+    for tree in toy_trees() + grouped_trees():
         forest = pack([tree])
         index = torch.arange(len(forest))
         seen = forest.sees(index[:, None], index[None, :])
@@ -116,7 +116,7 @@ def test_table_of_a_profile_holds_the_costliest_rows():
 def test_profile_writes_a_trace_of_its_step_and_names_the_costliest_operators(tmp_path, capsys):
     write_small_model(tmp_path / "model")
     write_corpus(tmp_path / "train.jsonl", 4)
-    run_here(*arguments(tmp_path, steps=2, save_every=9, max_response=4, profile=1))
+    run_here(*arguments(tmp_path, steps=2, save_every=9, max_response=4, budget=False, profile=1))
     printed = capsys.readouterr().out
     out = tmp_path / "run"
     assert [path.name for path in out.glob("profile-*")] == ["profile-1.json"]

@@ -10,9 +10,11 @@ from small_run import CONTROL, arguments, write_corpus, write_small_model
 
 import rmt.difficulty
 from rmt import corpus
+from rmt.ask import draw_questions
 from rmt.config import parse
 from rmt.difficulty import cached_entropies
 from rmt.dist import World
+from rmt.metrics import Metrics
 from rmt.run import prepare
 from rmt.tokenizer import Tokenizer
 
@@ -122,9 +124,14 @@ def test_documents_do_not_depend_on_the_rank_that_reads_them(tmp_path, model):
     write_corpus(tmp_path / "train.jsonl")
     config = parse(arguments(tmp_path, model=model, batch_size=4), "", "")
     run = prepare(config, ALONE)
-    drawn = [set(run.order[0][rank::2].tolist()) for rank in range(2)]
-    assert drawn[0] | drawn[1] == set(run.order[0].tolist()) and not drawn[0] & drawn[1]
     again = prepare(config, ALONE)
+    alone, parts = draw_questions(run, 0, Metrics()), []
+    for rank in range(2):
+        run.curriculum.drawn[:] = 0
+        run.world = World(rank, 2, ALONE.device)
+        parts.append(draw_questions(run, 0, Metrics()))
+    for whole, *shares in zip(alone, *parts):
+        assert all(shares) and sorted(map(str, whole)) == sorted(map(str, sum(shares, [])))
     for ours, theirs in zip(run.documents, again.documents):
         assert (ours.index, ours.source) == (theirs.index, theirs.source)
         assert np.array_equal(ours.tokens, theirs.tokens)

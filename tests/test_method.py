@@ -1,4 +1,4 @@
-"""Every number of method.md that can be checked without a model: §3 to §5, §7 and the D values."""
+"""Every number of rmt/README.md that can be checked without a model."""
 
 import math
 
@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from rmt.budget import budget_at, budget_of_position, budget_sentence, length_reward
+from rmt.budget import (
+    budget_at,
+    budget_of_position,
+    budget_sentence,
+    length_reward,
+    response_needed,
+)
 from rmt.config import Config
 from rmt.curriculum import (
     Curriculum,
     adaptive_probabilities,
     assign_tiers,
     document_order,
+    low_entropy,
     quantile_thresholds,
     tier_probabilities,
 )
@@ -24,7 +31,7 @@ BUDGETS = {
     0: 800, 0.1: 681, 0.2: 579, 0.25: 534, 0.3: 493, 0.4: 420, 0.5: 357, 0.6: 304, 0.7: 259,
     0.75: 239, 0.8: 220, 0.9: 187, 1: 160,
 }  # fmt: skip
-# Config field -> value of method.md §7 and its D values.
+# Config field -> the value that rmt/README.md gives it.
 DEFAULTS = dict(
     batch_size=128, epochs=10.0, learning_rate=1e-6, ntp_weight=0.1, group_size=8,
     budget_start=800, budget_min=1, budget_decay=0.2, curriculum_start=0.3, curriculum_end=0.7,
@@ -148,10 +155,51 @@ def test_positions_are_drawn_without_replacement_until_reshuffled():
     assert len(set(map(tuple, epochs))) > 1, "never reshuffled"
 
 
-def test_several_positions_of_a_step_are_distinct():
-    for draws, _ in drawn(curriculum(3, 2, 2), 30, np.array(LATE), count=5):
-        positions = [draw.position for draw in draws]
-        assert len(positions) == len(set(positions)) > 1
+@pytest.mark.parametrize(
+    "counts, probabilities, count, found",
+    [((3, 2, 2), LATE, 5, 5), ((3, 2, 2), None, 7, 7), ((3, 2, 2), LATE, 9, 7),
+     ((9, 9, 27), EARLY, 8, 8), ((4, 0, 3), (0.5, 0.5, 0), 6, 4), ((1, 0, 0), LATE, 1, 1)],
+)  # fmt: skip
+def test_as_many_distinct_positions_are_asked_as_there_are_and_the_others_counted(
+    counts, probabilities, count, found
+):
+    wanted = None if probabilities is None else np.array(probabilities)
+    for draws, empty in drawn(curriculum(*counts), 30, wanted, count):
+        assert len({draw.position for draw in draws}) == len(draws) == found
+        assert count - found <= empty <= count
+
+
+def test_a_tier_used_up_within_a_step_goes_to_the_others():
+    for draws, empty in drawn(curriculum(1, 9, 0), 30, np.array((0.9, 0.1, 0)), count=4):
+        assert sorted(draw.tier for draw in draws)[1:] == [1, 1, 1] and empty > 0
+
+
+def test_another_attempt_draws_other_positions_with_random_numbers_of_its_own():
+    source, tiers = curriculum(40, 40, 40), []
+    for attempt in range(1, 30):
+        ((draw,), _) = source.draw(3, 0, np.array(LATE), 1, [0, 1], attempt)
+        assert draw.position not in (0, 1)
+        tiers.append(draw.tier)
+    assert set(tiers) == {0, 1, 2}
+    few = curriculum(2, 1, 0)
+    assert few.draw(0, 0, np.array(LATE), 2, [0, 2])[0][0].position == 1
+    assert few.draw(0, 0, np.array(LATE), 2, [0, 1, 2]) == ([], 2)
+
+
+def test_low_entropy_is_below_all_tiers_and_not_too_early_to_tell():
+    entropy = np.array([9.0, 0.1, 0.1, 0.5, 0.4, 2.0])
+    tiers = assign_tiers(entropy, (0.5, 1.0, 1.5), min_context=2)
+    assert np.flatnonzero(low_entropy(tiers, 2)).tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("exponent, needed", [(0.0, 108), (0.5, 149), (1.0, 208)])
+def test_the_shortest_response_has_room_for_the_longest_budget_and_an_answer(exponent, needed):
+    assert response_needed(100, exponent) == needed
+    Config(budget_start=100, budget_entropy=exponent, max_response=needed)
+    with pytest.raises(ValueError, match=f"--max-response {needed} or more"):
+        Config(budget_start=100, budget_entropy=exponent, max_response=needed - 1)
+    for without in (dict(budget=False), dict(task="nothing")):
+        Config(budget_start=100, max_response=4, **without)
 
 
 def test_a_position_that_was_missed_often_enough_leaves_the_pool():

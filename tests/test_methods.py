@@ -69,7 +69,8 @@ def asked(run, step=0):
 def test_budgets_follow_the_entropy_of_their_position(tmp_path):
     """In the prompt, in the reward, in what is logged and in an evaluation."""
     one = run_of(tmp_path, "rmt")
-    run = run_of(tmp_path, "rmt", budget_entropy=1.0, positions_per_document=2)
+    run = run_of(tmp_path, "rmt", budget_entropy=1.0, positions_per_document=2,
+                 max_response=24)  # fmt: skip
     assert {q.budget for q in asking.draw_questions(one, 0, Metrics())[1]} == {8}
     run.entropies = {index: 8 * (entropy - 3) for index, entropy in run.entropies.items()}
     _, questions = asking.draw_questions(run, 0, Metrics())
@@ -100,8 +101,40 @@ def test_dynamic_sampling_replaces_groups_of_equal_matches(tmp_path):
     kept = [i for i, m in enumerate(was.tolist()) if m]
     assert [after[i] for i in kept] == [before[i] for i in kept]
     assert all(after[i] != before[i] for i in set(range(len(before))) - set(kept))
+    assert len({(q.document, q.position) for q in (*before, *after)}) == len(before) + sum(~was)
     lengths = [[len(r.tokens) for r in group] for group in said.groups]
     assert [len(a) for a in said.answers] == [len(group) for group in lengths]
+
+
+def test_each_try_has_random_numbers_of_its_own_and_asks_no_position_twice(tmp_path, monkeypatch):
+    settings = dict(match="token", group_size=2, resample_from=0, positions_per_document=3)
+    run, seen, respond = run_of(tmp_path, "rpt", **settings), [], asking.respond
+
+    def noting(run, sampler, questions, step, purpose="train", attempt=0):
+        said = respond(run, sampler, questions, step, purpose, attempt)
+        seen.append((attempt, [(q.document, q.position) for q in questions], said.groups))
+        said.rewards["match"][:] = 0  # so that all are drawn again
+        return said
+
+    monkeypatch.setattr(asking, "respond", noting)
+    asked(run)
+    assert [attempt for attempt, *_ in seen] == [0, 1, 2, 3, 4]
+    places = [place for _, places, _ in seen for place in places]
+    assert len(places) == len(set(places)) > 3 * 6
+    _, questions = asking.draw_questions(run, 1, Metrics())
+    first, again, other = (
+        respond(run, run.model, questions, 1, attempt=n).groups for n in (0, 0, 1)
+    )
+    tokens = lambda groups: {
+        tuple(r.tokens) for group in groups for r in group if len(r.tokens) > 5
+    }
+    assert tokens(first) == tokens(again) and not tokens(first) & tokens(other)
+
+
+def test_a_run_that_never_draws_again_says_so(tmp_path, capsys):
+    for start, said in ((3, True), (2, False), (-1, False)):
+        run_of(tmp_path, "rpt", resample_from=start)
+        assert ("--resample-from 3: no group" in capsys.readouterr().out) == said
 
 
 def test_a_document_of_noise_keeps_its_question(tmp_path):

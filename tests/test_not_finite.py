@@ -29,7 +29,7 @@ def place(tmp_path):
 @pytest.fixture
 def poisoned(place):
     """A run of five documents a step whose model cannot read one character."""
-    short = dict(batch_size=5, group_size=2, max_response=4, temperature=0.1)
+    short = dict(batch_size=5, group_size=2, max_response=4, budget=False, temperature=0.1)
     run = prepare(parse(arguments(place, **short), "", ""), dist.start())
     train.train_step(run, 0)  # so that the optimiser has moments
     run.step = 1

@@ -38,7 +38,13 @@ SMALL = ModelConfig(
     "Qwen3ForCausalLM", 8192, 256, 768, 4, 4, 2, 64, 1e6, 1e-6, 40960,
     tie_word_embeddings=False, qk_norm=True, qkv_bias=False,
 )  # fmt: skip
-SHORT = dict(document_tokens=256, max_response=256, tokens_per_micro_batch=4096, max_branches=16)
+SHORT = dict(
+    budget=False,
+    document_tokens=256,
+    max_response=256,
+    tokens_per_micro_batch=4096,
+    max_branches=16,
+)
 
 
 def case(kind="cuda", ranks=4, shape=SMALL, compute=torch.bfloat16, **knobs) -> Case:

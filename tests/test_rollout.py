@@ -207,7 +207,7 @@ def draws(document=0, fork=2, sample=0, **changes):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"step": 1}, {"document": 1}, {"fork": 3}, {"sample": 1}]
+    [{"seed": 1}, {"step": 1}, {"document": 1}, {"fork": 3}, {"sample": 1}, {"first": 4}]
     + [{"purpose": purpose} for purpose in PURPOSES if purpose != "train"],
     ids=str,
 )

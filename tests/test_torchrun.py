@@ -35,7 +35,9 @@ def restarting(monkeypatch):
 
 
 def four_steps(place, **changes):
-    return arguments(place, **dict(steps=4, save_every=1, keep=4, max_response=8) | changes)
+    return arguments(
+        place, **dict(steps=4, save_every=1, keep=4, max_response=8, budget=False) | changes
+    )
 
 
 def test_the_same_command_begins_a_run_and_goes_on_with_it(place, restarting, capsys):

@@ -1,8 +1,8 @@
 """Raw text files to token documents."""
 
+import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ DAPO_REQUEST = re.compile(
     r"the form Answer: [^\n]*\n\n"
     r'|\n\nRemember to put your answer on its own line after "Answer:"\.$'
 )
+PROBLEM = ("problem", "question")  # fields by which records of one problem are known
 BAD_SHARE = 0.01  # more unreadable records than this are an error
 
 
@@ -41,8 +42,17 @@ class Document:
 class Record:
     source: str
     text: str | None  # None: could not be read
-    trouble: str = ""
+    trouble: str = ""  # why it is in no document
     answer: str = ""
+    problem: str = ""  # what tells it from other records: its problem, else its text
+
+
+@dataclass(frozen=True)
+class Corpus:
+    documents: list[Document]
+    left_out: list[Record]  # those that are in no document, each with its trouble
+    total: int  # records, left out or not
+    remarks: list[str]  # what to tell the user, a line each
 
 
 def load(
@@ -52,49 +62,106 @@ def load(
     document_tokens: int,
     shortest: int,
 ) -> list[Document]:
-    """All documents of files and folders, longer ones cut into pieces of document_tokens.
-
-    Pieces shorter than `shortest` tokens are left out. Bad records are named on stderr; more than
-    1 % of them, or nothing left, is a ValueError.
-    """
-    records = [record for path in paths for record in _read_path(path, _text, fields)]
-    _report_bad(records, paths)
-    texts = [record for record in records if record.text is not None]
-    documents: list[Document] = []
-    for record in texts:
-        ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
-        for piece in (ids[i : i + document_tokens] for i in range(0, len(ids), document_tokens)):
-            if len(piece) >= shortest:
-                documents.append(Document(len(documents), record.source, piece))
-    if not documents:
-        raise ValueError(
-            f"{', '.join(map(str, paths))}: none of {len(texts)} texts has the {shortest} tokens "
-            "that a document needs (--min-context and one more); give longer text"
-        )
-    return documents
+    """The documents of `read`, of all records, as text."""
+    return read(paths, tokenizer, fields, document_tokens, shortest).documents
 
 
 def load_problems(
     paths: Sequence[str], tokenizer: Tokenizer, fields: Sequence[str], most_tokens: int
 ) -> list[Document]:
-    """Problems: a text (`problem` or `question`, unless `fields` names others) and its `answer`,
-    of which what follows the last #### counts (GSM8K); or verl's `prompt` and `reward_model`.
+    """The documents of `read`, of all records, as problems."""
+    return read(paths, tokenizer, fields, most_tokens, None).documents
 
-    Problems of more than most_tokens are left out. Errors as of `load`.
+
+def read(
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    fields: Sequence[str],
+    document_tokens: int,
+    shortest: int | None,
+    part: str = "all",
+    holdout: int = 0,
+) -> Corpus:
+    """All documents of files and folders; with `part`, those held out or those that are not.
+
+    Texts of more than document_tokens are cut into pieces; those of fewer than `shortest` tokens
+    are left out. Without `shortest` records are problems, longer ones left out: a text (`problem`
+    or `question`, unless `fields` names others) and its `answer`, of which what follows the last
+    #### counts (GSM8K); or verl's `prompt` and `reward_model`. More than 1 % unreadable records,
+    or nothing left, is a ValueError.
     """
-    records = [record for path in paths for record in _read_path(path, _problem, fields)]
-    _report_bad(records, paths)
-    documents: list[Document] = []
+    make, many = (_text, "texts") if shortest is not None else (_problem, "problems")
+    records = [record for path in paths for record in _read_path(path, make, fields)]
+    remarks = _report_bad(records, paths)
+    records, remark = _part_of(records, part, holdout, many)
+    documents, left_out = [], [record for record in records if record.text is None]
     for record in (record for record in records if record.text is not None):
         ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
-        if len(ids) <= most_tokens:
-            documents.append(Document(len(documents), record.source, ids, record.answer))
+        pieces, trouble = _pieces(ids, document_tokens, shortest)
+        for piece in pieces:
+            documents.append(Document(len(documents), record.source, piece, record.answer))
+        if not pieces:
+            left_out.append(replace(record, trouble=trouble))
     if not documents:
+        why = left_out[-1].trouble if left_out else "there are none"
+        raise ValueError(f"{_shown(paths)}: none of {len(records)} {many} can be used: {why}")
+    remarks += remark + _name_left_out(left_out, len(records), many)
+    return Corpus(documents, left_out, len(records), remarks)
+
+
+def _pieces(ids: np.ndarray, longest: int, shortest: int | None) -> tuple[list[np.ndarray], str]:
+    """Pieces of a text, or the problem as a whole; why there are none."""
+    if shortest is None:
+        too_long = f"more than {longest} tokens; raise --document-tokens"
+        return ([ids], "") if len(ids) <= longest else ([], too_long)
+    pieces = [ids[i : i + longest] for i in range(0, len(ids), longest)]
+    too_short = f"fewer than {shortest} tokens (--min-context and one more); give longer text"
+    return [piece for piece in pieces if len(piece) >= shortest], too_short
+
+
+def _part_of(
+    records: Sequence[Record], part: str, holdout: int, many: str
+) -> tuple[list[Record], list[str]]:
+    """The records of a part, and what to say about it.
+
+    Held out are the problems whose hashes come first, whatever the order, the tokenizer or the
+    seed; all records of one problem, however it is spaced, are on one side.
+    """
+    if part == "all" or (part == "train" and not holdout):
+        return list(records), []
+    if not holdout:
         raise ValueError(
-            f"{', '.join(map(str, paths))}: each problem has more than {most_tokens} tokens; raise "
-            "--document-tokens"
+            "no documents are held out (--holdout 0, or --eval-data was given); name some with "
+            "--data"
         )
-    return documents
+    keys = [_hash(record.problem) for record in records]
+    first = sorted({key for key, record in zip(keys, records) if record.text is not None})
+    count = min(holdout, len(first) // 10)
+    chosen = set(first[:count])
+    remark = f"held out by a hash of their text: {count:,} of {len(first):,} {many} (--holdout)"
+    if count < holdout:
+        remark += f"; {holdout} would be more than a tenth"
+    held_out = part == "held_out"
+    return [r for r, key in zip(records, keys) if (key in chosen) == held_out], [remark]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256("".join(text.split()).encode()).hexdigest()
+
+
+def _name_left_out(left_out: Sequence[Record], total: int, many: str) -> list[str]:
+    """A line for each reason, with the first names."""
+    named: dict[str, list[str]] = {}
+    for record in (record for record in left_out if record.text is not None):
+        named.setdefault(record.trouble, []).append(record.source)
+    return [
+        f"left out {len(sources):,} of {total:,} {many}: {why}: {_shown(sources)}"
+        for why, sources in named.items()
+    ]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def _read_path(path: str, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
@@ -166,7 +233,8 @@ def _text(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
     text = "\n\n".join(raw[name] for name in wanted)
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         return Record(source, None, "half a surrogate pair, which is no character")
-    return Record(source, text)
+    told = next((raw[name] for name in PROBLEM if isinstance(raw.get(name), str)), text)
+    return Record(source, text, problem=told)
 
 
 def _problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
@@ -189,7 +257,7 @@ def _from_verl(raw: dict[str, Any]) -> dict[str, Any]:
     return {"problem": said[-1] if said else None, "answer": truth}
 
 
-def _report_bad(records: Sequence[Record], paths: Sequence[str]) -> None:
+def _report_bad(records: Sequence[Record], paths: Sequence[str]) -> list[str]:
     bad = [record for record in records if record.text is None]
     if not records:
         raise ValueError(f"--data {', '.join(map(str, paths))} is empty; give a file with text")
@@ -199,8 +267,7 @@ def _report_bad(records: Sequence[Record], paths: Sequence[str]) -> None:
             f"{len(bad)} of {len(records)} records are unreadable (more than {BAD_SHARE:.0%}):\n"
             f"{shown}\nmend the file, or name its fields with --text-fields"
         )
-    if bad:
-        print(f"skipped {len(bad)} of {len(records)} records:\n{shown}", file=sys.stderr)
+    return [f"skipped {len(bad)} of {len(records)} records:\n{shown}"] if bad else []
 
 
 def _download(name: str) -> str:

@@ -84,9 +84,9 @@ class RunLog:
             if steps == WATCHED:
                 self.message(f"for {steps} steps {what}")
 
-    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def evaluation(self, step: int, found: dict[str, Any]) -> None:
         if self.active:
-            self._instead("eval.jsonl", step, [{"step": step, "tiers": rows}])
+            self._instead("eval.jsonl", step, [{"step": step} | found])
 
     def documents(self, records: list[dict[str, Any]]) -> None:
         """The texts that probes are about; a resumed run writes the same again."""

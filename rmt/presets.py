@@ -25,10 +25,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         batch_size=256, steps=1000, document_tokens=3584, max_response=8192,
     ),
     "skywork": dict(method="grpo", data=("Skywork/Skywork-OR1-RL-Data",), max_response=4096),
-    "demo": dict(  # minutes on two CPU cores with --model tiny
-        data=("assets/tiny_corpus/train.jsonl",), steps=80, batch_size=12, learning_rate=1.5e-4,
-        budget_start=90, max_response=192, document_tokens=512, entropy_top_k=0, save_every=50,
-        max_branches=256, recompute="none",
+    "demo": dict(  # minutes on two CPU cores with --model tiny; its data have an eval.jsonl
+        data=("assets/tiny_corpus/train.jsonl",), holdout=0, steps=80, batch_size=12,
+        learning_rate=1.5e-4, budget_start=90, max_response=192, document_tokens=512,
+        entropy_top_k=0, save_every=50, max_branches=256, recompute="none",
     ),
     "small": dict(  # a real model on a CPU: few, short responses
         batch_size=4, group_size=4, budget_start=64, max_response=96, document_tokens=512,

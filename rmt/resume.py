@@ -63,7 +63,7 @@ def resolve(
     directory = config.resume or config.out
     place = checkpoint.newest(Path(directory))
     saved = checkpoint.read(place, world)
-    kept = replace(from_json(saved["config"]), out=directory, resume=directory)
+    kept = replace(from_json({"holdout": 0} | saved["config"]), out=directory, resume=directory)
     if not config.resume:
         _refuse_other_settings(config, kept)
     elif world.rank == 0 and (ignored := _ignored(typed, kept)):

@@ -42,7 +42,7 @@ SHAPE = {
 }
 SENTENCE = "the sum of two odd numbers is even while their product stays odd and grows"
 FLAGS = {
-    "document_tokens": 64, "batch_size": 2, "group_size": 4, "max_response": 24,
+    "holdout": 0, "document_tokens": 64, "batch_size": 2, "group_size": 4, "max_response": 24,
     "budget_start": 12, "steps": STEPS, "save_every": 2, "keep": 10, "learning_rate": 1e-3,
     "warmup_steps": 6, "tiers": "quantile", "tier_thresholds": (0.2, 0.5, 0.8), "min_context": 8,
 }  # fmt: skip

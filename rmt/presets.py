@@ -19,6 +19,8 @@ METHODS: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "rmt-q3": dict(model="qwen3-14b"),
+    # Each measures difficulty itself (Eq. 1). RPT's proxy, --difficulty-model r1-distill-qwen-1.5b,
+    # would do for R1 but is refused for Qwen3, which has another tokenizer.
     "rmt-r1": dict(model="r1-distill-qwen-14b"),
     "rpt": dict(
         method="rpt", model="r1-distill-qwen-14b", difficulty_model="r1-distill-qwen-1.5b",

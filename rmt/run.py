@@ -108,7 +108,7 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
     if config.task == "next-token" or config.ntp_scope == "low_entropy":
         drawn = np.unique(order)  # a short run need not measure the documents it will not meet
         entropies, thresholds = measure_difficulty(
-            config, config.data, world, source, tokenizer, [documents[i] for i in drawn], model
+            config, world, source, tokenizer, [documents[i] for i in drawn], model
         )
         measured = dict(zip(drawn.tolist(), entropies))
         thresholds = saved.get("thresholds") or thresholds  # more steps may meet more documents
@@ -147,9 +147,7 @@ def _held_out(config, world, source, tokenizer, shape, model):
     documents = read_documents(config, config.eval_data, tokenizer, shape, config.max_response)
     if config.task == "problems":
         return documents, Chosen([])
-    entropies, thresholds = measure_difficulty(
-        config, config.eval_data, world, source, tokenizer, documents, model
-    )
+    entropies, thresholds = measure_difficulty(config, world, source, tokenizer, documents, model)
     return documents, choose_positions(
         documents, entropies, thresholds, config.min_context, config.eval_positions, config.seed
     )

@@ -82,7 +82,7 @@ def read_corpus(
     return found
 
 
-def measure_difficulty(config, data, world, source, tokenizer, documents, model):
+def measure_difficulty(config, world, source, tokenizer, documents, model):
     """Entropies of documents under the initial model (or a proxy), and the tier thresholds."""
     judge = source
     if config.difficulty_model:
@@ -113,9 +113,9 @@ def measure_difficulty(config, data, world, source, tokenizer, documents, model)
             )
         return entropies
 
-    place = in_repository(data[0])
     method = f"top-{config.entropy_top_k} {compute_dtype(config.dtype, world)}"
-    entropies = cached_entropies(measure, judge, documents, method, place, world)
+    method += f" of {tokenizer.vocab_size} after {tokenizer.begin_ids}"
+    entropies = cached_entropies(measure, judge, documents, method, world)
     thresholds = config.tier_thresholds
     if config.tiers == "quantile":
         thresholds = quantile_thresholds(entropies, thresholds, config.min_context)

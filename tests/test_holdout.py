@@ -5,8 +5,8 @@ import random
 
 import pytest
 from small_run import write_small_model
+from toy_runs import prepared
 
-from rmt import corpus
 from rmt.config import Config
 from rmt.sources import read_documents, read_model_directory
 
@@ -83,7 +83,9 @@ def test_with_evaluation_data_or_a_hold_out_of_0_all_is_trained_on(tmp_path, mod
             texts(model, path, "held_out", **changes)
 
 
-def test_sources_that_share_a_line_name_are_told_apart(tmp_path, model):
-    path = write(tmp_path / "a.jsonl", problems(30))
-    loaded = corpus.read([str(path)], read_model_directory(model)[0], (), 64, 5, "held_out", 3)
-    assert len(loaded.documents) == 3 == loaded.total
+def test_a_run_does_not_meet_what_is_held_out(tmp_path):
+    everything, run = (prepared(tmp_path, holdout=holdout) for holdout in (0, 200))
+    met, all_of_them = ({d.source for d in r.documents} for r in (run, everything))
+    assert len(all_of_them) == 13 and len(met) == 12 and met < all_of_them
+    evaluated = prepared(tmp_path, holdout=200, eval_data=(str(tmp_path / "data.jsonl"),))
+    assert len(evaluated.documents) == len(evaluated.held_out[0]) == 13

@@ -110,11 +110,4 @@ def test_tokenizer_has_fewer_ids_than_the_model_has_rows(tokenizer):
 
 
 def test_assets_are_small_enough_for_a_repository():
-    assert (
-        sum(
-            path.stat().st_size
-            for path in ASSETS.rglob("*")
-            if path.is_file() and ".rmt-difficulty" not in path.parts
-        )
-        <= 16e6
-    )
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 16e6

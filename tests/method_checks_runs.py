@@ -10,19 +10,23 @@ from toy_runs import WORLD, prepared, write_files
 
 import rmt.evaluate
 import train
+from rmt.ask import draw_questions, respond
 from rmt.config import Config
+from rmt.metrics import Metrics
 from rmt.run import prepare, resolve, save
 
 
 def check_seed(place) -> None:
     """Another seed is another order and other responses; the same is the same."""
-    found = []
-    for number, seed in enumerate((3, 3, 4)):
-        run = prepared(place, seed=seed, out=str(place / f"seed{number}"))
-        _, samples = train.train_step(run, 0)
-        found.append((run.order.tolist(), [s["response"] for s in samples]))
-    assert found[0] == found[1]
-    assert found[0][0] != found[2][0] and found[0][1] != found[2][1]
+    found, questions = [], None
+    for seed in (3, 3, 4):
+        run = prepared(place, seed=seed, batch_size=2)
+        _, own = draw_questions(run, 0, Metrics())
+        questions = questions or own  # the same for all seeds
+        groups = respond(run, run.model, questions, 0).groups
+        found.append((run.order.tolist(), own, groups))
+    for first, same, other in zip(*found):
+        assert first == same != other
 
 
 def check_resume(place) -> None:

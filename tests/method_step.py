@@ -193,7 +193,7 @@ def response_loss(seen, number):
 
 
 def text_loss(seen, model):
-    """λ L_NTP of the step's documents."""
+    """λ L_NTP of the step's documents, and the mean of its tokens."""
     run, c, parts = seen.run, seen.run.config, []
     lowest = c.tier_thresholds[0]
     if c.tiers == "quantile":
@@ -210,7 +210,8 @@ def text_loss(seen, model):
             mask &= [(index, p) not in asked for p in place.tolist()]
         parts.append(alone(model, tokens, mask, vocabulary=run.tokenizer.vocab_size))
     logprobs = torch.cat(parts)
-    return -c.ntp_weight * (logprobs.mean() if c.ntp_reduction == "mean" else logprobs.sum())
+    loss = -c.ntp_weight * (logprobs.mean() if c.ntp_reduction == "mean" else logprobs.sum())
+    return loss, -float(logprobs.detach().mean())
 
 
 def assert_by_hand(seen) -> None:
@@ -219,8 +220,12 @@ def assert_by_hand(seen) -> None:
     assert len(seen.updates) == c.updates_per_batch
     for number, update in enumerate(seen.updates):
         loss, model = response_loss(seen, number)
+        if not number:
+            assert abs(seen.row["loss/rl"] - float(loss)) < 1e-8, (seen.row["loss/rl"], float(loss))
         if c.ntp:
-            loss = loss + text_loss(seen, model)
+            text, mean = text_loss(seen, model)
+            loss = loss + text
+            assert number or abs(seen.row["loss/ntp"] - mean) < 1e-8, (seen.row["loss/ntp"], mean)
         loss.backward()
         assert abs(update.loss - float(loss)) < 1e-8, (number, update.loss, float(loss))
         off = sum((update.gradient[name] - p.grad).square().sum() for name, p in

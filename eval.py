@@ -16,17 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.weights import find
 from rmt import dist
 from rmt.budget import budget_at, response_needed
 from rmt.clock import peak_memory
 from rmt.config import Config, from_json
 from rmt.evaluate import predict_plainly, predict_thinking, solve, summarise, table
+from rmt.export import find_model
 from rmt.fit import fitted
 from rmt.flags import add_fields, knob, make_parser, parse_known
-from rmt.log import as_json
 from rmt.memory import ROW_TOKENS
 from rmt.positions import choose_positions, data_key, read_positions, write_positions
+from rmt.records import as_json, check_writable, write_whole
 from rmt.rollout import Sampling
 from rmt.sources import (
     longest_prompt,
@@ -34,6 +34,7 @@ from rmt.sources import (
     read_documents,
     read_model_directory,
 )
+from rmt.terminal import safe_printing
 
 EPILOG = "Run it with torchrun to share the positions out over several GPUs."
 # Knobs of training that mean the same here.
@@ -76,9 +77,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
         sys.exit(
             "error: --per-tier and --temperature must be above 0, --budget and --limit 0 or more"
         )
-    if Path(options.json).is_dir() and options.json:
-        sys.exit(f"error: --json {options.json} is a directory; give a file's path")
     try:
+        if options.json:
+            check_writable("--json", Path(options.json))
         return from_json(values | {"budget": False}), options
     except ValueError as problem:
         sys.exit(f"error: {problem}")
@@ -94,7 +95,7 @@ def final_budget(model: str) -> tuple[int, float]:
 
 def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list, list, int | None]:
     """Rows of the table, items and the budget asked for. All ranks."""
-    source = find(config.model, Path(config.weights) if config.weights else None)
+    source = find_model(config.model, config.weights, world)
     config = replace(config, tokens_per_micro_batch=config.tokens_per_micro_batch or ROW_TOKENS)
     tokenizer, shape = read_model_directory(source)
     if options.mode == "problems":
@@ -158,6 +159,7 @@ def make_sampling(config, options, tokenizer, budget, model, compute, world) -> 
     )  # fmt: skip
 
 
+@safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     config, options = read_arguments(sys.argv[1:] if arguments is None else arguments)
     world, started = dist.start(), time.perf_counter()
@@ -176,14 +178,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "peak_memory_gb": peak_memory(world.device) / 1e9,
         "tiers": rows, "items": items,
     }  # fmt: skip
+    if options.json:  # before anything is printed
+        content = json.dumps(as_json(report), indent=1, ensure_ascii=False)
+        write_whole(Path(options.json), content + "\n")
     asked = f", {budget} tokens asked for" if budget else ""
     print(f"{config.model}, mode {options.mode}, {report['decoding']}{asked}\n\n{table(rows)}\n")
     print(f"{report['seconds']:.0f} s, peak memory {report['peak_memory_gb']:.1f} GB")
     if options.json:
-        path = Path(options.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(as_json(report), indent=1, ensure_ascii=False))
-        print(f"wrote {path}")
+        print(f"wrote {options.json}")
 
 
 if __name__ == "__main__":

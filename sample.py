@@ -2,11 +2,12 @@
 
 python sample.py --model tiny --prompt "Coins: Mira 4"
 python sample.py --model qwen3-0.6b --chat --prompt "What is 7 times 8?"
-python sample.py --model runs/rmt/model --think-next --prompt "The derivative of sin x is"
+python sample.py --model runs/rmt --think-next --prompt "The derivative of sin x is"
 """
 
 import codecs
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,26 +17,31 @@ import torch
 
 from kernels import linear_entropy_logprob, linear_topk
 from models.transformer import Transformer
-from models.weights import find
 from rmt import dist
 from rmt.budget import budget_at
-from rmt.config import Config
+from rmt.checkpoint import run_settings
+from rmt.config import Config, from_json
+from rmt.export import find_model
 from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.forest import Branch, Tree, pack
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rollout import Sampling, stream
 from rmt.sources import read_model_directory
+from rmt.terminal import nobody_reads, safe_printing
 from rmt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Options:
-    model: str = knob("tiny", "name or Hugging Face directory")
+    model: str = knob("tiny", "name, Hugging Face directory, run or checkpoint")
     weights: str = knob("", "directory that holds downloaded models, looked at first")
     prompt: str = knob("", "text to continue; without it, standard input")
     chat: bool = knob(False, "put the prompt into the model's chat template")
     think_next: bool = knob(False, "reason about the next token of the prompt")
-    budget: int = knob(0, "with --think-next, thinking tokens asked for; 0: the paper's last, 160")
+    budget: int = knob(
+        0, "with --think-next, thinking tokens asked for; 0: B_T of the model's run, or the paper's"
+    )
+    ask_budget: bool = knob(True, "with --think-next, ask for a number of tokens, if its run did")
     greedy: bool = knob(False, "take the likeliest token")
     temperature: float = knob(0.8, "of sampling")
     seed: int = knob(0, "of sampling")
@@ -52,15 +58,49 @@ def read_options(arguments: Sequence[str]) -> Options:
         sys.exit("error: --max-new-tokens must be at least 1 and --temperature above 0")
     if options.budget < 0 or options.seed < 0:
         sys.exit("error: --budget and --seed must be 0 or more")
+    if options.budget and not options.ask_budget:
+        sys.exit(f"error: --budget {options.budget} with --no-ask-budget; leave one of them out")
     return options
 
 
-def prompt_ids(options: Options, tokenizer: Tokenizer, text: str) -> list[int]:
+def read_prompt(options: Options) -> str:
+    """--prompt or standard input, in UTF-8 whatever the terminal has. ValueError if it is not."""
+    typed = options.prompt
+    try:
+        given = os.fsencode(typed) if typed else _standard_input()
+        text = given.decode("utf-8-sig")
+    except UnicodeEncodeError:  # a string of Python, not of a command line
+        text = typed
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the prompt is not UTF-8 (byte {given[error.start]:#x} at {error.start}); "
+            "give it in UTF-8, for example through iconv -t UTF-8"
+        ) from None
+    if not text:
+        raise ValueError("the prompt is empty; give --prompt TEXT or text on standard input")
+    return text
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:  # closed
+        return b""
+    raw = getattr(sys.stdin, "buffer", None)
+    return raw.read() if raw else sys.stdin.read().encode("utf-8", "surrogateescape")
+
+
+def asked_budget(options: Options, source: Path) -> int | None:
+    """--budget, else B_T of the run that made the model, or the paper's; None: no sentence."""
+    made = run_settings(source)
+    c = from_json(made["config"]) if made else Config()
+    if not options.ask_budget or not (options.budget or c.budget):
+        return None
+    return options.budget or budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+
+
+def prompt_ids(options: Options, tokenizer: Tokenizer, text: str, source: Path) -> list[int]:
     """What the model reads before its first token."""
     if options.think_next:
-        c = Config()
-        budget = options.budget or budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
-        around = next_token_prompt(tokenizer, budget)
+        around = next_token_prompt(tokenizer, asked_budget(options, source))
         return [*around.header, *tokenizer.encode(text), *around.footer]
     if options.chat:
         before, after = tokenizer.chat_parts()
@@ -83,6 +123,9 @@ def complete(model: Transformer, tokenizer: Tokenizer, ids: list[int], options: 
         logprobs.append(logprob)
         if token not in tokenizer.stop_ids:
             show(decoder.decode(tokenizer.bytes_of([token])))
+        if nobody_reads():
+            break
+    show(decoder.decode(b"", final=True))  # half a character
     return tokens, logprobs
 
 
@@ -107,19 +150,16 @@ def plain_prediction(model: Transformer, tokenizer: Tokenizer, text: str) -> str
 
 
 def run(options: Options) -> None:
-    source = find(options.model, Path(options.weights) if options.weights else None)
-    text = options.prompt or sys.stdin.read()
-    if not text:
-        raise ValueError("the prompt is empty; give --prompt TEXT or text on standard input")
+    text, world = read_prompt(options), dist.start()
+    source = find_model(options.model, options.weights, world)
     tokenizer, shape = read_model_directory(source)
-    ids = prompt_ids(options, tokenizer, text)
+    ids = prompt_ids(options, tokenizer, text, source)
     limit = shape.max_position_embeddings
     if len(ids) + options.max_new_tokens > limit:
         raise ValueError(
             f"{len(ids)} prompt tokens + --max-new-tokens {options.max_new_tokens} exceed the "
             f"model's context of {limit}; shorten the prompt or lower --max-new-tokens"
         )
-    world = dist.start()
     compute = dist.compute_dtype(options.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
     if options.json:
@@ -141,6 +181,7 @@ def run(options: Options) -> None:
         print(f"\nthought for {answer.thinking_length} tokens, predicts {answer.text!r}")
 
 
+@safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(read_options(sys.argv[1:] if arguments is None else arguments))

@@ -8,29 +8,30 @@ draw positions -> budget -> rollouts -> rewards -> advantages -> one loss -> one
 """
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from rmt import dist
 from rmt.ask import ask, budget_of, deal_again, draw_questions, prompts_of
 from rmt.balance import waiting
 from rmt.batch import question_trees, text_trees
-from rmt.checkpoint import CheckpointError, export_model
+from rmt.checkpoint import export_model
 from rmt.clock import peak_memory, profiled
-from rmt.config import parse
+from rmt.config import parse, typed
 from rmt.curriculum import low_entropy
 from rmt.evaluate import predict_thinking, solve, summarise, table
 from rmt.flops import forward_flops, peak_flops
 from rmt.grpo import advantage_scale, advantages, length_share
-from rmt.log import RunLog, device_name, readable_samples
+from rmt.log import RunLog, describe, device_name, readable_samples
 from rmt.metrics import Metrics, add_rollout_metrics, add_speed_metrics
 from rmt.probe import ask_probes, describe_documents, probe_steps
 from rmt.report import try_report
+from rmt.resume import claimed
 from rmt.rollout import Sampling
 from rmt.run import Run, prepare, save
+from rmt.terminal import safe_printing, stop_requests
 from rmt.torchrun import lost_contact
 from rmt.update import update
 
@@ -42,7 +43,7 @@ what to watch (the README's glossary has every metric):
 
 a run leaves OUT/report.html to look at, the lines that it shows (OUT/metrics.jsonl, samples.jsonl,
 probes.jsonl), OUT/checkpoints/ and OUT/model/, a Hugging Face directory. Ctrl-C finishes the step
-and saves; --resume OUT continues bit for bit.
+and saves; --resume OUT continues bit for bit, and --resume OUT --steps N makes a run longer.
 """
 REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
 
@@ -135,7 +136,7 @@ def run_to_end(run: Run, log: RunLog) -> str:
     """All remaining steps; returns what to tell the user. All ranks."""
     c, world = run.config, run.world
     log.documents(describe_documents(run))
-    with signals_noted() as asked, run.saver:
+    with stop_requests() as asked, run.saver:
         while not run.over:
             if run.held_out and run.step % c.eval_every == 0:
                 evaluate(run, log)
@@ -147,7 +148,7 @@ def run_to_end(run: Run, log: RunLog) -> str:
             log.step(row, samples)
             broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
             unsaved = run.saver.failed  # the next save will say why
-            stop = broken or bool(dist.reduce_max([len(asked) + unsaved], world)[0])
+            stop = broken or bool(dist.reduce_max([asked() or unsaved], world)[0])
             if stop or run.step % c.save_every == 0 or run.over:
                 save(run, wait=stop or run.over)
             if broken:
@@ -161,7 +162,8 @@ def run_to_end(run: Run, log: RunLog) -> str:
     if run.held_out:
         evaluate(run, log)
     log.probes(ask_probes(run))
-    model = export_model(run.model, run.source, run.out, run.compute, world)
+    made_by = describe(c, run.total_steps, world, run.step)
+    model = export_model(run.model, run.source, run.out, run.compute, world, run=made_by)
     return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
 
 
@@ -172,25 +174,10 @@ def profile_of(run: Run, log: RunLog) -> AbstractContextManager:
     return profiled(run.out / f"profile-{run.step}.json", log.message)
 
 
-@contextmanager
-def signals_noted() -> Iterator[list[int]]:
-    """The signals that asked to stop so far; a second one ends the process at once."""
-    asked: list[int] = []
-
-    def note(number: int, _frame) -> None:
-        asked.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
+@safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
-    config = parse(sys.argv[1:] if arguments is None else arguments, __doc__, EPILOG)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = parse(arguments, __doc__, EPILOG)
     if config.dry_run:
         from rmt.plan import dry_run  # rests on parts of PyTorch that a run should not depend on
 
@@ -200,10 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"error: {error}")
     try:
         world = dist.start(config.replicate, config.timeout)
-        run = prepare(config, world)
-        with RunLog(run.out, run.config, run.step, run.total_steps, world) as log:
-            done = run_to_end(run, log)
-    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
+        with claimed(config, world):
+            run = prepare(config, world, typed(arguments))
+            with RunLog(run.out, run.config, run.step, run.total_steps, world) as log:
+                done = run_to_end(run, log)
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         reason = lost_contact(error, config.resume or config.out)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmt.jobs import Command, Job
-from rmt.report import read_lines
+from rmt.records import read_lines
 
 Flags = tuple[str, ...]
 

@@ -17,8 +17,11 @@ from pathlib import Path
 from experiments.jobs import SETTINGS, jobs
 from experiments.tables import write_tables
 from rmt.jobs import JobFailed, run_all, side_by_side
+from rmt.lock import held
+from rmt.terminal import safe_printing
 
 
+@safe_printing()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -32,8 +35,9 @@ def main() -> None:
     setting, out, started = SETTINGS[o.model], Path("runs/paper") / o.model, time.perf_counter()
     if not o.tables:
         try:
-            run_all(jobs(setting, out, o.part), max(1, o.jobs))
-        except JobFailed as failure:
+            with held("the experiment's", out):
+                run_all(jobs(setting, out, o.part), max(1, o.jobs))
+        except (JobFailed, ValueError) as failure:
             sys.exit(f"error: {failure}")
         print(f"all jobs are done, after {(time.perf_counter() - started) / 60:.1f} minutes")
     print(write_tables(setting, o.model, out))

@@ -25,7 +25,8 @@ COPIED = (
     "vocab.json",
     "merges.txt",
 )
-WRITTEN = ("config.json", "generation_config.json", INDEX)
+RUN = "rmt_run.json"  # the settings of the run that made the weights
+WRITTEN = ("config.json", "generation_config.json", INDEX, RUN)
 SHARD_BYTES = 5 * 10**9  # of a file
 
 
@@ -36,6 +37,7 @@ def export(
     dtype: torch.dtype,
     max_shard_bytes: int = SHARD_BYTES,
     rank: int = 0,
+    run: dict | None = None,
 ) -> None:
     """Write a Hugging Face directory that transformers opens.
 
@@ -43,6 +45,7 @@ def export(
     turn comes, and rank 0 writes. It holds one file's tensors and the one that is being gathered
     (gloo: twice), the others that one. Configuration and tokenizer are those of `source`. `out`
     appears when it is complete, and replaces an earlier export but nothing else (FileExistsError).
+    run: the settings that made the weights, kept beside them as rmt_run.json.
     ValueError when `state` is not the model of `source`.
     """
     source, out = Path(source), Path(out).resolve()
@@ -53,7 +56,7 @@ def export(
     try:
         if rank == 0:
             _refuse_to_overwrite(source, out)
-            _replace(out, lambda aside: _write(whole, files, source, aside, dtype))
+            _replace(out, lambda aside: _write(whole, files, source, aside, dtype, run))
     finally:  # ranks that do not write, or could not, take part to the end: nobody waits for them
         deque(whole, maxlen=0)
 
@@ -118,6 +121,7 @@ def _write(
     source: Path,
     directory: Path,
     dtype: torch.dtype,
+    run: dict | None,
 ) -> None:
     size = sum(_write_file(directory / f, islice(whole, len(n)), dtype) for f, n in files.items())
     if len(files) > 1:
@@ -125,6 +129,8 @@ def _write(
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         _write_json(directory / INDEX, index)
     _write_description(source, directory, dtype)
+    if run is not None:
+        _write_json(directory / RUN, run)
 
 
 def _write_file(path: Path, whole: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> int:

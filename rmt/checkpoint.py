@@ -26,13 +26,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from models.export import RUN as MODEL_RUN
 from models.export import SHARD_BYTES, export
 from rmt.dist import World, gather_objects
 
 CHECKSUMS, RUN = "checksums.json", "run.json"
 
 
-class CheckpointError(Exception):
+class CheckpointError(ValueError):
     """Saving or reading a checkpoint failed; the message says what is intact."""
 
 
@@ -42,21 +43,44 @@ def steps(out: Path) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdigit())
 
 
-def read_run(out: Path, world: World) -> tuple[Path, dict[str, Any]]:
-    """Place and saved JSON of the newest checkpoint, its files checked. All ranks.
-
-    CheckpointError when there is none or a file is damaged.
-    """
+def newest(out: Path) -> Path:
+    """The folder of a run's newest checkpoint; CheckpointError when there is none."""
     if not steps(out):
         raise CheckpointError(f"--resume {out}: no checkpoint in {out / 'checkpoints'}; start anew")
-    place = place_of(out, steps(out)[-1])
+    return place_of(out, steps(out)[-1])
+
+
+def read(place: Path, world: World) -> dict[str, Any]:
+    """Saved JSON of a checkpoint; CheckpointError when one of its files is damaged. All ranks."""
     damaged = [name for part in gather_objects(_damaged(place, world), world) for name in part]
     if damaged:
         raise CheckpointError(
             f"{place / damaged[0]} is damaged (checksum differs from the one at saving); "
             f"delete {place} to resume from the checkpoint before it"
         )
-    return place, json.loads((place / RUN).read_text())
+    return json.loads((place / RUN).read_text(encoding="utf-8"))
+
+
+def run_settings(path: Path) -> dict[str, Any] | None:
+    """JSON (config, total_steps, ...) of the run that made a model; None when no run of ours did.
+
+    path: the model's directory, a run's (its newest checkpoint counts) or a checkpoint's.
+    ValueError when the JSON is damaged.
+    """
+    path = Path(path).resolve()
+    newest = [place_of(path, step) for step in steps(path)[-1:]]
+    places = [path / MODEL_RUN, *(place / RUN for place in newest), path / RUN]
+    if path.name == "model":
+        places.append(path.parent / RUN)  # of a run whose model did not say yet
+    for place in (place for place in places if place.is_file()):
+        try:
+            settings = json.loads(place.read_text(encoding="utf-8"))
+            if isinstance(settings["config"], dict):
+                return settings
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise ValueError(f"{place} is damaged: it has no settings of a run; delete it or mend it")
+    return None
 
 
 def restore(place: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
@@ -84,11 +108,15 @@ def export_model(
     dtype: torch.dtype,
     world: World,
     max_shard_bytes: int = SHARD_BYTES,
+    run: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a Hugging Face directory OUT/model; CheckpointError if that fails. All ranks."""
+    """Write a Hugging Face directory OUT/model; CheckpointError if that fails. All ranks.
+
+    run: its settings, for `run_settings`.
+    """
     problem, state = None, get_model_state_dict(model)
     try:
-        export(state, source, out / "model", dtype, max_shard_bytes, world.rank)
+        export(state, source, out / "model", dtype, max_shard_bytes, world.rank, run)
     except (OSError, SafetensorError) as error:
         problem = reason(error)
     if problem := gather_objects(problem, world)[0]:

@@ -5,11 +5,13 @@ Precedence: default < --method < --preset < command line. A resumed run takes it
 config.
 """
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rmt.checks import problems
 from rmt.flags import add_fields, knob, make_parser, parse_known
@@ -177,19 +179,25 @@ class Config:
             raise ValueError(message)
 
 
-def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
-    """Command line -> Config. Exits with a message on bad values."""
+def typed(arguments: Sequence[str], description: str = "", epilog: str = "") -> dict[str, Any]:
+    """The flags of a command line and their values, and no defaults. Exits on unknown ones."""
     parser = make_parser(description, epilog)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="paper", help="base values")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default=argparse.SUPPRESS,
+        help="base values (default: paper)",
+    )  # fmt: skip
     add_fields(parser, Config)
     values = vars(parse_known(parser, arguments))
-    preset = PRESETS[values.pop("preset")]
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
+    """Command line -> Config. Exits with a message on bad values."""
+    values = typed(arguments, description, epilog)
+    preset = PRESETS[values.pop("preset", "paper")]
     method = values.get("method", preset.get("method", "rmt"))
-    settings = METHODS[method] | preset | {"method": method} | {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }  # fmt: skip
     try:
-        return Config(**settings)
+        return Config(**METHODS[method] | preset | {"method": method} | values)
     except ValueError as problem:
         sys.exit(f"error: {problem}")
 

@@ -5,8 +5,6 @@ written when it starts.
 """
 
 import json
-import math
-import os
 import platform
 import subprocess
 from dataclasses import asdict
@@ -20,6 +18,7 @@ from rmt.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.dist import World
 from rmt.prompt import escape
+from rmt.records import append, as_json, set_aside, write_whole
 from rmt.verify import verifier
 
 WATCHED = 5  # steps in a row after which a run is told why it learns nothing
@@ -43,9 +42,14 @@ class RunLog:
             return
         out.mkdir(parents=True, exist_ok=True)
         # A resumed run repeats the steps after its checkpoint: their lines would be double.
-        for name in ("metrics.jsonl", "samples.jsonl", "eval.jsonl", "probes.jsonl"):
-            _keep_steps_before(out / name, step)
-        (out / "run.json").write_text(json.dumps(describe(config, total, world), indent=1))
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            set_aside(out / name, step)
+        for name in (
+            "eval.jsonl",
+            "probes.jsonl",
+        ):  # of the checkpoint itself: it may stay the only
+            set_aside(out / name, step + 1)
+        write_whole(out / "run.json", json.dumps(describe(config, total, world, step), indent=1))
         self.longest, self.unread, self.cut = config.max_response, 0, 0
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
@@ -59,8 +63,8 @@ class RunLog:
     def step(self, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
         if not self.active:
             return
-        _append(self.out / "metrics.jsonl", [metrics])
-        _append(self.out / "samples.jsonl", samples)
+        append(self.out / "metrics.jsonl", [metrics])
+        append(self.out / "samples.jsonl", samples)
         self._explain(metrics)
         shown = [form.format(metrics[k]) for k, form in LINE.items() if metrics.get(k) is not None]
         self.bar.set_postfix_str(" ".join(shown), refresh=False)
@@ -82,17 +86,22 @@ class RunLog:
 
     def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
         if self.active:
-            _append(self.out / "eval.jsonl", [{"step": step, "tiers": rows}])
+            self._instead("eval.jsonl", step, [{"step": step, "tiers": rows}])
 
     def documents(self, records: list[dict[str, Any]]) -> None:
         """The texts that probes are about; a resumed run writes the same again."""
         if self.active and records:
-            path = self.out / "documents.json"
-            path.write_text(json.dumps(as_json(records), ensure_ascii=False), encoding="utf-8")
+            content = json.dumps(as_json(records), ensure_ascii=False)
+            write_whole(self.out / "documents.json", content)
 
     def probes(self, records: list[dict[str, Any]]) -> None:
         if self.active and records:
-            _append(self.out / "probes.jsonl", records)
+            self._instead("probes.jsonl", records[0]["step"], records)
+
+    def _instead(self, name: str, step: int, records: list[dict[str, Any]]) -> None:
+        """Of what a run that goes on had said about this step."""
+        set_aside(self.out / name, step)
+        append(self.out / name, records)
 
     def message(self, text: str) -> None:
         """A line above the progress bar."""
@@ -125,8 +134,8 @@ def readable_samples(run, step: int, questions, groups, answers, rewards) -> lis
     return samples
 
 
-def describe(config: Config, total: int, world: World) -> dict[str, Any]:
-    """Config, commit, versions and device: what a number from this run depends on."""
+def describe(config: Config, total: int, world: World, step: int) -> dict[str, Any]:
+    """Config, commit, versions and device: what a number of the run after `step` depends on."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -135,6 +144,7 @@ def describe(config: Config, total: int, world: World) -> dict[str, Any]:
     return {
         "config": asdict(config),
         "total_steps": total,
+        "step": step,
         "commit": commit,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -145,15 +155,6 @@ def describe(config: Config, total: int, world: World) -> dict[str, Any]:
     }
 
 
-def as_json(value: Any) -> Any:
-    """JSON has no nan and no infinity: what was not measured or overflowed is null."""
-    if isinstance(value, dict):
-        return {key: as_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [as_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def device_name(world: World) -> str:
     if world.device.type == "cuda":
         return torch.cuda.get_device_name()
@@ -161,31 +162,3 @@ def device_name(world: World) -> str:
     lines = described.read_text().splitlines() if described.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _append(path: Path, records: list[dict[str, Any]]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(as_json(record), ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise OSError(
-            f"{path} could not be written ({error}); free some space, then --resume {path.parent} "
-            "continues from the newest checkpoint"
-        ) from None
-
-
-def _keep_steps_before(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be run again, and a line that a kill cut short."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)

@@ -17,6 +17,8 @@ from typing import Any
 
 from rmt.curriculum import TIERS, tier_probabilities
 from rmt.curves import PANELS, SMOOTHING, Series, draw_curves
+from rmt.records import parse, read_lines, write_whole
+from rmt.terminal import safe_printing
 
 ASSETS = Path(__file__).parent / "page"
 SCRIPTS = ("dom.js", "charts.js", "documents.js", "samples.js", "page.js")
@@ -29,23 +31,8 @@ NAMES = {
 SHOWN = ("model", "method", "batch_size", "group_size", "learning_rate", "seed")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file: none without a file, and no line that a kill cut short."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            records.append(_parse(line))
-        except ValueError:
-            continue
-    return records
-
-
 def read_json(path: Path, otherwise: Any) -> Any:
-    return _parse(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # nan is no JSON and no browser reads it
+    return parse(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
 
 
 def evaluations(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -163,7 +150,7 @@ def page(runs: Sequence[Path]) -> str:
 
 def write_page(runs: Sequence[Path]) -> Path:
     path = runs[0] / "report.html"
-    path.write_text(page(runs), encoding="utf-8")
+    write_whole(path, page(runs))
     return path
 
 
@@ -175,6 +162,7 @@ def try_report(out: Path) -> str:
         return f"no report ({type(error).__name__}: {error}); try python -m rmt.report {out}"
 
 
+@safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     runs = [Path(name) for name in (sys.argv[1:] if arguments is None else arguments)]
     if not runs or not all((out / "metrics.jsonl").is_file() for out in runs):

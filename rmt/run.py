@@ -1,22 +1,23 @@
 """Everything a run holds: prepared once from its config, saved and restored as a whole."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.weights import find
 from rmt import checkpoint
 from rmt.clock import Clock
-from rmt.config import Config, from_json
+from rmt.config import Config
 from rmt.corpus import Document
 from rmt.curriculum import NO_TIER, Curriculum, assign_tiers, document_order
 from rmt.dist import World, compute_dtype, load_model
-from rmt.fit import fitted, settled
-from rmt.flags import flag
+from rmt.export import find_model
+from rmt.fit import fitted
 from rmt.positions import Position, choose_positions, data_key
+from rmt.resume import check_models, length_of, models_of, resolve
 from rmt.saver import Saver
 from rmt.sources import (
     check_tiers,
@@ -26,7 +27,6 @@ from rmt.sources import (
     read_model_directory,
 )
 from rmt.tokenizer import Tokenizer
-from rmt.torchrun import restarts
 
 
 @dataclass
@@ -48,6 +48,8 @@ class Run:
     # Documents with the positions that are asked about; of problems, none: all are asked
     held_out: tuple[list[Document], list[Position]] | None
     entropies: dict[int, np.ndarray] = field(default_factory=dict)  # nats, of documents it meets
+    models: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprints, by flag
+    thresholds: list[float] = field(default_factory=list)  # of the tiers, in nats
     step: int = 0
     refused_in_a_row: int = 0  # updates refused because something was not finite
     tokens: float = 0.0  # sampled and trained on so far, over all ranks
@@ -72,64 +74,17 @@ class Run:
         return Path(self.config.out)
 
 
-def resolve(config: Config, world: World) -> tuple[Config, Path | None, dict[str, Any]]:
-    """The config to run: the given one, or that of the run to continue with where to read it.
+def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None) -> Run:
+    """Load model and data, measure difficulty, restore a checkpoint. All ranks.
 
-    A run is continued when --resume says so, or when torchrun restarts: then the same command
-    begins a run and goes on with it.
+    typed: the flags of the command line, of which a run that goes on takes some.
     """
-    begun = bool(checkpoint.steps(Path(config.out)))
-    if not config.resume and begun and not restarts():
-        raise ValueError(
-            f"--out {config.out} holds a run already; continue it with --resume {config.out}, "
-            "or choose another directory"
-        )
-    if not config.resume and not begun:
-        return config, None, {}
-    directory = config.resume or config.out
-    place, saved = checkpoint.read_run(Path(directory), world)
-    kept = replace(
-        from_json(saved["config"]), out=directory, resume=directory,
-        # Of this machine, not of the run.
-        replicate=config.replicate, timeout=config.timeout,
-        **({"offload": True} if config.offload else {}), **settled(config),
-    )  # fmt: skip
-    if not config.resume:
-        _refuse_other_settings(config, kept)
-        if world.rank == 0:
-            print(f"torchrun restarts: continuing from {place}")
-    elif world.rank == 0:
-        _name_ignored(config, kept)
-    return kept, place, saved
-
-
-def _refuse_other_settings(given: Config, kept: Config) -> None:
-    """ValueError when a command that begins a run, or goes on with it, meets another run."""
-    planned = settled(kept) | settled(given)  # what was open when the run began
-    given = replace(given, resume=kept.resume, **planned)
-    names = [f.name for f in fields(Config) if getattr(given, f.name) != getattr(kept, f.name)]
-    if names:
-        raise ValueError(
-            f"--out {given.out} holds a run with other settings ({', '.join(map(flag, names))}); "
-            f"continue that one with --resume {given.out}, or choose another directory"
-        )
-
-
-def _name_ignored(given: Config, kept: Config) -> None:
-    values = [(f.name, getattr(given, f.name), f.default) for f in fields(Config)]
-    asked = [name for name, value, default in values if value not in (default, getattr(kept, name))]
-    if names := ", ".join(flag(name) for name in asked if name != "out"):
-        print(f"a resumed run keeps the settings it was started with; not applied: {names}")
-
-
-def prepare(config: Config, world: World) -> Run:
-    """Load model and data, measure difficulty, restore a checkpoint. All ranks."""
-    config, place, saved = resolve(config, world)
-    source = find(config.model, Path(config.weights) if config.weights else None)
+    config, place, saved = resolve(config, world, typed)
+    source = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(source)
     documents = read_documents(config, config.data, tokenizer, shape, config.max_response)
     epochs = max(1, int(config.epochs * len(documents) / config.batch_size))
-    total = saved.get("total_steps") or config.steps or epochs
+    total = length_of(config, typed, epochs, saved, world)
     if config.profile >= total:
         raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
     if config.resample_from >= total and world.rank == 0:
@@ -139,6 +94,8 @@ def prepare(config: Config, world: World) -> Run:
         )
     order = document_order(len(documents), config.batch_size, total, config.seed)
     compute = compute_dtype(config.dtype, world)
+    models = models_of(config, source, world)
+    check_models(config, models, saved, place)
     model = load_model(source, world, compute, offload=config.offload)
     prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
     # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
@@ -153,6 +110,7 @@ def prepare(config: Config, world: World) -> Run:
             config, config.data, world, source, tokenizer, [documents[i] for i in drawn], model
         )
         measured = dict(zip(drawn.tolist(), entropies))
+        thresholds = saved.get("thresholds") or thresholds  # more steps may meet more documents
         for index, entropy in measured.items():
             tiers[index] = assign_tiers(entropy, thresholds, config.min_context)
         check_tiers([tiers[index] for index in drawn], thresholds, world)
@@ -169,7 +127,7 @@ def prepare(config: Config, world: World) -> Run:
         compute=compute, clock=Clock(world.device),
         saver=Saver(Path(config.out), config.keep, world),
         held_out=_held_out(config, world, source, tokenizer, shape, model, thresholds),
-        entropies=measured,
+        entropies=measured, models=models, thresholds=[float(x) for x in thresholds],
     )  # fmt: skip
     if place is not None:
         if saved["data"] != data_key(documents):
@@ -204,6 +162,9 @@ def save(run: Run, wait: bool = True) -> None:
         "config": asdict(run.config),
         "total_steps": run.total_steps,
         "data": data_key(run.documents),
+        "models": run.models,
+        "thresholds": run.thresholds,
+        "compute": str(run.compute).removeprefix("torch."),
         "refused_in_a_row": run.refused_in_a_row,
         "tokens": run.tokens,
         "seconds": run.seconds,

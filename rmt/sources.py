@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from models.config import ModelConfig
-from models.weights import find
 from rmt import corpus
 from rmt.budget import budget_of_position
 from rmt.config import Config, in_repository
@@ -15,6 +14,7 @@ from rmt.corpus import Document
 from rmt.curriculum import NO_TIER, TIERS, quantile_thresholds
 from rmt.difficulty import cached_entropies, document_entropies
 from rmt.dist import World, compute_dtype, load_model, rollout_mode
+from rmt.export import find_model
 from rmt.prompt import PromptIds, prompt_for
 from rmt.tokenizer import Tokenizer
 
@@ -60,8 +60,9 @@ def read_documents(
 
 def measure_difficulty(config, data, world, source, tokenizer, documents, model):
     """Entropies of documents under the initial model (or a proxy), and the tier thresholds."""
-    weights = Path(config.weights) if config.weights else None
-    judge = find(config.difficulty_model, weights) if config.difficulty_model else source
+    judge = source
+    if config.difficulty_model:
+        judge = find_model(config.difficulty_model, config.weights, world)
     if (
         judge != source
         and (judge / "tokenizer.json").read_bytes() != (source / "tokenizer.json").read_bytes()

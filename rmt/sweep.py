@@ -25,7 +25,9 @@ from pathlib import Path
 from rmt.config import Config
 from rmt.flags import flag
 from rmt.jobs import Job, JobFailed, run_all, side_by_side
-from rmt.report import read_lines
+from rmt.lock import held
+from rmt.records import read_lines
+from rmt.terminal import safe_printing
 
 Point = tuple[str, ...]  # a value of each knob that is varied
 COLUMNS = {  # metric of metrics.jsonl -> heading and scale
@@ -153,13 +155,15 @@ def heat_map(knobs: dict, results: dict[Point, list[dict]], path: Path) -> bool:
     return True
 
 
+@safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     options, knobs, rest = read_arguments(sys.argv[1:] if arguments is None else arguments)
     grid = jobs_of(options, knobs, rest)
     if not options.table:
         try:
-            run_all([job for jobs in grid.values() for job in jobs], max(1, options.jobs))
-        except JobFailed as failure:
+            with held("--out", options.out):
+                run_all([job for jobs in grid.values() for job in jobs], max(1, options.jobs))
+        except (JobFailed, ValueError) as failure:
             sys.exit(f"error: {failure}")
     results = {
         point: [found for job in jobs if (found := found_in(job.out))]

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 from small_run import (
     arguments,
     flags,
@@ -109,11 +110,18 @@ def test_stray_folder_among_the_checkpoints_is_no_checkpoint(place):
     assert steps(place / "run") == [2, 3]
 
 
-def test_length_of_a_resumed_run_is_that_of_its_checkpoint(place, capsys):
-    shutil.rmtree(place / LAST)
-    run_here(*flags(resume=place / "run", steps=9, learning_rate=5.0))
-    assert [row["step"] for row in metrics(place / "run")] == [0, 1, 2, 3]
-    assert "not applied: --steps, --learning-rate" in capsys.readouterr().out
+def test_model_whose_weights_have_changed_is_refused(place, original, capsys):
+    """Tiers and the reference of KL come from it."""
+    path = original / "model/model.safetensors"
+    before = path.read_bytes()
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1.01
+    save_file(tensors, path)
+    try:
+        fragments = (f"--model {original / 'model'}", "weights have changed", "start anew")
+        refusal(train, flags(resume=place / "run"), fragments, capsys)
+    finally:
+        path.write_bytes(before)
 
 
 def test_resume_after_the_text_has_changed_is_refused(place, original, capsys):

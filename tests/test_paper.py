@@ -21,6 +21,7 @@ def spent(place, budget=18):
     """What RMT's run of a seed leaves for the jobs that are matched to it."""
     place.mkdir(parents=True)
     row = {"tokens/step": 1000.5, "tokens/dropped": 0.5, "time/step": 1.5, "budget": budget}
+    row["step"] = 0
     (place / "metrics.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
 
 

@@ -1,9 +1,12 @@
 """A run that was killed, stopped or moved ends with the same bits as one that was left alone."""
 
+import io
 import json
+import os
 import resource
 import shutil
 import signal
+import sys
 
 import pytest
 from small_run import (
@@ -25,7 +28,9 @@ from toy_runs import WORLD
 
 from rmt.checkpoint import steps
 from rmt.config import Config
-from rmt.run import prepare, resolve
+from rmt.resume import resolve
+from rmt.run import prepare
+from rmt.terminal import SIGNALS
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +135,30 @@ def test_run_killed_during_a_save_resumes_bit_for_bit(inputs, uninterrupted, out
     assert not list((out / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_finishes_the_step_saves_and_says_how_to_go_on(uninterrupted, out, number):
+class Signalling(io.StringIO):
+    """A terminal that sends a signal when the first held-out accuracy is printed: after 4 steps."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        if "held-out" in text and self.number:
+            os.kill(os.getpid(), self.number)
+            self.number = None
+        return super().write(text)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    uninterrupted, out, number, monkeypatch
+):
     after(2, uninterrupted, out)
-    process = start(*flags(resume=out))
-    begun(process, out, 3)
-    process.send_signal(number)
-    output = finish(process)
-    assert process.returncode == 0, output
-    done = len(metrics(out))
-    assert done < STEPS and steps(out)[-1] == done
-    assert f"stopped after step {done}; continue with --resume {out}" in output
+    with monkeypatch.context() as m:
+        m.setattr(sys, "stdout", printed := Signalling(number))
+        run_here(*flags(resume=out))
+    assert len(metrics(out)) == steps(out)[-1] == 5
+    assert f"stopped after step 5; continue with --resume {out}" in printed.getvalue()
     assert not (out / "model").exists()
     run_here(*flags(resume=out))
     assert_same(out, uninterrupted)

@@ -10,7 +10,7 @@ from toy_runs import WORLD, prepared
 from two_ranks import whole
 
 from rmt import dist, saver
-from rmt.checkpoint import CheckpointError, read_run, steps
+from rmt.checkpoint import CheckpointError, newest, read, steps
 from rmt.run import save
 from train import train_step
 
@@ -163,7 +163,7 @@ def test_a_save_cut_off_at_any_point_leaves_a_checkpoint_to_resume(tmp_path):
     learn(run)
     save(run)
     run.step = 2
-    watchers.append(lambda: seen.append(read_run(run.out, WORLD)[1]["step"]))
+    watchers.append(lambda: seen.append(read(newest(run.out), WORLD)["step"]))
     save(run)
     watchers.clear()
     assert len(seen) > 20 and seen == sorted(seen) and set(seen) == {1, 2}

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from many_ranks import on_ranks
+from safetensors.torch import load_file
 from toy_runs import WORLD, prepared
 
+from models.weights import SINGLE
 from rmt import dist
-from rmt.checkpoint import CheckpointError, steps
+from rmt.checkpoint import CheckpointError, newest, steps
+from rmt.export import write_model
 from rmt.run import save
 from train import train_step
 
@@ -54,6 +57,12 @@ def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, mo
     for row, one in zip(found, wanted):
         for name in LOSSES:
             assert row[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), (row["step"], name)
+
+    write_model(newest(tmp_path / "out"), tmp_path / "hf")  # which four ranks have written
+    state = prepared(tmp_path, resume=str(tmp_path / "out")).model.state_dict()
+    exported = load_file(tmp_path / "hf" / SINGLE)
+    assert exported.keys() == state.keys()
+    assert all(torch.equal(exported[name], state[name]) for name in state)
 
 
 def fail(rank, port, place):

@@ -19,8 +19,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/difficulty.py", "([np.inf], entropy[start : start + len(tree) - 1])",
         "(entropy[start : start + len(tree)],)", "entropies"),
     "the model judges itself": (
-        "rmt/sources.py", "if config.difficulty_model else source", "if False else source",
-        "entropies"),
+        "rmt/sources.py", "    if config.difficulty_model:\n        judge =",
+        "    if False:\n        judge =", "entropies"),
     "early is fixed": ("rmt/ask.py", "c.curriculum_early,", "(0.6, 0.3, 0.1),", "schedule"),
     "late is fixed": ("rmt/ask.py", "c.curriculum_late,", "(0.1, 0.3, 0.6),", "schedule"),
     "t1 is fixed": ("rmt/ask.py", "c.curriculum_start,", "0.15,", "schedule"),
@@ -79,6 +79,16 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "        pass\n", "resampling"),
     "dropped tokens are not counted": (
         "rmt/ask.py", "        generated += sum", "        sum", "resampling"),
+    # Tasks.
+    "problems are asked as text": (
+        "rmt/ask.py", "prompt_for(c.task, run.tokenizer", 'prompt_for("next-token", run.tokenizer',
+        "task"),
+    "the request is ours": (
+        "rmt/ask.py", "q.budget, c.problem_request)", 'q.budget, "Solve it.")', "task"),
+    "problems are asked in their middle": (
+        "rmt/ask.py", "[Draw(len(run.documents[index].tokens), NO_TIER)]", "[Draw(4, NO_TIER)]",
+        "task"),
+    "nothing asks a question": ("rmt/ask.py", 'if c.task == "nothing":', "if False:", "task"),
     # Randomness and what is kept.
     "the seed of sampling is 0": (
         "rmt/ask.py", "c.seed, purpose, step", "0, purpose, step", "seed"),
@@ -99,8 +109,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "seconds are not restored": (
         "rmt/run.py", 'saved["tokens"], saved["seconds"]', 'saved["tokens"], 0.0', "resume"),
     "T is not restored": (
-        "rmt/run.py", 'saved.get("total_steps") or config.steps', "(saved and 3) or config.steps",
-        "resume"),
+        "rmt/resume.py", "return before or given", "return 7 if before else given", "resume"),
     "moments are not restored": (
         "rmt/checkpoint.py", 'optim_state_dict=state["optimizer"]',
         "optim_state_dict=get_state_dict(model, type(optimizer)(model.parameters()))[1]",

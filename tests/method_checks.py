@@ -201,7 +201,7 @@ def check_adaptive(place) -> None:
     rates = np.tile(before, (3, 1))
     for q, n in zip(seen.questions, right):
         rates[q.tier] += (n, 3)
-    assert np.allclose(run.curriculum.rates, rates) and 0 < sum(right)
+    assert np.allclose(run.curriculum.rates, rates) and sum(right) > 0
     p = rates[:, 0] / rates[:, 1]
     worth = 0.7 + 4 * p * (1 - p)
     assert np.allclose(rmt.ask.planned_tiers(run, 1), worth / worth.sum())
@@ -290,3 +290,23 @@ def check_resampling(place) -> None:
             assert (metrics.reduce(WORLD)["tokens/dropped"] > 0) == (len(wanted) > 1)
     draws = [respond(run, run.model, questions, 1, attempt=n).groups[0][0].tokens for n in (0, 1)]
     assert draws[0] != draws[1]
+
+
+def check_task(place) -> None:
+    """What is asked: the next token or a problem, in the words given; or nothing."""
+    path = place / "problems.jsonl"
+    path.write_text("\n".join(json.dumps({"problem": "ab" * n, "answer": "a"}) for n in (4, 5)))
+    solve = METHODS["grpo"] | dict(data=(str(path),), batch_size=2, problem_request="Now solve it.")
+    run = prepared(place, method="grpo", **solve)
+    _, questions = rmt.ask.draw_questions(run, 0, Metrics())
+    assert {q.position for q in questions} == {8, 10}
+    assert all(q.coming == (b"a",) and q.budget is None for q in questions)
+    prompts = [run.tokenizer.decode(p.footer) for p in rmt.ask.prompts_of(run, questions)]
+    assert all("Now solve it." in prompt and "exactly" not in prompt for prompt in prompts)
+    row, _ = train.train_step(run, 0)
+    assert row["loss/ntp"] is None and row["reward/length"] == 0
+    run = prepared(place, method="ntp", **METHODS["ntp"])
+    row, samples = train.train_step(run, 0)
+    assert samples == [] and row["loss/rl"] == 0 and row["loss/ntp"] > 0
+    texts = sum(len(run.documents[i].tokens) for i in run.order[0])
+    assert math.isclose(row["tokens/step"], texts)

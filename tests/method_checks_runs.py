@@ -75,7 +75,7 @@ def check_held_out(place) -> None:
     """The positions of an evaluation in a run, its budget, its decoding."""
     held = place / "data.jsonl"
     run = prepared(place, eval_data=(str(held),), eval_positions=3, steps=4, min_context=11)
-    documents, positions = run.held_out
+    positions = run.held_out[1]
     assert len(positions) == 9 and min(p.position for p in positions) >= 11
     assert any(p.position in range(11, 30) for p in positions)
     asked, generate = [], rmt.evaluate.generate
@@ -121,8 +121,8 @@ def check_eval_script(place) -> None:
         return generate(model, trees, samples, sampling)
 
     write_files(place)
-    common = ["--model", place / "thinker", "--data", place / "data.jsonl", "--document-tokens", 128,
-              "--tiers", "quantile", "--tier-thresholds", 0, 0.33, 0.66, "--entropy-top-k", 0,
+    common = ["--model", place / "thinker", "--data", place / "data.jsonl",
+              "--document-tokens", 128, "--tiers", "quantile", "--tier-thresholds", 0, 0.33, 0.66, "--entropy-top-k", 0,
               "--min-context", 8, "--max-response", 24, "--max-branches", 64]  # fmt: skip
     for number, (flags, budget, temperature) in enumerate((
         (["--mode", "rmt", "--budget", 5], 5, 0.0),

@@ -1,5 +1,5 @@
-"""Broken copies of the method, each with one bug in a knob, an equation, a mask, a denominator, what
-a run keeps or how it evaluates; and whether the check of it finds that out.
+"""Broken copies of the method, each with one bug in a knob, an equation, a mask, a denominator,
+what a run keeps or how it evaluates; and whether the check of it finds that out.
 
     python tests/method_mutants.py [NAME ...]   prints what kills each mutant; exit status 1 if one
                                                 survives, or a copy without a bug does not

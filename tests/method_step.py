@@ -220,14 +220,14 @@ def assert_by_hand(seen) -> None:
     assert len(seen.updates) == c.updates_per_batch
     for number, update in enumerate(seen.updates):
         loss, model = response_loss(seen, number)
-        if not number:
-            assert abs(seen.row["loss/rl"] - float(loss)) < 1e-8, (seen.row["loss/rl"], float(loss))
+        responses = float(loss.detach())
+        assert number or abs(seen.row["loss/rl"] - responses) < 1e-8, (seen.row, responses)
         if c.ntp:
             text, mean = text_loss(seen, model)
             loss = loss + text
             assert number or abs(seen.row["loss/ntp"] - mean) < 1e-8, (seen.row["loss/ntp"], mean)
         loss.backward()
-        assert abs(update.loss - float(loss)) < 1e-8, (number, update.loss, float(loss))
+        assert abs(update.loss - float(loss.detach())) < 1e-8, (number, update.loss, loss)
         off = sum((update.gradient[name] - p.grad).square().sum() for name, p in
                   model.named_parameters()) ** 0.5  # fmt: skip
         size = sum(p.grad.square().sum() for p in model.parameters()) ** 0.5

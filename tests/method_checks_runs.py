@@ -30,7 +30,7 @@ def check_seed(place) -> None:
 
 
 def check_resume(place) -> None:
-    """All that a run knows comes back: weights, moments, curriculum, counts; T and the reference."""
+    """All that a run knows comes back: weights, moments, curriculum, counts, T, the reference."""
     changes = dict(kl_beta=0.1, noise_tries=1, steps=5, curriculum_rule="adaptive",
                    out=str(place / "kept"))  # fmt: skip
     run = prepared(place, **changes)
@@ -122,7 +122,8 @@ def check_eval_script(place) -> None:
 
     write_files(place)
     common = ["--model", place / "thinker", "--data", place / "data.jsonl",
-              "--document-tokens", 128, "--tiers", "quantile", "--tier-thresholds", 0, 0.33, 0.66, "--entropy-top-k", 0,
+              "--document-tokens", 128, "--tiers", "quantile", "--tier-thresholds", 0, 0.33, 0.66,
+              "--entropy-top-k", 0,
               "--min-context", 8, "--max-response", 24, "--max-branches", 64]  # fmt: skip
     for number, (flags, budget, temperature) in enumerate((
         (["--mode", "rmt", "--budget", 5], 5, 0.0),

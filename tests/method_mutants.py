@@ -42,11 +42,12 @@ def check_names(name: str) -> list[str]:
 def all_checks() -> dict:
     """Name -> function of a folder; of the modules that are imported at the moment."""
     import method_checks as steps
+    import method_checks_draws as draws
     import method_checks_runs as runs
 
     checks = {
         name.removeprefix("check_"): function
-        for module in (steps, runs) for name, function in vars(module).items()
+        for module in (steps, draws, runs) for name, function in vars(module).items()
         if name.startswith("check_") and name != "check_loss"
     }  # fmt: skip
     for case in steps.LOSS:

@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo report paper beyond test check smollm2 bench gpu aot clean
+.PHONY: help setup demo report paper beyond test check smollm2 bench gpu aot namesake clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,13 @@ aot: setup $(TRITONS:%=.venv/triton-%)  ## compile every kernel for four GPUs, w
 
 .venv/triton-%: | setup
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
+
+namesake: setup .venv/namesake  ## the kernels beside Hugging Face's package of that name
+	PYTHONPATH=.venv/namesake $(BIN)/python -m pytest tests/test_kernels_namesake.py
+
+HUB ?= 0.18.2
+.venv/namesake: | setup
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ kernels==$(HUB)
 
 clean:  ## remove runs and the virtual environment
 	rm -rf .venv runs

@@ -34,6 +34,7 @@ from rmt.run import Run, prepare, save
 from rmt.terminal import safe_printing, stop_requests
 from rmt.torchrun import lost_contact
 from rmt.update import update
+from rmt.verify import take_failures
 
 EPILOG = """\
 what to watch (the README's glossary has every metric):
@@ -88,6 +89,7 @@ def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
     add_rollout_metrics(metrics, questions, answers, responses, rewards)
     cut = [not rollout.finished for group in groups for rollout in group]
     metrics.add("share/cut_off", sum(cut), len(cut))
+    metrics.add("share/judge_failed", take_failures(), len(cut))
     measure_speed(run, responses, trained, started, metrics)
     row = {"step": step, "budget": budget_of(run, step)} | metrics.reduce(world)
     run.tokens += row["tokens/step"] + row["tokens/dropped"]

@@ -1,6 +1,7 @@
 """Raw text files to token documents."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +18,12 @@ HUB_DATASETS = {
     "KbsdJames/Omni-MATH": "test.jsonl",
     "Skywork/Skywork-OR1-RL-Data": "data/math-00000-of-00001.parquet",
 }
+# What DAPO-Math asks for with each problem would contradict --problem-request.
+DAPO_REQUEST = re.compile(
+    r"^Solve the following math problem step by step\. The last line of your response should be of "
+    r"the form Answer: [^\n]*\n\n"
+    r'|\n\nRemember to put your answer on its own line after "Answer:"\.$'
+)
 BAD_SHARE = 0.01  # more unreadable records than this are an error
 
 
@@ -169,7 +176,8 @@ def _problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
     answer = raw.get("answer")
     if record.text is not None and not isinstance(answer, (str, int, float)):
         return Record(source, None, f"no field 'answer'; it has: {', '.join(raw)}")
-    return replace(record, answer=str(answer).rsplit("####")[-1].strip())
+    text = record.text and DAPO_REQUEST.sub("", record.text.strip())
+    return replace(record, text=text, answer=str(answer).rsplit("####")[-1].strip())
 
 
 def _from_verl(raw: dict[str, Any]) -> dict[str, Any]:

@@ -50,12 +50,12 @@ class RunLog:
         # A resumed run repeats the steps after its checkpoint: their lines would be double.
         for name in ("metrics.jsonl", "samples.jsonl"):
             set_aside(out / name, step)
-        for name in (
-            "eval.jsonl",
-            "probes.jsonl",
-        ):  # of the checkpoint itself: it may stay the only
+        # What was found at the checkpoint's own step stays, unless it is found again.
+        for name in ("eval.jsonl", "probes.jsonl"):
             set_aside(out / name, step + 1)
-        write_whole(out / "run.json", json.dumps(describe(config, total, world, step), indent=1))
+        described = describe(config, total, world, step)
+        described["lengths"] = _lengths(out / "run.json", step, total)
+        write_whole(out / "run.json", json.dumps(described, indent=1))
         self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # of steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
@@ -109,6 +109,14 @@ class RunLog:
         """A line above the progress bar."""
         if self.active:
             self.bar.write(text)
+
+
+def _lengths(path: Path, step: int, total: int) -> list[list[int]]:
+    """T and the steps from which it was that: a run that goes on may be made longer."""
+    before = json.loads(path.read_text(encoding="utf-8")) if step and path.is_file() else {}
+    known = before.get("lengths", [[0, before.get("total_steps", total)]])
+    known = [[first, length] for first, length in known if first < step]
+    return known if known and known[-1][1] == total else [*known, [step, total]]
 
 
 def readable_samples(run, step: int, questions, groups, answers, rewards) -> list[dict[str, Any]]:

@@ -101,7 +101,9 @@ def planned(out: Path, steps: Sequence[int]) -> Series:
     if not config.get("curriculum") or not steps:
         return {}
     knobs = [config[f"curriculum_{name}"] for name in ("early", "late", "start", "end")]
-    rows = [tier_probabilities(step / described["total_steps"], *knobs) for step in steps]
+    lengths = described.get("lengths", [[0, described["total_steps"]]])
+    total = lambda step: [length for first, length in lengths if first <= step][-1]
+    rows = [tier_probabilities(step / total(step), *knobs) for step in steps]
     return {
         f"planned/{tier}": [(step, round(float(row[k]), 4)) for step, row in zip(steps, rows)]
         for k, tier in enumerate(TIERS)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_mutants import CONTROLS, MUTANTS
+from kernel_faults import CONTROLS, MUTANTS
 
 SCRIPT = Path(__file__).with_name("kernel_mutants.py")
 pytestmark = pytest.mark.slow

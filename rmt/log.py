@@ -22,6 +22,12 @@ from rmt.records import append, as_json, set_aside, write_whole
 from rmt.verify import verifier
 
 WATCHED = 5  # steps in a row after which a run is told why it learns nothing
+NOTHING_LEARNT = {
+    "share/well_formed": "no response had a readable answer, \\boxed{} after </think>: look at "
+    "samples.jsonl; does this model think and follow instructions?",
+    "share/cut_off": "most responses were cut off at --max-response: raise it, or lower "
+    "--budget-start",
+}
 LINE = {  # metric -> how the progress line shows it
     "loss/rl": "rl {:+.3f}",
     "loss/ntp": "ntp {:.3f}",
@@ -50,7 +56,7 @@ class RunLog:
         described = describe(config, total, world, step)
         described["lengths"] = _lengths(out / "run.json", step, total)
         write_whole(out / "run.json", json.dumps(described, indent=1))
-        self.longest, self.unread, self.cut = config.max_response, 0, 0
+        self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # of steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "RunLog":
@@ -72,17 +78,13 @@ class RunLog:
 
     def _explain(self, metrics: dict[str, float]) -> None:
         """Say once why rewards, and with them the loss, are 0."""
-        read, cut = metrics.get("share/well_formed"), metrics.get("share/cut_off")
-        self.unread = self.unread + 1 if read == 0 else 0
-        self.cut = self.cut + 1 if cut is not None and cut > 0.5 else 0
-        for steps, what in (
-            (self.unread, "no response had a readable answer, \\boxed{} after </think>: look at "
-             "samples.jsonl; does the model think and follow instructions?"),
-            (self.cut, f"most responses were cut off at --max-response {self.longest}: raise it, "
-             "or lower --budget-start"),
-        ):  # fmt: skip
-            if steps == WATCHED:
-                self.message(f"for {steps} steps {what}")
+        for name, streak in list(self.streaks.items()):
+            value = metrics.get(name)
+            bad = value is not None and (value == 0 if name == "share/well_formed" else value > 0.5)
+            self.streaks[name] = streak + 1 if bad else 0
+            if self.streaks[name] == WATCHED:
+                self.message(f"for {WATCHED} steps {NOTHING_LEARNT[name]}")
+                del self.streaks[name]
 
     def evaluation(self, step: int, found: dict[str, Any]) -> None:
         if self.active:

@@ -146,6 +146,17 @@ def test_a_run_that_never_draws_again_says_so(tmp_path, capsys):
         assert ("--resample-from 3: no group" in capsys.readouterr().out) == said
 
 
+def test_a_run_that_learns_nothing_says_why_once(tmp_path, capsys):
+    run = run_of(tmp_path, "rmt")
+    row = {"step": 0, "share/well_formed": 0.0, "share/cut_off": 0.6}
+    with RunLog(run.out, run.config, 0, 20, WORLD) as log:
+        for step, change in enumerate([{}] * 5 + [{"share/well_formed": 0.1}] + [{}] * 9):
+            log.step(row | {"step": step} | change, [])
+    printed = "".join(capsys.readouterr())
+    assert printed.count("no response had a readable answer") == 1
+    assert printed.count("cut off at --max-response") == 1
+
+
 def test_a_document_of_noise_keeps_its_question(tmp_path):
     """Dynamic sampling has no other position for it."""
     run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_tries=1, group_size=3)

@@ -2,8 +2,8 @@
 
 import codecs
 import json
-import re
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace

@@ -177,6 +177,10 @@ class Config:
     eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
     eval_every: int = knob(50, "steps between evaluations, when there is held-out data")
     eval_positions: int = knob(64, "positions per tier in an evaluation during the run")
+    eval_decoding: str = knob(
+        "sampled", "responses in an evaluation during the run: sampled as in training, with the "
+        "same random numbers each time, or the likeliest tokens [ours]", ("sampled", "greedy"),
+    )  # fmt: skip
 
     def __post_init__(self):
         for message in problems(self):

@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,12 @@ HUB_DATASETS = {
     "KbsdJames/Omni-MATH": "test.jsonl",
     "Skywork/Skywork-OR1-RL-Data": "data/math-00000-of-00001.parquet",
 }
+# What DAPO-Math asks for with each problem would contradict --problem-request.
+DAPO_REQUEST = re.compile(
+    r"^Solve the following math problem step by step\. The last line of your response should be of "
+    r"the form Answer: [^\n]*\n\n"
+    r'|\n\nRemember to put your answer on its own line after "Answer:"\.$'
+)
 PROBLEM = ("problem", "question")  # fields by which records of one problem are known
 HALF = "half a surrogate pair, which is no character"
 
@@ -147,7 +154,10 @@ def as_text(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
 def as_problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
     if isinstance(raw.get("reward_model"), dict):  # a data set made for verl
         raw = _from_verl(raw)
-    record = as_text(source, raw, fields or ("question" if "question" in raw else "problem",))
+    fields = fields or ("question" if "question" in raw else "problem",)
+    raw = {k: DAPO_REQUEST.sub("", v.strip()) if k in fields and isinstance(v, str) else v
+           for k, v in raw.items()}  # fmt: skip
+    record = as_text(source, raw, fields)
     answer = raw.get("answer")
     if record.text is None:
         return record

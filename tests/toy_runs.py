@@ -83,11 +83,16 @@ def write_corpus(path, documents=13):
     return path
 
 
+def write_files(place, **shape):
+    """Model and corpus of a run, unless they are there."""
+    if not (place / "data.jsonl").exists():
+        write_thinker(place / "thinker", **shape)
+        write_corpus(place / "data.jsonl")
+
+
 def prepared(place, world=WORLD, shape=None, **changes):
     """A run in `place`, whose model and corpus are written when they are not there."""
-    if not (place / "data.jsonl").exists():
-        write_thinker(place / "thinker", **(shape or {}))
-        write_corpus(place / "data.jsonl")
+    write_files(place, **(shape or {}))
     files = dict(model=str(place / "thinker"), data=(str(place / "data.jsonl"),))
     return prepare(Config(**SETTINGS | files | {"out": str(place / "out")} | changes), world)
 

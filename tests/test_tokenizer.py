@@ -170,7 +170,7 @@ def test_ids_without_a_piece_and_odd_pieces_have_bytes_as_in_transformers(tmp_pa
 
 def test_half_a_pair_is_a_message(tmp_path):
     write_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match="character 1 of the text .* mend the text"):
+    with pytest.raises(ValueError, match=r"character 1 of the text .* mend the text"):
         Tokenizer(tmp_path).encode("a\udcff")
 
 

@@ -163,7 +163,7 @@ def test_a_tied_head_may_stand_for_the_embedding_but_not_differ_from_it(tmp_path
     assert torch.equal(build(tmp_path, "cpu", torch.float32).head, embedding)
     other = {"lm_head.weight": embedding + 1, "model.embed_tokens.weight": embedding}
     save_file(state | other, tmp_path / SINGLE)
-    with pytest.raises(ValueError, match="tie_word_embeddings true, but .* set it to false"):
+    with pytest.raises(ValueError, match=r"tie_word_embeddings true, but .* set it to false"):
         build(tmp_path, "cpu", torch.float32)
 
 

@@ -1,8 +1,8 @@
 """math-verify behind a pipe: what a model wrote is parsed in a process that can be killed.
 
 A power tower or a factorial would compute for ever, or fill the memory. `Judge` starts one
-process, which imports math-verify once; a fork of it answers questions until one takes longer than
-SECONDS, or all of MEMORY: then the kernel ends that fork, the answer is wrong, and the next fork
+process, which imports math-verify once; a fork of it answers questions until one fails, takes
+longer than SECONDS, or much of MEMORY: then that fork ends, the answer is wrong, and the next fork
 goes on, without importing anything anew. It ends with the process that asks.
 """
 
@@ -14,11 +14,13 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 SECONDS = 2.0  # of a question
 MEMORY = 2 << 30  # bytes of address space
+MOST = 1000  # questions of one fork: their numbers have to fit into a pipe
 START = 120.0  # seconds that importing math-verify may take on a busy machine
 
 
@@ -26,7 +28,8 @@ class Judge:
     """Compares two answers by value. `command` starts a process that speaks like `main` here."""
 
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "rmt.judge")):
-        self.command, self.process, self.asked = command, None, 0
+        self.command, self.process = command, None
+        self.asked = self.failed = 0  # failed: wrong because there was no verdict
 
     def same(self, given: str, truth: str) -> bool:
         """False, too, if there is no answer within SECONDS. RuntimeError if none can start."""
@@ -37,11 +40,14 @@ class Judge:
         with suppress(BrokenPipeError):
             self.process.stdin.write(question)
             # Its own alarm comes first, unless it has lost its way altogether.
-            while line := self._line(2 * SECONDS):
+            until = time.monotonic() + 1.5 * SECONDS
+            while line := self._line(until):
                 number, _, verdict = line.partition(b" ")
                 if number == b"%d" % self.asked:
+                    self.failed += verdict not in (b"True", b"False")
                     return verdict == b"True"
         self._stop()
+        self.failed += 1
         return False
 
     def _start(self) -> None:
@@ -49,21 +55,21 @@ class Judge:
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
             start_new_session=True, cwd=Path(__file__).parent.parent,
         )  # fmt: skip
-        if self._line(START) != b"ready":
+        if self._line(time.monotonic() + START) != b"ready":
             self._stop()
             raise RuntimeError(
                 f"math-verify is installed, but `{' '.join(self.command)}` does not start; look at "
                 "what it prints, or uninstall math-verify"
             )
 
-    def _line(self, seconds: float) -> bytes:
+    def _line(self, until: float) -> bytes:
         """The next line, empty if none comes in time."""
-        line = b""
-        while not line.endswith(b"\n") and select.select([self.process.stdout], [], [], seconds)[0]:
-            if not (byte := self.process.stdout.read(1)):
-                return b""
+        line, out = b"", self.process.stdout
+        while (left := until - time.monotonic()) > 0 and select.select([out], [], [], left)[0]:
+            if not (byte := out.read(1)) or byte == b"\n":
+                return line if byte else b""
             line += byte
-        return line.removesuffix(b"\n") if line.endswith(b"\n") else b""
+        return b""
 
     def _stop(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
@@ -83,7 +89,7 @@ def serve(same, answers: int, questions: int = 0) -> None:
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return
         numbers = os.read(asking, 1 << 16).split()  # not empty: it only dies of a question
-        os.write(answers, numbers[-1] + b" False\n")
+        os.write(answers, numbers[-1] + b" failed\n")  # a second answer is passed over
 
 
 def _answer(same, answers: int, questions: int, answering: int) -> None:
@@ -96,10 +102,13 @@ def _answer(same, answers: int, questions: int, answering: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             verdict = same(truth, given)
-        except Exception:
-            verdict = False
+        except BaseException:
+            os._exit(1)
         signal.setitimer(signal.ITIMER_REAL, 0)
         os.write(answers, b"%d %s\n" % (number, str(bool(verdict)).encode()))
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if used > MEMORY // 2 or number % MOST == 0:
+            os._exit(1)  # what it still holds might fail the next question
     os._exit(0)
 
 
@@ -115,6 +124,7 @@ def main() -> None:
         sides = (parse(f"${x}$", parsing_timeout=None) for x in (truth, given))
         return bool(verify(*sides, timeout_seconds=None))
 
+    same("x+1", r"1+\frac{2x}{2}")  # builds the parser's tables, which is slow once
     os.write(answers, b"ready\n")
     serve(same, answers)
 

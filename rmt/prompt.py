@@ -6,7 +6,7 @@ step, final answer in \\boxed{}; then the paper's budget sentence. The order is 
 that depends on the step comes after the document, so that the document is computed once.
 
     trunk    <user> INSTRUCTION ### Context ⏎ document tokens ...
-    branch                               ... fork ⏎⏎ ### End of context ⏎⏎ budget sentence <assistant>
+    branch                            ... fork ⏎⏎ ### End of context ⏎⏎ budget sentence <assistant>
 """
 
 from dataclasses import dataclass
@@ -77,13 +77,14 @@ class Answer:
 def parse_response(tokenizer: Tokenizer, ids: list[int], thinks: bool = True) -> Answer:
     """Split a response at its first </think> and read the answer behind it.
 
-    Where there is no </think> there is no answer; `thinks=False` then reads the whole response.
+    Where there is no </think> there is no answer. `thinks=False` is for problems: it then reads the
+    whole response, and answers have no unpaired braces.
     """
     position, after = _find_close(tokenizer, ids)
     if position is None:
         thought = tokenizer.decode(ids)
-        return Answer(thought, None if thinks else boxed_content(thought), None)
-    return Answer(tokenizer.decode(ids[:position]), boxed_content(after), position)
+        return Answer(thought, None if thinks else boxed_content(thought, thinks), None)
+    return Answer(tokenizer.decode(ids[:position]), boxed_content(after, thinks), position)
 
 
 def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
@@ -106,12 +107,13 @@ def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
     return position, text[start + len(THINK_CLOSE) :].decode("utf-8", errors="replace")
 
 
-def boxed_content(text: str) -> str | None:
+def boxed_content(text: str, unpaired: bool = True) -> str | None:
     r"""Content of the last \boxed{...}, unstripped; None if there is none.
 
     Where the braces from there on pair, the one that closes the box ends it. Where they do not, or
     nothing would be inside, the answer has an unpaired brace of its own and ends before the last
-    brace of the text: \boxed{^{} is `^{`, \boxed{}$} is `}$`.
+    brace of the text: \boxed{^{} is `^{`, \boxed{}$} is `}$`. With `unpaired=False` the brace that
+    closes the box ends it whatever follows, and \boxed{5}} is `5`.
     """
     last = text.rfind("}")
     start = text.rfind(BOXED, 0, max(last, 0))
@@ -128,7 +130,9 @@ def boxed_content(text: str) -> str | None:
         elif text[index] == "}":
             surplus += 1  # closes what was opened before the box, if anything was
     pair = depth == 0 and (surplus == 0 or surplus <= _open_braces(text[: start - len(BOXED)]))
-    return text[start : closed if pair and closed != start else last]
+    if closed is not None and (not unpaired or (pair and closed != start)):
+        last = closed
+    return text[start:last]
 
 
 def _open_braces(text: str) -> int:

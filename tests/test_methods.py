@@ -1,9 +1,11 @@
 """RMT's baselines, each a set of knobs: what they ask, what they learn, and when they end."""
 
 import json
+import time
 
 import pytest
 import torch
+import toy_runs
 from toy_runs import WORLD, prepared, write_thinker
 
 import train
@@ -16,6 +18,13 @@ from rmt.presets import METHODS, PRESETS
 from rmt.run import prepare, resolve
 from rmt.tokenizer import Tokenizer
 
+DAPO = (
+    "Solve the following math problem step by step. The last line of your response should be of "
+    "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+    "What is 2 + 3?\n\nAnswer: with care."
+    '\n\nRemember to put your answer on its own line after "Answer:".'
+)
+
 
 def run_of(place, method, **changes):
     return prepared(place, method=method, **METHODS[method] | changes)
@@ -26,7 +35,9 @@ def whole(run):
     with RunLog(run.out, run.config, 0, run.total_steps, WORLD) as log:
         said = train.run_to_end(run, log)
     assert said.startswith("wrote"), said
-    return [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (run.out / "metrics.jsonl").read_text().strip().split("\n")
+    ]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -137,6 +148,17 @@ def test_a_run_that_never_draws_again_says_so(tmp_path, capsys):
         assert ("--resample-from 3: no group" in capsys.readouterr().out) == said
 
 
+def test_a_run_that_learns_nothing_says_why_once(tmp_path, capsys):
+    run = run_of(tmp_path, "rmt")
+    row = {"step": 0, "share/well_formed": 0.0, "share/cut_off": 0.6}
+    with RunLog(run.out, run.config, 0, 20, WORLD) as log:
+        for step, change in enumerate([{}] * 5 + [{"share/well_formed": 0.1}] + [{}] * 9):
+            log.step(row | {"step": step} | change, [])
+    printed = "".join(capsys.readouterr())
+    assert printed.count("no response had a readable answer") == 1
+    assert printed.count("cut off at --max-response") == 1
+
+
 def test_a_document_of_noise_keeps_its_question(tmp_path):
     """Dynamic sampling has no other position for it."""
     run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_tries=1, group_size=3)
@@ -164,14 +186,31 @@ def test_grpo_learns_from_the_answers_to_problems(tmp_path):
     rows = whole(run)
     assert any(0 < row["reward/match"] < 1 for row in rows)
     assert not torch.equal(run.model.head, before)
-    evaluations = [json.loads(x) for x in (run.out / "eval.jsonl").read_text().splitlines()]
+    evaluations = [json.loads(x) for x in (run.out / "eval.jsonl").read_text().strip().split("\n")]
     assert [[row["tier"] for row in e["tiers"]] for e in evaluations] == [["problems"]] * 3
     assert {e["tiers"][0]["n"] for e in evaluations} == {3}
-    samples = [json.loads(x) for x in (run.out / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(x) for x in (run.out / "samples.jsonl").read_text().strip().split("\n")]
     assert {s["tier"] for s in samples} == {"problem"} and {s["truth"] for s in samples} == {
         "a",
         "b",
     }
+
+
+def test_a_model_that_boxes_power_towers_is_trained_to_the_end(tmp_path, monkeypatch):
+    pytest.importorskip("math_verify", reason="math-verify is not installed")
+    tower = r"\boxed{9^{9^{9^{9}}}}"
+    right, other = toy_runs.ANSWERS
+    likely = {tower if text == other else text: odds for text, odds in toy_runs.LIKELY.items()}
+    monkeypatch.setattr(toy_runs, "ANSWERS", (right, tower))
+    monkeypatch.setattr(toy_runs, "LIKELY", likely)
+    data = problems(tmp_path, answers=("a", "7", "a"))
+    started = time.perf_counter()
+    rows = whole(run_of(tmp_path, "grpo", batch_size=3, steps=2, group_size=8, data=data,
+                        problem_request=""))  # fmt: skip
+    assert time.perf_counter() - started < 60
+    assert sum(row["share/judge_failed"] for row in rows) == pytest.approx(1 / 24), "judged once"
+    assert any(0 < row["reward/match"] < 1 for row in rows)
+    assert tower in (tmp_path / "out/samples.jsonl").read_text().replace("\\\\", "\\")
 
 
 @pytest.mark.parametrize(
@@ -196,12 +235,15 @@ def test_problems_without_an_answer_are_named(tmp_path, line, said):
          "a", "5"),
         ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": "5"}},
          "a", "5"),
+        ({"prompt": [{"role": "user", "content": DAPO}], "reward_model": {"ground_truth": "5"}},
+         "What is 2 + 3?\n\nAnswer: with care.", "5"),
+        ({"problem": DAPO, "answer": "5"}, "What is 2 + 3?\n\nAnswer: with care.", "5"),
     ],
 )  # fmt: skip
 def test_problems_of_all_usual_data_sets_are_read(tmp_path, line, text, answer):
     (tmp_path / "problems.jsonl").write_text(json.dumps(line))
     tokenizer = Tokenizer(write_thinker(tmp_path / "thinker"))
-    (document,) = load_problems([str(tmp_path / "problems.jsonl")], tokenizer, (), 99)
+    (document,) = load_problems([str(tmp_path / "problems.jsonl")], tokenizer, (), 999)
     assert (tokenizer.decode(document.tokens.tolist()), document.answer) == (text, answer)
 
 

@@ -59,6 +59,16 @@ def test_boxed_content(text, content):
     assert boxed_content(text) == content
 
 
+@pytest.mark.parametrize(
+    "text, content",
+    [(r"\boxed{5}}", "5"), (r"\boxed{5}. So {x", "5"), (r"\boxed{}{", ""),
+     (r"\boxed{5}. {x}}", "5"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+     (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right.")],
+)  # fmt: skip
+def test_answers_to_problems_have_no_unpaired_braces(text, content):
+    assert boxed_content(text, unpaired=False) == content
+
+
 def test_a_long_row_of_unclosed_boxes_is_read_in_linear_time():
     assert boxed_content(r"\boxed{" * 200_000) is None
 
@@ -73,8 +83,10 @@ def test_every_token_survives_its_box(token):
     assert boxed_content(rf"\boxed{{{escape(token)}}}") == escape(token)
 
 
-KINDS = [(b" para", "plain"), (b"{}", "plain"), (b"^{", "brace"), (b"}{", "brace"), (b"a}", "brace"),
-         (b"\n", "escaped"), (b"}\n", "escaped"), (b"\xc3", "escaped"), (b"a}{b", "escaped")]  # fmt: skip
+KINDS = [
+    (b" para", "plain"), (b"{}", "plain"), (b"^{", "brace"), (b"}{", "brace"), (b"a}", "brace"),
+    (b"\n", "escaped"), (b"}\n", "escaped"), (b"\xc3", "escaped"), (b"a}{b", "escaped"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("token, kind", KINDS)

@@ -1,5 +1,7 @@
 """Weights are read row by row into the parameters of a rank, or refused before any is."""
 
+import json
+
 import pytest
 import torch
 from many_ranks import join, on_ranks
@@ -34,6 +36,21 @@ def shards_without(name):
 def broken_index(directory):
     shards_without("a.safetensors")(directory)
     (directory / INDEX).write_text("[]")
+
+
+def index_says(change):
+    def damage(directory):
+        shards = write_shards(directory)
+        (directory / SINGLE).unlink(missing_ok=True)
+        index = {name: "a.safetensors" for name in shards} | change
+        (directory / INDEX).write_text(json.dumps({"weight_map": index}))
+
+    return damage
+
+
+def rename(state):
+    for name in list(state):
+        state[name.removeprefix("model.")] = state.pop(name)
 
 
 # claim -> (damage, error, what the message holds)
@@ -82,6 +99,23 @@ DAMAGES = {
         ("b.safetensors", INDEX, "fetch it again"),
     ),
     "broken-index": (broken_index, ValueError, (INDEX, "fetch it again")),
+    "index-of-other-files": (index_says({}), ValueError, (INDEX, "do not agree", "fetch both")),
+    "index-out-of-the-directory": (
+        index_says({QUERY: "../a.safetensors"}),
+        ValueError,
+        (INDEX, "fetch it again"),
+    ),
+    "no-prefix": (lambda d: resave(d, rename), ValueError, ("lack the prefix 'model.'",)),
+    "adapter": (
+        lambda d: (d / "adapter_config.json").write_text("{}"),
+        ValueError,
+        ("adapter_config.json", "merge it"),
+    ),
+    "other-frequencies": (
+        lambda d: resave(d, lambda state: state.update({"x.rotary_emb.inv_freq": torch.ones(3)})),
+        ValueError,
+        ("inv_freq", "rope_theta"),
+    ),
 }
 
 
@@ -119,6 +153,17 @@ def test_tensors_that_repeat_what_the_model_has_are_left_out(tmp_path):
     model = build(tmp_path, "cpu", torch.float32)
     assert "lm_head.weight" not in model.state_dict()
     assert torch.equal(model.head, state["model.embed_tokens.weight"])
+
+
+def test_a_tied_head_may_stand_for_the_embedding_but_not_differ_from_it(tmp_path):
+    state = write_model(tmp_path, tie_word_embeddings=True)
+    embedding = state.pop("model.embed_tokens.weight")
+    save_file(state | {"lm_head.weight": embedding}, tmp_path / SINGLE)
+    assert torch.equal(build(tmp_path, "cpu", torch.float32).head, embedding)
+    other = {"lm_head.weight": embedding + 1, "model.embed_tokens.weight": embedding}
+    save_file(state | other, tmp_path / SINGLE)
+    with pytest.raises(ValueError, match=r"tie_word_embeddings true, but .* set it to false"):
+        build(tmp_path, "cpu", torch.float32)
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float64])

@@ -7,10 +7,10 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo report paper beyond test check smollm2 bench gpu aot clean
+.PHONY: help setup demo report paper beyond test test-cpus check smollm2 bench gpu aot namesake clean
 
 help:  ## this list
-	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/ready  ## a virtual environment with pinned versions
 
@@ -45,6 +45,10 @@ beyond: setup  ## what is not in the paper, each flag beside RMT, three seeds (m
 test: setup  ## all tests, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
+# TESTS="tests/test_forest.py" some tests, CPUS="--cpu avx2" one CPU.
+test-cpus: setup  ## all tests as on older CPUs, and with two threads (an hour, 2 cores)
+	$(BIN)/python tests/cpus.py $(CPUS) -- $(TESTS)
+
 check: setup  ## format, lint, import rules, citations
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -76,6 +80,13 @@ aot: setup $(TRITONS:%=.venv/triton-%)  ## compile every kernel for four GPUs, w
 
 .venv/triton-%: | setup
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
+
+namesake: setup .venv/namesake  ## the kernels beside Hugging Face's package of that name
+	PYTHONPATH=.venv/namesake $(BIN)/python -m pytest tests/test_kernels_namesake.py
+
+HUB ?= 0.18.2
+.venv/namesake: | setup
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ kernels==$(HUB)
 
 clean:  ## remove runs and the virtual environment
 	rm -rf .venv runs

@@ -127,7 +127,8 @@ def _branches(branch_parts: ModuleType) -> Iterator[Launch]:
         strides = (x for x in branch_parts.parts.arg_names if x.endswith("_stride"))
         arguments = known | dict.fromkeys(strides, size) | dict(
             Q=f"*{dtype}", KEYS=f"*{dtype}", VALUES=f"*{dtype}", TABLE=None if own else "*i32",
-            START=None if own else "*i64", LIMIT="*i64", first_piece=0, pieces=2,
+            START=None if own else "*i64", LIMIT="*i64", tokens=8000, branches=64,
+            first_piece=0, pieces=2,
         )  # fmt: skip
         variant = f"{dtype}, {'own' if own else 'trunk'}, D = {size}"
         yield Launch(branch_parts.parts, variant, arguments, options)

@@ -208,7 +208,7 @@ def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> lis
         given = s.other if domain == "other" else s.eval
         given = (*given, *stored, "--difficulty-model", s.model)
         given = s.problems if name == "problems" else given
-        written = ("--seed", str(seed), "--json", str(out / f"{name}.json"))
+        written = ("--sampling-seed", str(seed), "--json", str(out / f"{name}.json"))
         found.append(("eval.py", "--model", model, *given, *flags, *written))
     return found
 

@@ -1,7 +1,16 @@
 """Log-probability, entropy and losses of a head without its logits, and attention of branches.
 
 What each function means stands in kernels/reference.py; who computes it, in kernels/dispatch.py.
+
+Hugging Face's loader of kernels is a package of the same name, which transformers imports where it
+is installed. From here its modules and names are found too: ours first, and nothing of it is
+imported before somebody asks.
 """
+
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 from kernels.branch_attention import branch_attention
 from kernels.branch_tiles import Seen, Tiles
@@ -23,3 +32,31 @@ __all__ = [
     "masked_cross_entropy",
     "matmul",
 ]
+
+
+def _namesake() -> ModuleSpec | None:
+    """The package that would be imported were this folder not there."""
+    here = Path(__file__).resolve().parent.parent
+    found = PathFinder.find_spec("kernels", [x for x in sys.path if Path(x).resolve() != here])
+    return found if found and found.origin and found.submodule_search_locations else None
+
+
+_INSTALLED = _namesake() if __name__ == "kernels" else None
+if _INSTALLED:  # its modules import each other as kernels.NAME
+    __path__.extend(_INSTALLED.submodule_search_locations)
+
+
+def __getattr__(name: str):
+    """A public name of the installed package, from its __init__.py under a name of its own."""
+    if _INSTALLED is None or (name.startswith("__") and name != "__version__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    alias = "kernels._installed"
+    if alias not in sys.modules:
+        spec = spec_from_file_location(alias, _INSTALLED.origin, submodule_search_locations=None)
+        sys.modules[alias] = module_from_spec(spec)  # before it runs: its modules ask for names
+        try:
+            spec.loader.exec_module(sys.modules[alias])
+        except BaseException:
+            del sys.modules[alias]
+            raise
+    return getattr(sys.modules[alias], name)

@@ -16,10 +16,10 @@ heads, D head dim; H = K · rep. Branch i has slot i of the own cache.
 import torch
 from torch import Tensor
 
-from kernels.branch_tiles import Groups, Seen
-from kernels.check import require_attention, require_capacity
+from kernels.branch_tiles import Groups, Seen, bias_of, groups_of
 from kernels.dispatch import choice
 from kernels.reference import matmul
+from kernels.refuse import require_attention, require_reach
 
 
 @torch.no_grad()
@@ -31,25 +31,28 @@ def branch_attention(
     trunk_k, trunk_v (T, K, D); own_k, own_v (slots ≥ n, capacity, K, D), of which nothing beyond a
     branch's length counts, not even a nan. Softmax of q·k/√D in fp32, or fp64; a branch that sees
     nothing gets 0. Returns (n, H, D) in q's dtype, without a gradient. ValueError for what does
-    not fit.
+    not fit; counts that only the GPU knows are assertions there, once for each `seen`, and a
+    branch that sees what is not there gets nan.
     """
     require_attention(q, trunk_k, trunk_v, own_k, own_v, len(seen.start))
     if not len(q):
         return torch.empty_like(q)
-    if choice(q) != "reference":
+    tier = choice(q)
+    require_reach(seen, len(trunk_k), own_k.shape[1], look=tier == "reference" or not q.is_cuda)
+    if tier != "reference":
         from kernels import branch_parts  # imports triton
 
         return branch_parts.branch_attention(q, trunk_k, trunk_v, own_k, own_v, seen)
     n, heads, size = q.shape
     q = q.unflatten(1, (trunk_k.shape[1], -1))  # (n, K, rep, D)
-    longest, bias = seen.own
-    require_capacity(longest, own_k.shape[1])
+    start, fork, length = seen.values()
     parts = []
-    if seen.tiles.groups.members:
-        parts.append(_attend_trunk(q, trunk_k, trunk_v, seen.tiles.groups))
-    if longest:
+    groups = groups_of(start, fork, q.shape[2], q.device)
+    if groups.members:
+        parts.append(_attend_trunk(q, trunk_k, trunk_v, groups))
+    if longest := max(length):
         own = (x[:n, :longest].transpose(1, 2) for x in (own_k, own_v))  # (n, K, L, D)
-        parts.append(_attend_own(q, *own, bias, seen.length))
+        parts.append(_attend_own(q, *own, bias_of(length, q.shape[2], q.device), seen.length))
     if not parts:
         return q.new_zeros(n, heads, size)
     return _merge(*parts).to(q.dtype).reshape(n, heads, size)

@@ -36,7 +36,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.branch_tiles import Seen
-from kernels.tiles import stored
+from kernels.refuse import require_head_dim
+from kernels.tiles import launch, stored
 
 LEAST_TOKENS = 128  # of a piece: shorter ones are not worth a program
 MOST_PIECES = 32  # of one set of keys: a program of `merge` holds those of both sets in registers
@@ -72,13 +73,13 @@ def programs_of(x: Tensor) -> int:
     return 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
 
 
-@triton.jit(do_not_specialize=["first_piece", "pieces"])
+@triton.jit(do_not_specialize=["tokens", "branches", "first_piece", "pieces"])
 def parts(
     Q, KEYS, VALUES,  # (n, H, D), (T, K, D) or (slots, capacity, K, D) twice
     TABLE, START, LIMIT,  # (tiles, WIDTH) or None: tile i is slot i; (n,) or None: 0; (n,)
     OUT, LSE,  # (n, H, pieces, D), (n, H, pieces)
     q_slot_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
-    v_slot_stride, v_token_stride, v_head_stride, first_piece, pieces,
+    v_slot_stride, v_token_stride, v_head_stride, tokens, branches, first_piece, pieces,
     WIDTH: tl.constexpr, REP: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_PADDED: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
     EXACT: tl.constexpr, WIDEN: tl.constexpr,
@@ -92,13 +93,18 @@ def parts(
     slot = tile * WIDTH + member
     if TABLE is not None:
         slot = tl.load(TABLE + slot, mask=there, other=-1).to(tl.int64)
-    there = there & (slot >= 0) & (row % SPAN < REP)
+    there = there & (slot >= 0) & (slot < branches) & (row % SPAN < REP)
     head = kv_head * REP + row % SPAN
-    limit = tl.load(LIMIT + slot, mask=there, other=0).to(tl.int32)
-    longest = tl.max(limit, axis=0)
+    limit = tl.load(LIMIT + slot, mask=there, other=0)
     begin = tile * 0  # in 64 bits
+    fits = (limit >= 0) & (limit <= tokens)
     if START is not None:  # the same for all branches of a tile
-        begin = tl.max(tl.load(START + slot, mask=there, other=0), axis=0)
+        start = tl.load(START + slot, mask=there & (limit != 0), other=0)
+        begin = tl.max(start, axis=0)
+        fits = fits & ((limit == 0) | ((start == begin) & (limit <= tokens - begin)))
+    # What is not there is not read, and whoever asks for it gets nan.
+    limit = tl.where(fits, limit, 0).to(tl.int32)
+    longest = tl.max(limit, axis=0)
 
     d = tl.arange(0, D_PADDED)
     q_place = Q + slot * q_slot_stride + head * q_head_stride
@@ -144,7 +150,8 @@ def parts(
     part = (slot * tl.num_programs(1) * REP + head) * pieces + first_piece + tl.program_id(2)
     tl.store(LSE + part, base + tl.log(seen), mask=there)
     place = OUT + part[:, None] * D + d[None, :]
-    tl.store(place, out / seen[:, None], mask=there[:, None] & (d < D)[None, :])
+    out = tl.where(fits[:, None], out / seen[:, None], float("nan"))
+    tl.store(place, out, mask=there[:, None] & (d < D)[None, :])
 
 
 @triton.jit
@@ -178,20 +185,23 @@ def branch_attention(
 ) -> Tensor:
     """`branch_attention` of kernels/branch_attention.py."""
     n, heads, size = q.shape
+    require_head_dim(size)
     table = seen.tiles.table
     kv_heads = trunk_k.shape[1]
     programs = programs or programs_of(q)
     of_trunk = pieces(len(table), kv_heads, len(trunk_k), programs)
     of_own = pieces(n, kv_heads, own_k.shape[1], programs)
     count = of_trunk + of_own
+    if not count:  # no room for anything to see
+        return torch.zeros_like(q)
     out = q.new_empty(n, heads, count, size, dtype=torch.float32)
     lse = q.new_empty(n, heads, count, dtype=torch.float32)
     trunk = (trunk_k[None], trunk_v[None], table, seen.start, seen.fork)
     _parts(q, *trunk, out, lse, 0, of_trunk)
     _parts(q, own_k, own_v, None, None, seen.length, out, lse, of_trunk, of_own)
     result = q.new_empty(q.shape, dtype=stored(q.dtype))
-    known, launch = constants_of_merge(count, size)
-    merge[(n, heads)](out, lse, result, **known, **launch)
+    known, settings = constants_of_merge(count, size)
+    launch(merge, (n, heads), out, lse, result, **known, **settings)
     return result.to(q.dtype)
 
 
@@ -211,9 +221,9 @@ def _parts(q, k, v, table, start, limit, out, lse, first, count):
     if table is not None:
         tiles, width = table.shape
         k_stride, v_stride = (0, *k_stride[1:]), (0, *v_stride[1:])  # all tiles in the same cache
-    known, launch = constants(q.dtype, heads // kv_heads, size, width)
-    if count:
-        parts[(tiles, kv_heads, count)](
-            q, k, v, table, start, limit, out, lse,
-            *q.stride()[:2], *k_stride, *v_stride, first, out.shape[2], **known, **launch,
-        )  # fmt: skip
+    known, settings = constants(q.dtype, heads // kv_heads, size, width)
+    launch(
+        parts, (tiles, kv_heads, count), q, k, v, table, start, limit, out, lse,
+        *q.stride()[:2], *k_stride, *v_stride, k.shape[1], len(q), first, out.shape[2],
+        **known, **settings,
+    )  # fmt: skip

@@ -2,21 +2,23 @@
 PyTorch's.
 
 Tiles are worked out on the host, once for each change of the branches that are there; Seen is made
-once for a step. Shapes: n branches, m of them in a call, L own tokens at most, H heads, K key/value
-heads; H = K · rep.
+once for a step. What counts is what start, fork and length hold when a call is made.
+
+Shapes: n branches, m of them in a call, L own tokens at most, H heads, K key/value heads;
+H = K · rep.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.check import require_counts, require_slots
+from kernels.refuse import require_counts
 
 ROWS = 64  # query rows of a tile: branches of it times rep, rounded up to a power of two
 ENOUGH = 8  # branches that fill a CPU's matrix product; with so many, a fork has its own call
@@ -40,13 +42,14 @@ class Groups(NamedTuple):
 class Tiles:
     """Which branches share a trunk: their keys are read once for all branches of a tile.
 
-    To be made again when branches come or go, not with every token or layer. The Triton tier reads
-    `table`, the PyTorch tier the rest. Every slot is in one tile, also one that sees no trunk.
+    To be made again when branches come or go, not with every token or layer: only `table` is read,
+    by the Triton tier, and forks and lengths may have changed since. Every slot is in one tile,
+    also one that sees no trunk.
     """
 
     table: Tensor  # (tiles, width) int32 slot numbers on the device, -1: none
-    start: tuple[int, ...]  # per slot: first token of its trunk in the flat trunk cache
-    fork: tuple[int, ...]  # per slot: how many trunk tokens it sees
+    start: tuple[int, ...]  # as given to `of`: first token of each slot's trunk
+    fork: tuple[int, ...]  # as given to `of`: how many trunk tokens each slot saw
     rep: int  # heads that share a key
 
     @classmethod
@@ -88,40 +91,14 @@ class Tiles:
         trunks = min(trunks, branches)
         return trunks + (branches - trunks) // width_of(heads, kv_heads)
 
-    @cached_property
-    def groups(self) -> Groups:
-        """Calls of the PyTorch tier."""
-        runs = list(_runs(self.start, self.fork))
-        order = [slot for run in runs for slot in run]
-        members, first = [], 0
-        for run in runs:
-            members.append(self._group(run, first))
-            first += len(run)
-        slots, device = list(range(len(self.start))), self.table.device
-        if order == slots:
-            return Groups(members, None, None)
-        place = {slot: i for i, slot in enumerate(order)}
-        back = [place.get(slot, len(order)) for slot in slots]
-        return Groups(members, *(torch.tensor(x, device=device) for x in (order, back)))
-
-    def _group(self, run: list[int], first: int) -> Group:
-        start, rep = self.start[run[0]], self.rep
-        forks = [self.fork[slot] for slot in run]
-        bias = None
-        if min(forks) < max(forks):
-            limits = torch.tensor(forks, device=self.table.device).repeat_interleave(rep)
-            bias = _bias_beyond(limits, max(forks))[None, None]
-        return Group((first * rep, len(run) * rep), (start, max(forks)), bias)
-
 
 @dataclass(frozen=True, eq=False)
 class Seen:
     """What each branch sees in a step, the same in all layers.
 
     Trunk tokens start … start + fork and own tokens 0 … length: start, fork and length (n,) int64
-    on the device; tiles are of the same starts and forks. `longest` is a bound of length that the
-    host knows: without it the PyTorch tier looks. Nothing is asked of the device before that tier
-    reads, so that a step can be recorded in a CUDA graph. ValueError for what does not fit.
+    on the device, which may be changed in place between two calls. tiles are of the same starts.
+    `longest`, if given, promises that no length is above it. ValueError for what does not fit.
     """
 
     start: Tensor
@@ -129,21 +106,51 @@ class Seen:
     length: Tensor
     tiles: Tiles
     longest: int | None = None
+    checked: set = field(default_factory=set, repr=False)  # of kernels/refuse.py
 
     def __post_init__(self):
         require_counts(start=self.start, fork=self.fork, length=self.length)
 
-    @cached_property
-    def own(self) -> tuple[int, Tensor | None]:
-        """How many own tokens to attend to, and bias (n, 1, rep, L): −inf beyond a length, or None
-        where all are equally long.
-        """
-        require_slots(len(self.length), self.tiles.start)
-        longest = int(self.length.max()) if self.longest is None else self.longest
-        if not longest or int(self.length.min()) >= longest:
-            return longest, None
-        bias = _bias_beyond(self.length, longest)
-        return longest, bias[:, None, None].expand(-1, 1, self.tiles.rep, -1)
+    def values(self) -> tuple[tuple[int, ...], ...]:
+        """start, fork and length as they are now: the PyTorch tier looks at every call."""
+        return tuple(tuple(x.tolist()) for x in (self.start, self.fork, self.length))
+
+
+# The same in all layers of a step, and kept by value: what changes in place is another key.
+@lru_cache(maxsize=8)
+def groups_of(
+    start: tuple[int, ...], fork: tuple[int, ...], rep: int, device: torch.device
+) -> Groups:
+    """Calls of the PyTorch tier, where `rep` heads share a key."""
+    runs = list(_runs(start, fork))
+    order = [slot for run in runs for slot in run]
+    members, first = [], 0
+    for run in runs:
+        members.append(_group(start[run[0]], [fork[slot] for slot in run], first, rep, device))
+        first += len(run)
+    slots = list(range(len(start)))
+    if order == slots:
+        return Groups(members, None, None)
+    place = {slot: i for i, slot in enumerate(order)}
+    back = [place.get(slot, len(order)) for slot in slots]
+    return Groups(members, *(torch.tensor(x, device=device) for x in (order, back)))
+
+
+def _group(start: int, forks: list[int], first: int, rep: int, device: torch.device) -> Group:
+    bias = None
+    if min(forks) < max(forks):
+        limits = torch.tensor(forks, device=device).repeat_interleave(rep)
+        bias = _bias_beyond(limits, max(forks))[None, None]
+    return Group((first * rep, len(forks) * rep), (start, max(forks)), bias)
+
+
+@lru_cache(maxsize=8)
+def bias_of(length: tuple[int, ...], rep: int, device: torch.device) -> Tensor | None:
+    """(n, 1, rep, L), −inf beyond a length; None where all are equally long."""
+    if min(length) == max(length):
+        return None
+    bias = _bias_beyond(torch.tensor(length, device=device), max(length))
+    return bias[:, None, None].expand(-1, 1, rep, -1)
 
 
 def _bias_beyond(limit: Tensor, tokens: int) -> Tensor:

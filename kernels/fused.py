@@ -42,7 +42,7 @@ from torch import Tensor
 
 from kernels.slices import SLICE
 from kernels.tile_math import NEGLIGIBLE, SCALE, Tiles
-from kernels.tiles import stored
+from kernels.tiles import launch, stored
 
 GROUP = 16  # blocks of tokens that share the columns they read
 ALIGN = 16  # a stride that 16 divides is one of which Triton knows that 16 bytes may go at once
@@ -173,12 +173,12 @@ def linear_tile_statistics(
     at_target = x.new_zeros(n, dtype=torch.float32)
     stride = triton.cdiv(columns, ALIGN) * ALIGN
     kept = x.new_empty(n, stride, dtype=stored(keep)) if keep else None
-    if n:
-        linear_statistics[(triton.cdiv(n, b.tokens) * tiles,)](
-            x, head, targets, inverse_t, *sums, at_target, kept,
-            n, columns, hidden, *x.stride(), *head.stride(), stride,
-            NEGLIGIBLE, SCALE, GROUP, b.tokens, b.width, b.depth, triton.knobs.runtime.interpret,
-            num_warps=b.warps, num_stages=b.stages,
-        )  # fmt: skip
+    launch(
+        linear_statistics, (triton.cdiv(n, b.tokens) * tiles,),
+        x, head, targets, inverse_t, *sums, at_target, kept,
+        n, columns, hidden, *x.stride(), *head.stride(), stride,
+        NEGLIGIBLE, SCALE, GROUP, b.tokens, b.width, b.depth, triton.knobs.runtime.interpret,
+        num_warps=b.warps, num_stages=b.stages,
+    )  # fmt: skip
     parts = kept[:, :columns].to(keep).split(SLICE, dim=1) if keep else ()
     return Tiles(*sums, at_target, list(parts), b.width)

@@ -9,10 +9,18 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from kernels.check import per_token_inverse, require_head, require_targets, require_values
 from kernels.logits import entropy_logprob
 from kernels.reference import IGNORE, matmul, wide
-from kernels.slices import CHUNK, SLICE, chunk_tiles, chunks, from_logits, products
+from kernels.refuse import per_token_inverse, require_head, require_targets, require_values
+from kernels.slices import (
+    SLICE,
+    chunk_of,
+    chunk_tiles,
+    chunks,
+    from_logits,
+    plain_dtypes,
+    products,
+)
 from kernels.tile_math import Slopes, Statistics, merge
 
 
@@ -39,7 +47,7 @@ def linear_entropy_logprob(
     vocab_size = require_head(hidden, weight, vocab_size)
     require_targets(targets, hidden, "hidden")
     inverse_t = per_token_inverse(temperature, hidden)
-    chunk = chunk or CHUNK[hidden.device.type]
+    chunk = chunk_of(hidden, chunk)
     outputs = _statistics(hidden, weight, targets, inverse_t, vocab_size, chunk)
     return outputs[:3]
 
@@ -55,8 +63,8 @@ def linear_topk(
     """
     vocab_size = require_head(hidden, weight, vocab_size)
     found = []
-    with torch.autocast(hidden.device.type, enabled=False):
-        for x in hidden.split(chunk or CHUNK[hidden.device.type]):
+    with plain_dtypes(hidden):
+        for x in hidden.split(chunk_of(hidden, chunk)):
             best = x.new_empty(len(x), 0, dtype=wide(x))
             token = x.new_empty(len(x), 0, dtype=torch.int64)
             for first in range(0, vocab_size, SLICE):
@@ -91,7 +99,7 @@ def _statistics(
     """The fields of tile_math.Statistics, each (N,)."""
     require_values(targets, vocab_size, inverse_t)
     outputs = Statistics(*_like_statistics(inverse_t))
-    with torch.autocast(hidden.device.type, enabled=False):
+    with plain_dtypes(hidden):
         for rows in chunks(targets, chunk):
             t = inverse_t[rows]
             tiles = chunk_tiles(hidden[rows], weight[:vocab_size], targets[rows], t, keep=False)
@@ -121,7 +129,7 @@ def _statistics_backward(
     grad_weight = torch.zeros_like(weight, dtype=wide(weight)) if want_weight else None
     slopes = Slopes.of(Statistics(*saved), inverse_t, g, h)
     head, learns = weight[:vocab_size], (g != 0) | (h != 0)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with plain_dtypes(hidden):
         for rows in chunks(targets.where(learns, IGNORE), chunk):
             x = hidden[rows]
             gradients = from_logits(x, head, targets[rows], slopes.choose(rows))

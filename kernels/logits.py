@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from kernels.check import per_token_inverse, require_logits, require_values
 from kernels.dispatch import tiles_of
-from kernels.reference import IGNORE, reduce_losses
+from kernels.reference import IGNORE, reduce_losses, without_ignored
+from kernels.refuse import per_token_inverse, require_logits, require_values
 from kernels.tile_math import Slopes, Statistics, merge
 
 CACHED = 2**20  # numbers: 4 MB
@@ -44,8 +44,9 @@ def masked_cross_entropy(
 
     logits (N, V), targets (N,) int64, mask (N,) of any dtype. reduction "none" returns mask · loss
     (N,), "sum" their sum, "mean" the sum over `count`: the mask's sum, unless the caller gives the
-    count of all micro-batches and ranks. Rows with mask 0 are never read, whatever their target.
-    With nothing left the loss is 0, and its gradient is 0 rather than missing.
+    count of all micro-batches and ranks. Rows with mask 0 are never read, whatever their target;
+    rows with target -100 are rows with mask 0, as in F.cross_entropy. With nothing left the loss is
+    0, and its gradient is 0 rather than missing.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction {reduction!r} is none of mean, sum, none")
@@ -53,7 +54,8 @@ def masked_cross_entropy(
         raise ValueError(
             f"mask {tuple(mask.shape)} must have targets' shape {tuple(targets.shape)}"
         )
-    logprob, _ = entropy_logprob(logits, targets.masked_fill(mask == 0, IGNORE))
+    targets, mask = without_ignored(targets, mask)
+    logprob, _ = entropy_logprob(logits, targets)
     return reduce_losses(-logprob, mask, reduction, count)
 
 
@@ -98,9 +100,9 @@ def _(logits, targets, inverse_t, saved, g, h):
 
 
 def _blocks(logits: Tensor) -> list[slice]:
-    """All rows at once on a GPU; as many as a cache holds on a CPU."""
+    """All rows at once on a GPU; as many as a cache holds on a CPU. No rows are no block."""
     n, columns = logits.shape
-    size = n if logits.is_cuda else max(1, CACHED // columns)
+    size = max(1, n if logits.is_cuda else CACHED // columns)
     return [slice(first, first + size) for first in range(0, n, size)]
 
 

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo: 4 seconds
 
-from kernels.check import per_token_inverse, require_head, require_targets, require_values
 from kernels.reference import TokenLoss, wide
-from kernels.slices import CHUNK, chunk_tiles, chunks, from_exponentials, products
-from kernels.tile_math import Slopes, merge
+from kernels.refuse import (
+    per_token_inverse,
+    require_head,
+    require_one_pass,
+    require_targets,
+    require_values,
+)
+from kernels.slices import chunk_of, chunk_tiles, chunks, from_exponentials, plain_dtypes, products
+from kernels.tile_math import Slopes, Statistics, merge
 
 
 @_disable_dynamo  # a callback, and rows chosen by value: nothing for a graph
@@ -30,29 +36,32 @@ def linear_objective(
     token_loss(logprob (n,), entropy (n,), index (n,)) returns the scalar loss of the n tokens of a
     chunk; index says which of the N tokens they are. It is called once per chunk: the loss must be
     a sum over tokens, and what it needs besides must be known before (advantages, old log p, global
-    counts). It may not hold parameters of its own. Tokens of whose loss both derivatives are 0
-    cost no gradient: a group without advantage is looked at and no more.
+    counts). It may not hold parameters of its own, nor anything else that needs a gradient. Tokens
+    of whose loss both derivatives are 0 cost no gradient: a group without advantage is looked at
+    and no more.
 
     hidden, weight, targets, temperature, vocab_size, chunk and errors: `linear_entropy_logprob`.
     Returns the loss (scalar), and logprob (N,) and entropy (N,) without gradient. Gradients are
-    summed in fp32 and rounded once, to the dtype of hidden and weight.
+    summed in fp32, and rounded to the dtype of hidden and weight. fp16 is refused: the gradient of
+    a logit would be rounded to 0 before any loss scale is known. Under torch.no_grad() the loss
+    costs no more than the statistics.
     """
     vocab_size = require_head(hidden, weight, vocab_size)
     require_targets(targets, hidden, "hidden")
+    require_one_pass(hidden)
     inverse_t = per_token_inverse(temperature, hidden)
     require_values(targets, vocab_size, inverse_t)
-    chunk = chunk or CHUNK[hidden.device.type]
-    with torch.autocast(hidden.device.type, enabled=False):  # it would round logits to bf16
-        return _LinearObjective.apply(
-            hidden, weight, targets, token_loss, inverse_t, vocab_size, chunk
-        )
+    chunk = chunk_of(hidden, chunk)
+    known = (targets, token_loss, inverse_t, vocab_size, chunk, torch.is_grad_enabled())
+    with plain_dtypes(hidden):
+        return _LinearObjective.apply(hidden, weight, *known)
 
 
 class _LinearObjective(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, token_loss, inverse_t, vocab_size, chunk):
+    def forward(ctx, hidden, weight, targets, token_loss, inverse_t, vocab_size, chunk, enabled):
         head, dtype = weight[:vocab_size], wide(hidden)
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        want_hidden, want_weight = (enabled and wanted for wanted in ctx.needs_input_grad[:2])
         grad_hidden = torch.zeros_like(hidden) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=dtype) if want_weight else None
         learns = want_hidden or want_weight
@@ -62,7 +71,7 @@ class _LinearObjective(torch.autograd.Function):
             x, y, t = hidden[rows], targets[rows], inverse_t[rows]
             tiles = chunk_tiles(x, head, y, t, keep=learns)
             statistics, offset = merge(tiles, t)
-            part, g, h = _slopes(token_loss, statistics.logprob, statistics.entropy, rows)
+            part, g, h = _slopes(token_loss, statistics, rows, enabled)
             loss += part
             logprobs[rows], entropies[rows] = statistics.logprob, statistics.entropy
             alive = ((g != 0) | (h != 0)).nonzero()[:, 0] if learns else rows[:0]
@@ -84,21 +93,42 @@ class _LinearObjective(torch.autograd.Function):
             raise RuntimeError("linear_objective has no second derivative; drop create_graph=True")
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad.to(grad_hidden.dtype)
+            # Rounded to bf16, a third would make the gradient 1.002 times as long.
+            grad_hidden = (grad_hidden * grad.view(1, 1)).to(grad_hidden.dtype)
         if grad_weight is not None:
             out = torch.empty_like(grad_weight, dtype=ctx.dtype)
             grad_weight = torch.mul(grad_weight, grad, out=out)  # rounds without a copy in between
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
-def _slopes(token_loss: TokenLoss, logprob: Tensor, entropy: Tensor, index: Tensor):
+def _slopes(token_loss: TokenLoss, statistics: Statistics, index: Tensor, enabled: bool):
     """A chunk's loss and its derivatives with respect to log p and entropy of each token."""
-    with torch.enable_grad():
-        logprob, entropy = logprob.requires_grad_(), entropy.requires_grad_()
+    logprob, entropy = statistics.logprob, statistics.entropy
+    with torch.set_grad_enabled(enabled):
+        if enabled:
+            logprob, entropy = logprob.requires_grad_(), entropy.requires_grad_()
         loss = token_loss(logprob, entropy, index)
-        if loss.dim() != 0:
-            raise ValueError(f"token_loss must return a scalar, not {tuple(loss.shape)}; sum it")
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            given = f"tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
+            raise ValueError(f"token_loss must return a scalar tensor, not {given}; sum it")
         if not loss.requires_grad:
             return loss, torch.zeros_like(logprob), torch.zeros_like(entropy)
+        _require_nothing_else(loss, logprob, entropy)
         slopes = torch.autograd.grad(loss, (logprob, entropy), materialize_grads=True)
     return loss.detach(), *slopes
+
+
+def _require_nothing_else(loss: Tensor, *leaves: Tensor) -> None:
+    """What else the loss was computed from would be left without its gradient."""
+    nodes, known = [loss.grad_fn], {loss.grad_fn}
+    while nodes:
+        node = nodes.pop()
+        x = getattr(node, "variable", None)  # of a leaf
+        if x is not None and not any(x is leaf for leaf in leaves):
+            raise ValueError(
+                f"token_loss uses a tensor {tuple(x.shape)} that requires a gradient, and would "
+                "get none; detach it, or take linear_entropy_logprob"
+            )
+        new = {parent for parent, _ in getattr(node, "next_functions", ()) if parent} - known
+        nodes += new
+        known |= new

@@ -7,8 +7,7 @@ kernels/tile_math.py (the arithmetic) and kernels/slices.py (the loop).
 Shapes: N tokens, C hidden, V vocabulary. Entropy is Eq. 1, in nats.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,8 +38,12 @@ def masked_cross_entropy(
     reduction: str = "mean",
     count: float | Tensor | None = None,
 ) -> Tensor:
-    """−Σ mask · log p(target), over the mask's sum or the given count when reduction is "mean"."""
-    logprob, _ = entropy_logprob(logits, targets.masked_fill(mask == 0, IGNORE))
+    """−Σ mask · log p(target), over the mask's sum or the given count when reduction is "mean".
+
+    A row whose target is IGNORE has mask 0, in the sum and in the count.
+    """
+    targets, mask = without_ignored(targets, mask)
+    logprob, _ = entropy_logprob(logits, targets)
     return reduce_losses(-logprob, mask, reduction, count)
 
 
@@ -118,6 +121,12 @@ def branch_attention(
     return out
 
 
+def without_ignored(targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets that are IGNORE where the mask is 0, and a mask that is 0 where they are IGNORE."""
+    ignored = (mask == 0) | (targets == IGNORE)
+    return targets.masked_fill(ignored, IGNORE), mask.masked_fill(ignored, 0)
+
+
 def reduce_losses(
     losses: Tensor, mask: Tensor, reduction: str, count: float | Tensor | None = None
 ) -> Tensor:
@@ -136,41 +145,23 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def matmul(a: Tensor, b: Tensor, held: torch.dtype | None = None) -> Tensor:
+def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b accumulated and returned in fp32 (fp64 for fp64), for 2 or 3 dimensions.
 
-    The product of two bf16 numbers is exact in fp32: this is bf16's speed with fp32's logits, the
-    "fp32 head" that others pay double for. `held`: the dtype whose numbers a and b hold, where
-    they were widened before.
+    The product of two bf16 numbers is exact in fp32: on a GPU this is bf16's speed with fp32's
+    logits, the "fp32 head" that others pay double for. A CPU multiplies in fp32: PyTorch has such
+    a product there only behind a setting of the whole process, which other threads would see.
     """
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         product = torch.mm if a.dim() == 2 else torch.bmm
         return product(a, b, out_dtype=torch.float32)
-    with _products_of(held or a.dtype):
-        return a.to(wide(a)) @ b.to(wide(a))
+    return a.to(wide(a)) @ b.to(wide(a))
 
 
 def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out += a @ b, accumulated in out's fp32 or fp64: what a sum over many chunks needs."""
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
-        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)  # PyTorch 2.10 or newer
     else:
-        with _products_of(a.dtype):
-            out.addmm_(a.to(out.dtype), b.to(out.dtype))
-
-
-@contextmanager
-def _products_of(dtype: torch.dtype) -> Iterator[None]:
-    """Let a CPU multiply fp32 numbers as the bf16 numbers that they are, and add in fp32.
-
-    It has no product of bf16 matrices with an fp32 result, but this, at twice the speed of fp32.
-    """
-    if dtype != torch.bfloat16:
-        yield
-        return
-    setting = torch.backends.mkldnn.matmul
-    before, setting.fp32_precision = setting.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
+        # A product of its own: addmm_ may add each of its terms to the large sum in out.
+        out.add_(a.to(out.dtype) @ b.to(out.dtype))

@@ -27,15 +27,31 @@ ms in one pass, where every design that makes logits twice needs 64.5. Adding a 
 reads and writes it (6.2 GB, 1.4 ms): chunks of some thousand tokens, not of some hundred.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 from kernels.dispatch import choice, tiles_of
 from kernels.reference import IGNORE, add_matmul, matmul, wide
+from kernels.refuse import require_chunk
 from kernels.tile_math import Slopes, Tiles
 
 CHUNK = {"cuda": 3072, "cpu": 1024}  # tokens whose exponentials exist at one time, at most
 SLICE = 4096  # rows of the head whose logits exist at one time
+
+
+def chunk_of(hidden: Tensor, chunk: int | None) -> int:
+    """The caller's, or what suits the device."""
+    return require_chunk(chunk, CHUNK.get(hidden.device.type, CHUNK["cpu"]))
+
+
+def plain_dtypes(x: Tensor) -> AbstractContextManager:
+    """Without autocast, which would round logits to bf16."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def chunks(targets: Tensor, size: int) -> list[Tensor]:

@@ -34,6 +34,8 @@ Roofline (memory): T tokens cost T·V·b bytes once for statistics, and twice th
 PyTorch moves 55 GB (12.7 ms) and 80 GB (18.5 ms). What is stored besides is 12 bytes per 4096.
 """
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -146,11 +148,11 @@ def tile_statistics(
     sums = logits.new_empty(3, n, tiles, dtype=torch.float32)
     at_target = logits.new_zeros(n, dtype=torch.float32)
     kept = logits.new_empty(n, columns, dtype=stored(keep)) if keep else None
-    if n:
-        statistics[(n, tiles)](
-            logits, targets, inverse_t, *sums, at_target, kept, *logits.stride(), columns, first,
-            IGNORE, NEGLIGIBLE, SCALE, block, num_warps=WARPS,
-        )  # fmt: skip
+    launch(
+        statistics, (n, tiles),
+        logits, targets, inverse_t, *sums, at_target, kept, *logits.stride(), columns, first,
+        IGNORE, NEGLIGIBLE, SCALE, block, num_warps=WARPS,
+    )  # fmt: skip
     return Tiles(*sums, at_target, [kept.to(keep)] if keep else [], block)
 
 
@@ -180,13 +182,24 @@ def gradient_of_exponentials(
 def _gradient(values, out, rows, offset, width, targets, first, slopes):
     n, columns = out.shape
     block = block_of(columns)
-    if n:
-        gradient[(n, triton.cdiv(columns, block))](
-            values, out, rows, targets, offset, *slopes,
-            *values.stride(), columns, first, 0 if offset is None else offset.stride(0),
-            width, IGNORE, NEGLIGIBLE, SCALE, block, num_warps=WARPS,
-        )  # fmt: skip
+    launch(
+        gradient, (n, triton.cdiv(columns, block)),
+        values, out, rows, targets, offset, *slopes,
+        *values.stride(), columns, first, 0 if offset is None else offset.stride(0),
+        width, IGNORE, NEGLIGIBLE, SCALE, block, num_warps=WARPS,
+    )  # fmt: skip
     return out
+
+
+def launch(kernel, grid: tuple[int, ...], x: Tensor, *arguments, **constants) -> None:
+    """Run a kernel over a grid, with x and what follows it, on the device where x is.
+
+    The only place that launches: Triton takes the current device, which need not be that of x.
+    """
+    if 0 in grid:
+        return
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        kernel[grid](x, *arguments, **constants)
 
 
 def block_of(columns: int) -> int:

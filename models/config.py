@@ -1,8 +1,9 @@
 """The shape of a model, read from a Hugging Face config.json, and the table of names we know."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from models.files import read_json
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TINY = ASSETS / "tiny"  # the model that ships with this repository
@@ -52,6 +53,10 @@ WITHOUT_EFFECT = {
     "hidden_act": ("silu", "swish"), "mlp_bias": (False,), "use_sliding_window": (False,),
     "attention_dropout": (0,), "partial_rotary_factor": (1,), "quantization_config": (),
     "pretraining_tp": (1,), "is_encoder_decoder": (False,), "auto_map": (), "text_config": (),
+    # Of other architectures: transformers leaves them out here, but the weights expect them.
+    "final_logit_softcapping": (), "attn_logit_softcapping": (), "query_pre_attn_scalar": (),
+    "logit_scale": (1,), "logits_scaling": (1,), "embedding_multiplier": (1,),
+    "residual_multiplier": (1,), "clip_qkv": (),
 }  # fmt: skip
 LARGEST = 1 << 24  # of a size: beyond, it is not a model's but a damaged file's
 
@@ -82,8 +87,6 @@ class ModelConfig:
 
         ValueError names the field that is missing, damaged, or not computed by this code.
         """
-        if not isinstance(raw, dict):
-            raise ValueError(f"{source} is not a JSON object; fetch it again")
         architecture = _architecture(raw, source)
         default, traits = DEFAULTS[architecture], ARCHITECTURES[architecture]
         _refuse_effects(raw, traits, source)
@@ -121,11 +124,7 @@ class ModelConfig:
                 f"{path} does not exist; --model takes a known name or a Hugging Face "
                 "directory with config.json, tokenizer.json and safetensors"
             )
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
-        return cls.from_dict(raw, str(path))
+        return cls.from_dict(read_json(path), str(path))
 
 
 def _architecture(raw: dict, source: str) -> str:
@@ -162,13 +161,6 @@ def _refuse_effects(raw: dict, traits: dict, source: str) -> None:
                 f"{source}: {name}={value!r} is not supported"
                 + (f"; only {harmless[0]!r} is" if harmless else "; take a checkpoint without it")
             )
-    if traits["qk_norm"] or traits["qkv_bias"]:  # Llama has no such field
-        kinds = raw.get("layer_types") or []
-        if kinds and kinds != ["full_attention"] * raw.get("num_hidden_layers", 0):
-            raise ValueError(
-                f"{source}: layer_types is not full_attention for each of num_hidden_layers; only "
-                "full attention is implemented"
-            )
 
 
 def _check_heads(config: ModelConfig, raw: dict, source: str) -> None:
@@ -184,6 +176,12 @@ def _check_heads(config: ModelConfig, raw: dict, source: str) -> None:
             f"{source}: num_hidden_layers is {config.num_hidden_layers}; fetch it again"
         )
     llama = not (config.qk_norm or config.qkv_bias)
+    kinds = raw.get("layer_types")  # Llama has no such field
+    if not llama and kinds and kinds != ["full_attention"] * config.num_hidden_layers:
+        raise ValueError(
+            f"{source}: layer_types is not full_attention for each of num_hidden_layers; only "
+            "full attention is implemented"
+        )
     if config.hidden_size % heads and (raw.get("head_dim") is None or llama):
         raise ValueError(
             f"{source}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "
@@ -219,10 +217,9 @@ def _truth(raw: dict, name: str, source: str) -> bool:
 
 def _rope(raw: dict, source: str) -> float:
     """rope_theta, after refusing every scaling: positions would silently be wrong."""
-    # transformers 5 writes rope_parameters, earlier versions rope_theta + rope_scaling; it takes
-    # rope_scaling where there are both. Whatever is there must say the same.
+    # transformers 5 writes rope_parameters, earlier versions rope_theta + rope_scaling.
     fields = {name: raw.get(name) or {} for name in ("rope_parameters", "rope_scaling")}
-    thetas = {raw.get("rope_theta")}
+    given = {"rope_theta": raw.get("rope_theta")}
     for name, rope in fields.items():
         if not isinstance(rope, dict):
             raise ValueError(f"{source}: {name} is not a JSON object; fetch it again")
@@ -236,11 +233,13 @@ def _rope(raw: dict, source: str) -> float:
             )
         if rope.get("partial_rotary_factor", 1) not in (1, None):
             raise ValueError(f"{source}: {name}.partial_rotary_factor is not supported; only 1 is")
-        thetas.add(rope.get("rope_theta"))
-    if len(thetas - {None}) > 1:
+        given[f"{name}.rope_theta"] = rope.get("rope_theta")
+    # Where there are both, transformers takes rope_scaling alone: it has to say the same.
+    used = fields["rope_scaling"] or fields["rope_parameters"]
+    theta = _number(used if "rope_theta" in used else raw, "rope_theta", 10000.0, float, source)
+    if others := [name for name, value in given.items() if value not in (None, theta)]:
         raise ValueError(
-            f"{source}: rope_theta is given as {' and as '.join(sorted(map(str, thetas - {None})))}; "
+            f"{source}: {others[0]} is {given[others[0]]!r} where transformers takes {theta}; "
             "keep the right one"
         )
-    theta = {"rope_theta": next(iter(thetas - {None}), None)}
-    return _number(theta, "rope_theta", 10000.0, float, source)
+    return theta

@@ -13,6 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from models.config import DEFAULTS, ModelConfig
+from models.files import read_json
+from models.tokenizer_files import DEFAULT_NAMES, end_ids
 from models.weights import INDEX, SINGLE, check_shapes, on_meta
 
 # Copied from the source as they are; weights and the two other configurations are written.
@@ -26,7 +29,8 @@ COPIED = (
     "merges.txt",
 )
 RUN = "rmt_run.json"  # the settings of the run that made the weights
-WRITTEN = ("config.json", "generation_config.json", INDEX, RUN)
+TEMPLATES = "additional_chat_templates"
+WRITTEN = (TEMPLATES, "config.json", "generation_config.json", INDEX, RUN)
 SHARD_BYTES = 5 * 10**9  # of a file
 
 
@@ -146,27 +150,45 @@ def _write_description(source: Path, directory: Path, dtype: torch.dtype) -> Non
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, directory / TEMPLATES)
+    config = read_json(source / "config.json")
+    # transformers goes by model_type alone, here architectures are enough.
+    architecture = ModelConfig.from_directory(source).architecture
+    whole = {"architectures": [architecture], "model_type": DEFAULTS[architecture]["model_type"]}
+    whole |= {name: value for name, value in config.items() if value is not None}
     # transformers 5 writes `dtype` and reads both; earlier versions know `torch_dtype` only.
-    field = "dtype" if "dtype" in config else "torch_dtype"
-    _write_json(directory / "config.json", config | {field: str(dtype).removeprefix("torch.")})
+    named = str(dtype).removeprefix("torch.")
+    fields = {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}
+    _write_json(directory / "config.json", config | whole | dict.fromkeys(sorted(fields), named))
+    description = read_json(source / "tokenizer_config.json")
+    if str(description.get("tokenizer_class")).removesuffix("Fast") == "GPT2Tokenizer":
+        # transformers 5 would build it anew, and split text otherwise than tokenizer.json.
+        names = DEFAULT_NAMES["GPT2Tokenizer"].items()
+        default = {name: token for name, token in names if token in _ids(source)}
+        taken = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        _write_json(directory / "tokenizer_config.json", default | description | taken)
     generation = source / "generation_config.json"
-    if generation.is_file():
+    said = read_json(generation)
+    if not said.get("eos_token_id") and (end := _end_ids(source)) is not None:
+        _write_json(directory / generation.name, said | {"eos_token_id": end})
+    elif generation.is_file():
         shutil.copyfile(generation, directory / generation.name)
-    elif (end := _end_id(source, config)) is not None:
-        _write_json(directory / generation.name, {"eos_token_id": end})
 
 
-def _end_id(source: Path, config: dict) -> int | list[int] | None:
-    """The id that ends a text: the tokenizer's eos_token, as in sampling, else config.json's."""
+def _end_ids(source: Path) -> int | list[int] | None:
+    """The ids that end a response here, or None: weights are saved whatever the files say."""
     try:
-        eos = json.loads((source / "tokenizer_config.json").read_text("utf-8")).get("eos_token")
-        eos = eos["content"] if isinstance(eos, dict) else eos
-        added = json.loads((source / "tokenizer.json").read_text("utf-8"))["added_tokens"]
-    except FileNotFoundError:
-        return config.get("eos_token_id")
-    ids = [entry["id"] for entry in added if entry["content"] == eos]
-    return ids[0] if ids else config.get("eos_token_id")
+        end = end_ids(source, _ids(source).get)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return end[0] if len(end) == 1 else list(end)
+
+
+def _ids(source: Path) -> dict[str, int]:
+    tokenizer = read_json(source / "tokenizer.json")
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    return (tokenizer["model"]["vocab"] if tokenizer else {}) | added
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -5,30 +5,43 @@ shards with model.safetensors.index.json. Parameter names are Hugging Face's, so
 """
 
 import difflib
-import json
 import os
+import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from models.config import REPOSITORIES, TINY, ModelConfig
+from models.files import (
+    BLOCK_BYTES,
+    EMBEDDING,
+    FLOATS,
+    HEAD,
+    check_float,
+    check_frequencies,
+    check_same,
+    opened,
+    read_json,
+)
 from models.transformer import Transformer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-BLOCK_BYTES = 64 * 2**20  # the extra memory that reading a tensor may take
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # safetensors' name of a dtype -> bytes
 
 
 def cache_directory() -> Path:
-    """Where this project keeps models that it made itself, such as `make smollm2`'s."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmt"
+    """Where this project keeps what it made itself, such as `make smollm2`'s model.
+
+    A user without a home, as in a container, has a folder among the temporary files.
+    """
+    place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if place.is_absolute():
+        return place / "rmt"
+    return Path(tempfile.gettempdir()) / f"rmt-{os.getuid()}"
 
 
 def find(model: str, weights: Path | None = None, download: bool = True) -> Path:
@@ -51,7 +64,7 @@ def find(model: str, weights: Path | None = None, download: bool = True) -> Path
         raise FileNotFoundError(f"--weights {weights} is not a directory; give one or leave it out")
     places = [] if weights is None else [Path(weights) / model, Path(weights)]
     for place in [*places, cache_directory() / model]:
-        if (place / "config.json").is_file():
+        if os.path.isfile(place / "config.json"):  # False, too, where we may not look
             return place
     return _from_hub(model, download)
 
@@ -93,40 +106,42 @@ def load(model: nn.Module, directory: Path) -> None:
     unplaced = [name for name, parameter in parameters.items() if parameter.is_meta]
     if unplaced:
         raise ValueError(f"parameter {unplaced[0]} is on meta; call model.to_empty(device=...)")
-    shapes, names_of = {}, {}
-    for path in shards(directory):
-        with _opened(path) as file:
-            names_of[path] = [n for n in sorted(file.keys()) if not _ignored(n, model.config)]
-            for name in names_of[path]:
-                stored = file.get_slice(name)
-                shapes[name] = tuple(stored.get_shape())
-                _check_float(name, stored.get_dtype(), directory)
-    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    check_shapes(shapes, wanted, str(directory))
-    for path, names in names_of.items():
-        with _opened(path) as file:  # one at a time: pages of an open file count as ours
-            for name in names:
-                _copy_rows(parameters[name], file.get_slice(name))
+    places = check(model, directory)
+    for path in sorted({path for path, _ in places.values()}):
+        with opened(path) as file:  # one at a time: pages of an open file count as ours
+            for name, (place, stored) in places.items():
+                if place == path:
+                    _copy_rows(parameters[name], file.get_slice(stored))
 
 
-@contextmanager
-def _opened(path: Path):
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+def check(model: nn.Module, directory: Path) -> dict[str, tuple[Path, str]]:
+    """Where each parameter of a model (on meta or not) is stored: its file and its name there.
+
+    ValueError unless the files hold these tensors, and nothing else but copies of them.
+    """
+    if (directory / "adapter_config.json").is_file():
         raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); download it again"
-        ) from None
-    with file:
-        yield file
-
-
-def _check_float(name: str, dtype: str, directory: Path) -> None:
-    if dtype not in FLOATS:
-        raise ValueError(
-            f"{directory}: {name} is stored as {dtype}, a quantised format; "
-            f"take the checkpoint in {', '.join(FLOATS)}"
+            f"{directory} has an adapter (adapter_config.json), which would not be read; merge it "
+            "into the weights"
         )
+    shapes, places = {}, {}
+    for path in shards(directory):
+        with opened(path) as file:
+            for name in sorted(file.keys()):
+                stored = file.get_slice(name)
+                shapes[name], places[name] = tuple(stored.get_shape()), (path, name)
+                check_float(name, stored.get_dtype(), directory)
+                if name.endswith(".rotary_emb.inv_freq"):
+                    check_frequencies(name, file.get_tensor(name), model.config, directory)
+                    del shapes[name], places[name]
+    if model.config.tie_word_embeddings and HEAD in shapes:
+        if EMBEDDING not in shapes:  # as FSDP's savers write it: the one of the two they met last
+            shapes[EMBEDDING], places[EMBEDDING] = shapes[HEAD], places[HEAD]
+        check_same(places[EMBEDDING], places[HEAD], directory)
+        del shapes[HEAD], places[HEAD]
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    check_shapes(shapes, wanted, str(directory))
+    return places
 
 
 @torch.no_grad()
@@ -155,23 +170,29 @@ def shards(directory: Path) -> list[Path]:
             f"{directory} has neither {SINGLE} nor {INDEX}; only safetensors are read: "
             "download or convert them"
         )
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of shards ({error!r}); fetch it again") from None
-    for name in names:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(_is_name, weight_map.values())):
+        raise ValueError(f"{index} is not an index of shards; fetch it again")
+    held = {name: set() for name in sorted(weight_map.values())}
+    for tensor, name in weight_map.items():
+        held[name].add(tensor)
+    for name, tensors in held.items():
         if not (directory / name).is_file():
             raise FileNotFoundError(
                 f"{directory / name}, named by {INDEX}, does not exist; the download is "
                 "incomplete: fetch it again"
             )
-    return [directory / name for name in names]
+        with opened(directory / name) as file:
+            if other := sorted(tensors ^ set(file.keys())):
+                raise ValueError(
+                    f"{index} and {name} do not agree on where {other[0]} is; fetch both again"
+                )
+    return [directory / name for name in held]
 
 
-def _ignored(name: str, config: ModelConfig) -> bool:
-    """Tensors of older checkpoints that repeat what the model has or computes."""
-    copy_of_embedding = config.tie_word_embeddings and name == "lm_head.weight"
-    return copy_of_embedding or name.endswith(".rotary_emb.inv_freq")
+def _is_name(file) -> bool:
+    """Whether it names a file of the directory itself."""
+    return isinstance(file, str) and Path(file).name == file
 
 
 def check_shapes(given: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str) -> None:
@@ -181,10 +202,10 @@ def check_shapes(given: Mapping[str, tuple], wanted: Mapping[str, tuple], source
         ("has no place in this model", [name for name in given if name not in wanted]),
     ):
         if names:
-            raise ValueError(
-                f"{source}: tensor {names[0]} {problem} ({len(names)} such); config.json and "
-                "the weights are not of the same model: fetch both again"
-            )
+            reason = "config.json and the weights are not of the same model: fetch both again"
+            if names[0].removeprefix("model.") in given and names[0] not in given:
+                reason = "names lack the prefix 'model.': save the model with its head"
+            raise ValueError(f"{source}: tensor {names[0]} {problem} ({len(names)} such); {reason}")
     for name, shape in wanted.items():
         if given[name] != shape:
             raise ValueError(
@@ -201,6 +222,8 @@ def on_meta(directory: Path) -> Transformer:
 
 def build(directory: Path, device: torch.device | str, dtype: torch.dtype) -> Transformer:
     """The model of a directory on one device, for use in a single process."""
-    model = on_meta(directory).to(dtype).to_empty(device=device)
+    model = on_meta(directory).to(dtype)
+    check(model, Path(directory))  # sizes, before memory is taken for them
+    model.to_empty(device=device)
     load(model, directory)
     return model

@@ -164,7 +164,7 @@ class Decoder:
         start, fork, length, request, offset, token, done = self.state[:, :n]
         self.cache.begin_step(start, fork, length, self.tiles, self.longest)
         choose = lambda hidden, _head: sample(
-            matmul(hidden.to(self.head.dtype), self.head.t(), held=hidden.dtype),
+            matmul(hidden.to(self.head.dtype), self.head.t()),
             self.uniform[request, offset],
             self.temperature,
             self.vocab_size,

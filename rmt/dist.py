@@ -27,7 +27,7 @@ from torch.distributed.fsdp import (
 
 from models.config import ModelConfig
 from models.transformer import Transformer
-from models.weights import load
+from models.weights import check, load
 from rmt.torchrun import check_store, copies
 
 TIMEOUT = 600.0  # seconds; as long as NCCL's own, where gloo waits for half an hour
@@ -67,6 +67,11 @@ def current(device: torch.device) -> World:
     return World(0, 1, device)
 
 
+def first() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -97,6 +102,7 @@ def load_model(
     """
     with torch.device("meta"):
         model = Transformer(ModelConfig.from_directory(directory))
+    check(model, Path(directory))  # sizes, before memory is taken for them
     model.to(torch.float32 if trainable else compute)
     if sharded := world.size > 1 or (trainable and (offload or compute != torch.float32)):
         shard(model, world, compute, offload)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rmt.dist import World, gather_objects
 
-PATIENCE = 60.0  # seconds that a killed process has to give back its memory; then it lets go
+GRACE, PATIENCE = 1.0, 60.0  # seconds: to end; to give back its memory, for one that was killed
 
 
 @contextmanager
@@ -52,14 +52,14 @@ def _take(name: str, out: Path) -> int:
             f"{name} {out} cannot be written ({error.strerror}: {error.filename}); choose a "
             "directory that can"
         ) from None
-    until = time.monotonic() + PATIENCE
+    started = time.monotonic()
     while True:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by the system
             holder = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
-            if time.monotonic() < until and _ends(holder):
+            if time.monotonic() < started + (PATIENCE if _ends(holder) else GRACE):
                 time.sleep(0.05)
                 continue
             os.close(lock)

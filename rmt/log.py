@@ -22,6 +22,12 @@ from rmt.records import append, as_json, set_aside, write_whole
 from rmt.verify import verifier
 
 WATCHED = 5  # steps in a row after which a run is told why it learns nothing
+NOTHING_LEARNT = {
+    "share/well_formed": "no response had a readable answer, \\boxed{} after </think>: look at "
+    "samples.jsonl; does this model think and follow instructions?",
+    "share/cut_off": "most responses were cut off at --max-response: raise it, or lower "
+    "--budget-start",
+}
 LINE = {  # metric -> how the progress line shows it
     "loss/rl": "rl {:+.3f}",
     "loss/ntp": "ntp {:.3f}",
@@ -44,13 +50,13 @@ class RunLog:
         # A resumed run repeats the steps after its checkpoint: their lines would be double.
         for name in ("metrics.jsonl", "samples.jsonl"):
             set_aside(out / name, step)
-        for name in (
-            "eval.jsonl",
-            "probes.jsonl",
-        ):  # of the checkpoint itself: it may stay the only
+        # What was found at the checkpoint's own step stays, unless it is found again.
+        for name in ("eval.jsonl", "probes.jsonl"):
             set_aside(out / name, step + 1)
-        write_whole(out / "run.json", json.dumps(describe(config, total, world, step), indent=1))
-        self.longest, self.unread, self.cut = config.max_response, 0, 0
+        described = describe(config, total, world, step)
+        described["lengths"] = _lengths(out / "run.json", step, total)
+        write_whole(out / "run.json", json.dumps(described, indent=1))
+        self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # of steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "RunLog":
@@ -72,21 +78,17 @@ class RunLog:
 
     def _explain(self, metrics: dict[str, float]) -> None:
         """Say once why rewards, and with them the loss, are 0."""
-        read, cut = metrics.get("share/well_formed"), metrics.get("share/cut_off")
-        self.unread = self.unread + 1 if read == 0 else 0
-        self.cut = self.cut + 1 if cut is not None and cut > 0.5 else 0
-        for steps, what in (
-            (self.unread, "no response had a readable answer, \\boxed{} after </think>: look at "
-             "samples.jsonl; does the model think and follow instructions?"),
-            (self.cut, f"most responses were cut off at --max-response {self.longest}: raise it, "
-             "or lower --budget-start"),
-        ):  # fmt: skip
-            if steps == WATCHED:
-                self.message(f"for {steps} steps {what}")
+        for name, streak in list(self.streaks.items()):
+            value = metrics.get(name)
+            bad = value is not None and (value == 0 if name == "share/well_formed" else value > 0.5)
+            self.streaks[name] = streak + 1 if bad else 0
+            if self.streaks[name] == WATCHED:
+                self.message(f"for {WATCHED} steps {NOTHING_LEARNT[name]}")
+                del self.streaks[name]
 
-    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def evaluation(self, step: int, found: dict[str, Any]) -> None:
         if self.active:
-            self._instead("eval.jsonl", step, [{"step": step, "tiers": rows}])
+            self._instead("eval.jsonl", step, [{"step": step} | found])
 
     def documents(self, records: list[dict[str, Any]]) -> None:
         """The texts that probes are about; a resumed run writes the same again."""
@@ -107,6 +109,14 @@ class RunLog:
         """A line above the progress bar."""
         if self.active:
             self.bar.write(text)
+
+
+def _lengths(path: Path, step: int, total: int) -> list[list[int]]:
+    """T and the steps from which it was that: a run that goes on may be made longer."""
+    before = json.loads(path.read_text(encoding="utf-8")) if step and path.is_file() else {}
+    known = before.get("lengths", [[0, before.get("total_steps", total)]])
+    known = [[first, length] for first, length in known if first < step]
+    return known if known and known[-1][1] == total else [*known, [step, total]]
 
 
 def readable_samples(run, step: int, questions, groups, answers, rewards) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ A run that goes on from a checkpoint takes the steps after it again. What it had
 is moved to FILE.replaced.jsonl, so that a file has one record of a step and none is lost.
 """
 
+import errno
 import json
 import math
 import os
@@ -78,18 +79,18 @@ def check_writable(name: str, path: Path) -> None:
 
     To be asked before the work whose result it is for. Makes the folder, but not the file.
     """
-    if path.is_dir():
-        raise ValueError(f"{name} {path} cannot be written (a directory); give a file's path")
-    tried = path.with_name(f".{path.name}.{os.getpid()}.tried")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a directory", path)
+        tried = path.with_name(f".{path.name}.{os.getpid()}.tried")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() or not path.exists():
             tried.touch()
             tried.unlink()
     except OSError as error:
         raise ValueError(
-            f"{name} {path} cannot be written ({error.strerror}: {error.filename}); give a file's path in a "
-            "folder that is yours"
+            f"{name} {path} cannot be written ({error.strerror}: {error.filename}); give a file's "
+            "path in a folder that is yours"
         ) from None
 
 
@@ -110,5 +111,5 @@ def parse(text: str) -> Any:
 
 
 def _encoded(text: str) -> bytes:
-    """Half a surrogate pair, which no UTF-8 has, is a question mark."""
-    return text.encode("utf-8", "replace")
+    """Half a surrogate pair, which no UTF-8 has, is written as JSON writes it: \\udc80."""
+    return text.encode("utf-8", "backslashreplace")

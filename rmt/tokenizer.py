@@ -8,11 +8,16 @@ with the checkpoint, around a placeholder for the user's text.
 """
 
 import json
-from datetime import datetime
-from functools import cached_property, partial
+import re
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
+
+from models.tokenizer_files import check_tokenizer, class_of, describe, end_ids, special_tokens
+from rmt.chat_template import find_template, render_template
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 PLACEHOLDER = "\ue000"  # a private-use character: no template and no tokenizer has a use for it
@@ -29,28 +34,74 @@ class Tokenizer:
                 f"{path} does not exist; copy tokenizer.json of the model's Hugging Face "
                 "repository there"
             )
-        try:
-            self._control = HFTokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises a bare Exception
-            raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from None
-        self._control.no_truncation()  # some checkpoints store the limits of their last use
-        self._control.no_padding()
-        raw = json.loads(self._control.to_str())
-        self._added = {entry["id"]: entry["content"] for entry in raw["added_tokens"]}
-        # The same tokenizer without its added tokens cannot produce a control token from text.
-        self._text = HFTokenizer.from_str(
-            json.dumps(raw | {"added_tokens": [], "post_processor": None})
-        )
         self.directory = directory
+        self._description = describe(directory)
+        kind = class_of(directory, self._description)
+        with _readable(path):
+            self._control = HFTokenizer.from_file(str(path))
+            self._control.no_truncation()  # some checkpoints store the limits of their last use
+            self._control.no_padding()
+            raw = json.loads(self._control.to_str())
+        check_tokenizer(raw, directory, self._description, kind)
+        self._special, extra = special_tokens(directory, self._description, kind)
+        self._make_special([*self._special.values(), *extra], raw["added_tokens"], path)
+        with _readable(path):
+            raw = json.loads(self._control.to_str())
+            self._text = HFTokenizer.from_str(json.dumps(_without_control(raw)))
+            self.begin_ids = self._find_begin()
+        self._added = {entry["id"]: entry["content"] for entry in raw["added_tokens"]}
+        self._refuse_control_from_text(raw["added_tokens"], path)
         self.vocab_size = 1 + max(self._control.get_vocab(with_added_tokens=True).values())
-        self._config = _read_json(directory / "tokenizer_config.json")
-        self.stop_ids = self._find_stop_ids()
+        self.stop_ids = end_ids(directory, self._control.token_to_id)
+        if max(self.stop_ids) >= self.vocab_size:
+            raise ValueError(
+                f"{directory}: eos_token_id {max(self.stop_ids)} is outside the vocabulary of "
+                f"{self.vocab_size}; generation_config.json or config.json is of another model"
+            )
         self.think_close_id = self._control.token_to_id(THINK_CLOSE)  # None: several text tokens
-        if "ByteLevel" not in json.dumps([raw.get("decoder"), raw.get("pre_tokenizer")]):
-            raise ValueError(f"{path} is not a byte-level BPE tokenizer; only those are supported")
+
+    def _make_special(self, tokens: list[str], added: list[dict], path: Path) -> None:
+        """What the other files call special is control, though tokenizer.json may not say so."""
+        known = {entry["content"]: entry for entry in added}
+        for content in dict.fromkeys(tokens):
+            if self._control.token_to_id(content) is None:
+                names = {k for k, v in self._special.items() if v == content}
+                if names & self._description.keys() or not names:  # else: a class's default
+                    raise ValueError(
+                        f"{path} has no token {content!r}, which tokenizer_config.json or "
+                        "special_tokens_map.json names; add it there or do not name it"
+                    )
+                continue
+            normalized = known.get(content, {}).get("normalized", False)
+            self._control.add_special_tokens([AddedToken(content, normalized=normalized)])
+
+    def _find_begin(self) -> list[int]:
+        """Ids that this model puts before a raw document: R1 and Llama have a BOS, Qwen3 none.
+
+        transformers 5 goes by the post-processor, not by add_bos_token.
+        """
+        plain = self._control.encode("a", add_special_tokens=False).ids
+        whole = self._control.encode("a").ids
+        starts = range(len(whole) - len(plain) + 1)
+        return whole[: next((n for n in starts if whole[n : n + len(plain)] == plain), 0)]
+
+    def _refuse_control_from_text(self, added: list[dict], path: Path) -> None:
+        for entry in added:
+            if _is_control(entry) and entry["id"] in self.encode(entry["content"]):
+                raise ValueError(
+                    f"{path} makes the control token {entry['content']!r} of plain text; take a "
+                    "tokenizer whose merges do not"
+                )
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; control tokens in it are spelled out as text."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {error.start} of the text is half of a pair or a byte that is not "
+                "UTF-8; mend the text, or its encoding"
+            ) from None
         return self._text.encode(text, add_special_tokens=False).ids
 
     def encode_with_control(self, text: str) -> list[int]:
@@ -69,18 +120,12 @@ class Tokenizer:
         if index in self._added:
             return self._added[index].encode("utf-8")
         piece = self._control.id_to_token(index)
-        if piece is None:
+        if piece is None and not 0 <= index < self.vocab_size:
             raise ValueError(f"token {index} is outside the vocabulary of {self.vocab_size}")
-        return bytes(BYTE_OF_CHARACTER[character] for character in piece)
-
-    @cached_property
-    def begin_ids(self) -> list[int]:
-        """What this model puts before a raw document: R1 and Llama have a BOS, Qwen3 has none."""
-        bos = self._special("bos_token")
-        wanted = self._config.get("add_bos_token")
-        if wanted is None:  # Llama 3 has no such field, its post-processor says it
-            wanted = bos in self._control.encode("").tokens
-        return self.encode_with_control(bos) if wanted and bos else []
+        try:
+            return bytes(BYTE_OF_CHARACTER[character] for character in piece or "")  # a hole: none
+        except KeyError:  # as the decoder of tokenizers: a piece outside the alphabet is itself
+            return piece.encode("utf-8")
 
     def chat_parts(self, system: str | None = None) -> tuple[list[int], list[int]]:
         """Ids before and after the text of a user's message, up to where the assistant starts.
@@ -100,60 +145,39 @@ class Tokenizer:
 
     def render(self, messages: list[dict], **options) -> str:
         """The chat template of this checkpoint, as transformers' apply_chat_template renders it."""
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-        environment.globals["raise_exception"] = _refuse_messages
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        special = {name: self._special(name) for name in names if self._special(name)}
-        arguments = {"messages": messages, "add_generation_prompt": True} | special | options
-        return environment.from_string(self._chat_template).render(**arguments)
+        arguments = {"messages": messages, "add_generation_prompt": True}
+        arguments |= {"tools": None, "documents": None} | self._special | options
+        return render_template(self.directory, self._chat_template, **arguments)
 
     @cached_property
     def _chat_template(self) -> str:
-        beside = self.directory / "chat_template.jinja"
-        if beside.is_file():
-            return beside.read_text(encoding="utf-8")
-        template = self._config.get("chat_template")
-        if not isinstance(template, str):
-            raise ValueError(
-                f"{self.directory} has no chat template; reinforcement mid-training starts from "
-                "an instruct model: add chat_template.jinja or take the instruct checkpoint"
-            )
-        return template
-
-    def _special(self, name: str) -> str | None:
-        value = self._config.get(name)
-        return value["content"] if isinstance(value, dict) else value
-
-    def _find_stop_ids(self) -> tuple[int, ...]:
-        """Every id that ends a response: generation_config.json's list, else the eos token."""
-        ids = _read_json(self.directory / "generation_config.json").get("eos_token_id")
-        if ids is None and self._special("eos_token") is not None:
-            ids = self._control.token_to_id(self._special("eos_token"))
-        if ids is None:
-            raise ValueError(
-                f"{self.directory} names no end-of-text token; set eos_token in "
-                "tokenizer_config.json or eos_token_id in generation_config.json"
-            )
-        return tuple(ids) if isinstance(ids, list) else (ids,)
+        return find_template(self.directory, self._description)
 
 
-def _refuse_messages(reason: str) -> None:
-    raise ValueError(f"the chat template of this checkpoint refuses these messages: {reason}")
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
+@contextmanager
+def _readable(path: Path):
+    """ValueError for what the Rust side raises: a bare Exception, or a panic that is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
+        yield
+    except (KeyboardInterrupt, SystemExit, ValueError):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from None
+
+
+def _is_control(entry: dict) -> bool:
+    """Special, or written like a mark, as <think>; other added tokens are words of a text."""
+    marked = re.fullmatch(r"<.*>|\[.*\]", entry["content"], re.DOTALL)
+    return entry["special"] or marked is not None
+
+
+def _without_control(raw: dict) -> dict:
+    """A tokenizer.json that cannot produce a control token from text."""
+    words = [entry for entry in raw["added_tokens"] if not _is_control(entry)]
+    # A word keeps its id by being in the vocabulary: others would be numbered anew.
+    vocabulary = raw["model"]["vocab"] | {entry["content"]: entry["id"] for entry in words}
+    model = raw["model"] | {"vocab": vocabulary}
+    return raw | {"added_tokens": words, "model": model, "post_processor": None}
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -25,8 +25,9 @@ from models.fingerprint import PART_BYTES, PARTS, fingerprint
 from models.weights import INDEX, SINGLE
 from rmt.checkpoint import steps
 from rmt.config import parse, typed
-from rmt.curriculum import document_order
+from rmt.curriculum import document_order, tier_probabilities
 from rmt.records import read_lines
+from rmt.report import planned
 from rmt.resume import resolve
 
 # Nothing in it depends on T: a run that is made longer is the longer run.
@@ -134,6 +135,18 @@ def test_what_a_longer_run_does_to_the_budget_is_said(original, tmp_path, capsys
     assert "the run has 4 steps now, not 2: its schedules go by the share of the steps" in said
     assert "50% instead of 100%; the budget at step 2 is 5 tokens, not 2" in said
     assert [row["budget"] for row in metrics(tmp_path / "run")] == [12, 5, 5, 3]
+
+
+def test_report_draws_the_schedule_that_a_step_had(original, tmp_path):
+    out = tmp_path / "run"
+    run_here(*arguments(original, out=out, steps=2, probe_documents=0, save_every=1))
+    for total in (4, 4, 8):
+        run_here(*flags(resume=out, steps=total))
+    assert json.loads((out / "run.json").read_text())["lengths"] == [[0, 2], [2, 4], [4, 8]]
+    drawn = [p for _, p in planned(out, range(8))["planned/easy"]]
+    shares = [0 / 2, 1 / 2, 2 / 4, 3 / 4, 4 / 8, 5 / 8, 6 / 8, 7 / 8]
+    asked = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6), 0.3, 0.7
+    assert drawn == pytest.approx([tier_probabilities(x, *asked)[0] for x in shares], abs=1e-4)
 
 
 def test_epochs_make_a_run_longer_as_steps_do(run, capsys):

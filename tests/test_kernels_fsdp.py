@@ -43,7 +43,6 @@ SETTINGS = [
 
 
 def on_a_rank(rank, port, place):
-    torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     world, answers = dist.current(torch.device("cpu")), []
@@ -80,4 +79,4 @@ def test_gradients_of_two_ranks_are_those_of_one_process(ranks, number):
         for given, expected in pairs:
             assert given is not None
             error = float((given - expected).norm())
-            assert error <= (1e-12 if dtype == torch.float64 else 1e-6) * float(expected.norm())
+            assert error <= (1e-12 if dtype == torch.float64 else 1e-5) * float(expected.norm())

@@ -35,7 +35,9 @@ def whole(run):
     with RunLog(run.out, run.config, 0, run.total_steps, WORLD) as log:
         said = train.run_to_end(run, log)
     assert said.startswith("wrote"), said
-    return [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (run.out / "metrics.jsonl").read_text().strip().split("\n")
+    ]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -146,6 +148,17 @@ def test_a_run_that_never_draws_again_says_so(tmp_path, capsys):
         assert ("--resample-from 3: no group" in capsys.readouterr().out) == said
 
 
+def test_a_run_that_learns_nothing_says_why_once(tmp_path, capsys):
+    run = run_of(tmp_path, "rmt")
+    row = {"step": 0, "share/well_formed": 0.0, "share/cut_off": 0.6}
+    with RunLog(run.out, run.config, 0, 20, WORLD) as log:
+        for step, change in enumerate([{}] * 5 + [{"share/well_formed": 0.1}] + [{}] * 9):
+            log.step(row | {"step": step} | change, [])
+    printed = "".join(capsys.readouterr())
+    assert printed.count("no response had a readable answer") == 1
+    assert printed.count("cut off at --max-response") == 1
+
+
 def test_a_document_of_noise_keeps_its_question(tmp_path):
     """Dynamic sampling has no other position for it."""
     run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_tries=1, group_size=3)
@@ -173,10 +186,10 @@ def test_grpo_learns_from_the_answers_to_problems(tmp_path):
     rows = whole(run)
     assert any(0 < row["reward/match"] < 1 for row in rows)
     assert not torch.equal(run.model.head, before)
-    evaluations = [json.loads(x) for x in (run.out / "eval.jsonl").read_text().splitlines()]
+    evaluations = [json.loads(x) for x in (run.out / "eval.jsonl").read_text().strip().split("\n")]
     assert [[row["tier"] for row in e["tiers"]] for e in evaluations] == [["problems"]] * 3
     assert {e["tiers"][0]["n"] for e in evaluations} == {3}
-    samples = [json.loads(x) for x in (run.out / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(x) for x in (run.out / "samples.jsonl").read_text().strip().split("\n")]
     assert {s["tier"] for s in samples} == {"problem"} and {s["truth"] for s in samples} == {
         "a",
         "b",

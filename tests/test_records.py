@@ -79,10 +79,10 @@ def test_bytes_that_are_no_text_are_neither_read_nor_lost(path):
 
 
 def test_no_line_is_lost_wherever_a_file_was_cut(path):
-    """Three hundred cuts, each followed by a resume somewhere."""
+    """Sixty cuts, each followed by a resume somewhere."""
     rng = random.Random(0)
     whole = "".join(json.dumps({"step": k, "x": "é\u2028" * k}) + "\n" for k in range(6)).encode()
-    for _ in range(300):
+    for _ in range(60):
         cut = whole[: rng.randrange(len(whole) + 1)]
         path.write_bytes(cut)
         replaced(path).unlink(missing_ok=True)
@@ -141,5 +141,7 @@ def test_path_that_can_be_written_is_left_as_it_is(tmp_path, name):
 def test_path_that_cannot_be_written_is_named_with_its_reason(tmp_path):
     (tmp_path / "file").write_text("")
     for name, reason in (("file/x.json", "File exists|Not a directory"), ("", "a directory")):
-        with pytest.raises(ValueError, match=rf"--json \S+ cannot be written \(({reason})\); give"):
+        with pytest.raises(
+            ValueError, match=rf"--json \S+ cannot be written \(({reason}): .*; give"
+        ):
             check_writable("--json", tmp_path / name)

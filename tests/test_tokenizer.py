@@ -67,7 +67,7 @@ def ordinary_texts() -> list[str]:
     ]
     path = DATA / "omni-math" / "eval.jsonl"
     if path.is_file():
-        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()[:60]]
+        records = [json.loads(line) for line in path.read_text("utf-8").strip().split("\n")[:60]]
         texts += [record["problem"] + "\n\n" + record["solution"] for record in records]
     return texts
 

@@ -42,7 +42,7 @@ SHAPE = {
 SETTINGS = dict(
     steps=3, batch_size=6, group_size=4, max_response=16, budget_start=8, budget_decay=0.5,
     document_tokens=128, tiers="quantile", tier_thresholds=(0.0, 0.33, 0.66), min_context=8,
-    entropy_top_k=0, learning_rate=1e-3, warmup_steps=1, save_every=100,
+    entropy_top_k=0, holdout=0, learning_rate=1e-3, warmup_steps=1, save_every=100,
 )  # fmt: skip
 WORLD = current(torch.device("cpu"))  # of a single process
 
@@ -83,11 +83,16 @@ def write_corpus(path, documents=13):
     return path
 
 
+def write_files(place, **shape):
+    """Model and corpus of a run, unless they are there."""
+    if not (place / "data.jsonl").exists():
+        write_thinker(place / "thinker", **shape)
+        write_corpus(place / "data.jsonl")
+
+
 def prepared(place, world=WORLD, shape=None, **changes):
     """A run in `place`, whose model and corpus are written when they are not there."""
-    if not (place / "data.jsonl").exists():
-        write_thinker(place / "thinker", **(shape or {}))
-        write_corpus(place / "data.jsonl")
+    write_files(place, **(shape or {}))
     files = dict(model=str(place / "thinker"), data=(str(place / "data.jsonl"),))
     return prepare(Config(**SETTINGS | files | {"out": str(place / "out")} | changes), world)
 

@@ -2,13 +2,17 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kernels.reference import IGNORE, wide
+
+MOST_HEAD_DIM = 256  # 512 spills registers, 576 needs 327,680 bytes of shared memory (`make aot`)
 
 
 def require_logits(logits: Tensor, targets: Tensor) -> None:
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits must be (N, V) with V > 0, not {tuple(logits.shape)}")
+    require_no_tangent(logits)
     require_targets(targets, logits, "logits")
 
 
@@ -24,10 +28,36 @@ def require_head(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> int:
             f"hidden is {hidden.dtype} on {hidden.device}, weight {weight.dtype} on "
             f"{weight.device}; convert one of them"
         )
+    require_no_tangent(hidden, weight)
     vocab_size = len(weight) if vocab_size is None else vocab_size
     if not 0 < vocab_size <= len(weight):
         raise ValueError(f"vocab_size {vocab_size} must be from 1 to the head's {len(weight)} rows")
     return vocab_size
+
+
+def require_one_pass(hidden: Tensor) -> None:
+    """What `linear_objective` cannot do, but `linear_entropy_logprob` can."""
+    if hidden.dtype == torch.float16:
+        raise ValueError(
+            "hidden is torch.float16, in which gradients made before the loss scale would be 0; "
+            "convert to bfloat16, or take linear_entropy_logprob"
+        )
+    if hidden.is_meta:
+        raise ValueError("hidden is on meta, and a loss needs values; take linear_entropy_logprob")
+
+
+def require_no_tangent(*inputs: Tensor) -> None:
+    """An operator without a forward derivative would silently drop it."""
+    if forward_ad._current_level < 0:  # torch.compile looks no further
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in inputs):
+        raise ValueError("there is no forward-mode derivative; take loss.backward()")
+
+
+def require_chunk(chunk: int | None, default: int) -> int:
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk {chunk} must be a number of tokens, 1 or more")
+    return default if chunk is None else chunk
 
 
 def require_targets(targets: Tensor, rows: Tensor, name: str) -> None:
@@ -44,8 +74,9 @@ def require_targets(targets: Tensor, rows: Tensor, name: str) -> None:
 
 def require_values(targets: Tensor, vocab_size: int, inverse_t: Tensor) -> None:
     """On a GPU assertions on the device: to look would stop the queue."""
-    fits = ((targets >= 0) & (targets < vocab_size)) | (targets == IGNORE)
-    warm = (inverse_t > 0) & (inverse_t < float("inf"))
+    ignored = targets == IGNORE
+    fits = ((targets >= 0) & (targets < vocab_size)) | ignored
+    warm = ((inverse_t > 0) & (inverse_t < float("inf"))) | ignored
     if targets.is_cuda:
         torch._assert_async(fits.all(), f"a target is neither {IGNORE} nor in [0, {vocab_size})")
         torch._assert_async(warm.all(), "a temperature is not a positive number")
@@ -73,6 +104,14 @@ def per_token_inverse(temperature: float | Tensor, rows: Tensor) -> Tensor:
         # Not torch.full, for which torch.compile would compile again with every temperature.
         t = torch.ones((), dtype=wide(rows), device=rows.device) * temperature
     return t.reciprocal().expand(len(rows)).contiguous()
+
+
+def require_head_dim(size: int) -> None:
+    if size > MOST_HEAD_DIM:
+        raise ValueError(
+            f"head dim {size} is above {MOST_HEAD_DIM}, more than the Triton kernels of branches "
+            "have room for; RMT_KERNELS=reference takes PyTorch"
+        )
 
 
 def require_attention(
@@ -131,17 +170,57 @@ def _require_numbers(of: dict[str, Tensor]) -> None:
             )
 
 
-def require_slots(n: int, start: tuple[int, ...]) -> None:
-    if len(start) != n:
+def require_reach(seen, tokens: int, capacity: int, look: bool) -> None:
+    """That all a branch sees is there: T = tokens of the trunks, `capacity` of its own.
+
+    look: values are asked for and refused here. Otherwise they are assertions on the device, made
+    once for a `Seen`, of which those of a CUDA graph are replayed with it.
+    """
+    n, longest = len(seen.start), seen.longest
+    if len(seen.tiles.start) != n:
         raise ValueError(
-            f"tiles are of {len(start)} branches, lengths of {n}; make tiles again when branches "
-            "come or go"
+            f"tiles are of {len(seen.tiles.start)} branches, lengths of {n}; make tiles again when "
+            "branches come or go"
         )
-
-
-def require_capacity(longest: int, capacity: int) -> None:
-    if longest > capacity:
+    if longest is not None and longest > capacity:
         raise ValueError(
             f"longest = {longest} own tokens are more than the {capacity} that a slot has room "
             "for; give a bound within it"
         )
+    known = (tokens, capacity)
+    if look:  # changed in place, they are looked at again
+        known += (*seen.values(), tuple(seen.tiles.table.flatten().tolist()))
+    if known in seen.checked:
+        return
+    room = capacity if longest is None else longest
+    for fits, whose, said in _reach(seen, tokens, room):
+        if not look:
+            torch._assert_async(fits.all(), said)
+        elif not fits.all():
+            slot = int(whose[~fits][0])
+            counts = (int(x[slot]) for x in (seen.start, seen.fork, seen.length))
+            raise ValueError(
+                "branch {} has start {}, fork {} and length {}; ".format(slot, *counts) + said
+            )
+    seen.checked.add(known)
+
+
+def _reach(seen, tokens: int, room: int) -> list[tuple[Tensor, Tensor, str]]:
+    """What must be true, of which branches, and what to say where it is not."""
+    start, fork, length, n = seen.start, seen.fork, seen.length, len(seen.start)
+    table = seen.tiles.table.long()
+    slot = table.clamp(0, n - 1)
+    there = table >= 0
+    count = torch.zeros(n + 1, dtype=torch.int64, device=start.device)
+    count.index_add_(0, table.clamp(max=n).where(there, 0).flatten(), there.flatten().long())
+    reads = there & (fork[slot] > 0)
+    common = start[slot].masked_fill(~reads, 0).amax(dim=1, keepdim=True)
+    each = torch.arange(n, device=start.device)
+    trunk = (fork == 0) | ((start >= 0) & (fork > 0) & (start + fork <= tokens))
+    own, once = (length >= 0) & (length <= room), (count[:n] == 1) & (count[n] == 0)
+    return [
+        (trunk, each, f"a trunk is seen from start to start + fork, within its {tokens} tokens"),
+        (own, each, f"a length must be from 0 to {room}"),
+        (once, each, "each branch must be in one tile, and no other; make tiles again"),
+        (~reads | (start[slot] == common), slot, "a tile has one start; make tiles again"),
+    ]

@@ -1,0 +1,73 @@
+"""Files of a model directory: JSON objects, and safetensors whose copies agree."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+BLOCK_BYTES = 64 * 2**20  # the extra memory that reading a tensor may take
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # safetensors' name of a dtype -> bytes
+
+
+def read_json(path: Path) -> dict:
+    """A file of a model directory, {} where there is none; ValueError if it is no JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} is not a JSON object; fetch it again")
+    return raw
+
+
+@contextmanager
+def opened(path: Path):
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); download it again"
+        ) from None
+    with file:
+        yield file
+
+
+def check_float(name: str, dtype: str, directory: Path) -> None:
+    if dtype not in FLOATS:
+        raise ValueError(
+            f"{directory}: {name} is stored as {dtype}, a quantised format; "
+            f"take the checkpoint in {', '.join(FLOATS)}"
+        )
+
+
+def check_frequencies(name: str, stored: Tensor, config, directory: Path) -> None:
+    """Older Llama checkpoints hold what is computed here; other values would not be used."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
+    expected = config.rope_theta ** (-half / config.head_dim)
+    if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=1e-2):
+        raise ValueError(
+            f"{directory}: {name} is not that of config.json's rope_theta {config.rope_theta}; "
+            "mend rope_theta, or remove the tensor"
+        )
+
+
+def check_same(embedding: tuple[Path, str], head: tuple[Path, str], directory: Path) -> None:
+    """ValueError unless a head that config.json ties to the embedding is equal to it."""
+    with opened(embedding[0]) as one, opened(head[0]) as other:
+        a, b = one.get_slice(embedding[1]), other.get_slice(head[1])
+        shape = a.get_shape()
+        same = shape == b.get_shape() and len(shape) == 2
+        rows = max(1, BLOCK_BYTES // (8 * max(1, *shape[1:]))) if same else 1
+        for begin in range(0, shape[0] if same else 0, rows):
+            same &= bool((a[begin : begin + rows] == b[begin : begin + rows]).all())
+    if not same:
+        raise ValueError(
+            f"{directory}: config.json has tie_word_embeddings true, but {HEAD} is not equal to "
+            f"{EMBEDDING}; set it to false to use both, or remove {HEAD} from the file"
+        )

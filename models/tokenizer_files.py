@@ -1,0 +1,209 @@
+"""What a model directory says of its tokenizer, read as transformers 5 reads it.
+
+The truth is tokenizer.json. transformers takes it as it is, or builds a class of its own around
+its vocabulary and merges; where that would split text otherwise, the directory is refused.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from models.config import DEFAULTS
+from models.files import read_json
+
+NAMES = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend", "LlamaTokenizer", "")
+END = "<|endoftext|>"  # what a class takes for names that are not there (null: none)
+DEFAULT_NAMES = {
+    "Qwen2Tokenizer": dict(eos_token=END, unk_token=END, pad_token=END),
+    "GPT2Tokenizer": dict(bos_token=END, eos_token=END, unk_token=END),
+}
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLIT = {"type": "Split", "pattern": {"Regex": _QWEN2}, "behavior": "Isolated", "invert": False}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False}
+# class -> normalizer and pre_tokenizer that it is built with
+BUILT = {
+    "Qwen2Tokenizer": (
+        {"type": "NFC"},
+        {"type": "Sequence", "pretokenizers": [_SPLIT, _BYTES | {"use_regex": False}]},
+    ),
+    "GPT2Tokenizer": (None, _BYTES | {"use_regex": True}),
+}
+
+
+def describe(directory: Path) -> dict:
+    """tokenizer_config.json with what special_tokens_map.json adds to it."""
+    description = read_json(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" not in description:
+        description = description | read_json(directory / "special_tokens_map.json")
+    return description
+
+
+def class_of(directory: Path, description: dict) -> str:
+    """The class that transformers makes of the directory; "" where it takes tokenizer.json."""
+    config = read_json(directory / "config.json")
+    named = config.get("architectures")
+    kind = config.get("model_type") or next(
+        (d["model_type"] for name, d in DEFAULTS.items() if named == [name]), None
+    )
+    name = description.get("tokenizer_class") or config.get("tokenizer_class") or ""
+    if not isinstance(name, str):
+        raise ValueError(f"{directory}: tokenizer_class is {name!r}, not a name; mend it")
+    name = name.removesuffix("Fast")
+    if kind == "qwen2" or (kind == "qwen3" and not name):  # qwen2: whatever is asked for
+        return "Qwen2Tokenizer"
+    return "" if name in AS_IT_IS else name
+
+
+def special_tokens(directory: Path, description: dict, kind: str) -> tuple[dict[str, str], list]:
+    """Special tokens with a name, which templates know, and those without one."""
+    named = {}
+    for name, value in (DEFAULT_NAMES.get(kind, {}) | description).items():
+        if name in NAMES and value is not None:
+            named[name] = _content(value, name, directory)
+        elif name.endswith("_token") and isinstance(value, str):
+            named[name] = value
+    extra = description.get("extra_special_tokens")
+    extra = extra or description.get("additional_special_tokens") or []
+    if isinstance(extra, dict):
+        named |= {name: _content(value, name, directory) for name, value in extra.items()}
+        extra = []
+    if not isinstance(extra, list):
+        raise ValueError(f"{directory}: extra_special_tokens is {extra!r}, not a list; mend it")
+    return named, [_content(value, "extra_special_tokens", directory) for value in extra]
+
+
+def _content(value, name: str, directory: Path) -> str:
+    content = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(content, str) or not content:
+        raise ValueError(f"{directory}: {name} is {value!r}, not a token; mend tokenizer_config")
+    if isinstance(value, dict) and any(value.get(k) for k in ("lstrip", "rstrip", "single_word")):
+        raise ValueError(f"{directory}: {name} takes spaces around it (lstrip, rstrip); mend it")
+    return content
+
+
+def check_tokenizer(raw: dict, directory: Path, description: dict, kind: str) -> None:
+    """ValueError unless tokenizer.json (`raw`) is a byte-level BPE that splits text as it will in
+    transformers; a remark where it splits text as the model was trained, and GPT2Tokenizer not."""
+    model, place = raw["model"], f"{directory}/tokenizer.json"
+    parts = _steps(raw.get("pre_tokenizer"), "pretokenizers")
+    kinds = [part["type"] for part in parts]
+    decoders = [part["type"] for part in _steps(raw.get("decoder"), "decoders")]
+    if model.get("type") != "BPE" or kinds.count("ByteLevel") != 1 or decoders != ["ByteLevel"]:
+        raise ValueError(f"{place} is not a byte-level BPE tokenizer; only those are supported")
+    normalizers = {part["type"] for part in _steps(raw.get("normalizer"), "normalizers")}
+    for field, value in {
+        "model.byte_fallback": model.get("byte_fallback"),
+        "model.dropout": model.get("dropout"),
+        "model.continuing_subword_prefix": model.get("continuing_subword_prefix"),
+        "model.end_of_word_suffix": model.get("end_of_word_suffix"),
+        "pre_tokenizer Metaspace": "Metaspace" in kinds,
+        "add_prefix_space": any(p.get("add_prefix_space") for p in [*parts, description]),
+        "split_special_tokens": description.get("split_special_tokens"),
+        "auto_map": description.get("auto_map"),
+        "normalizer": normalizers - {"NFC", "NFD", "NFKC", "NFKD"},
+        "lstrip, rstrip or single_word": any(
+            token.get(k)
+            for token in raw["added_tokens"]
+            for k in ("lstrip", "rstrip", "single_word")
+        ),
+    }.items():
+        if value:
+            raise ValueError(
+                f"{place} or tokenizer_config.json sets {field}, which is not supported: pieces of "
+                "a prompt would not join into the whole; remove it or take another checkpoint"
+            )
+    _check_added(raw, directory, description, kind)
+    _check_class(raw, directory, kind)
+
+
+def _steps(part: dict | None, name: str) -> list[dict]:
+    """The parts of a sequence, or the one part there is."""
+    if part is None:
+        return []
+    if part["type"] == "Sequence":
+        return [step for inner in part[name] for step in _steps(inner, name)]
+    return [part]
+
+
+def _check_added(raw: dict, directory: Path, description: dict, kind: str) -> None:
+    """Added tokens are said in two files: tokenizer_config.json's would win in transformers."""
+    own = {token["id"]: token for token in raw["added_tokens"]}
+    listed = description.get("added_tokens_decoder") or {}
+    legacy = read_json(directory / "added_tokens.json") if not listed else {}
+    if not isinstance(listed, dict) or not all(isinstance(t, dict) for t in listed.values()):
+        raise ValueError(f"{directory}: added_tokens_decoder is no object of tokens; mend it")
+    for index, token in listed.items():
+        here = own.get(int(index)) if index.isdecimal() else None
+        if here is None or any(here.get(field) != value for field, value in token.items()):
+            raise ValueError(
+                f"{directory}: token {index} of added_tokens_decoder in tokenizer_config.json is "
+                "not that of tokenizer.json's added_tokens; make both equal, or remove the former"
+            )
+    for content, index in legacy.items():
+        if own.get(index, {"content": None})["content"] != content and (
+            raw["model"]["vocab"].get(content) != index
+        ):
+            raise ValueError(
+                f"{directory}: added_tokens.json gives {content!r} the id {index}, tokenizer.json "
+                "does not; make both equal"
+            )
+    if kind in BUILT:
+        new = sorted(i for i, t in own.items() if t["content"] not in raw["model"]["vocab"])
+        first = len(raw["model"]["vocab"])
+        if new != list(range(first, first + len(new))) or (listed and len(listed) != len(own)):
+            raise ValueError(
+                f"{directory}: {kind}, which transformers builds, gives added tokens other ids "
+                "than tokenizer.json; set tokenizer_class to PreTrainedTokenizerFast"
+            )
+
+
+def _check_class(raw: dict, directory: Path, kind: str) -> None:
+    place = f"{directory}/tokenizer_config.json"
+    if kind and kind not in BUILT:
+        raise ValueError(
+            f"{place}: transformers builds a tokenizer_class {kind!r} in its own way; set it to "
+            "PreTrainedTokenizerFast, which takes tokenizer.json as it is"
+        )
+    plain = json.loads(json.dumps([raw.get("normalizer"), raw.get("pre_tokenizer")]))
+    for step in _steps(plain[1], "pretokenizers"):
+        step.pop("trim_offsets", None)
+    if not kind or (plain == list(BUILT[kind]) and not raw["model"].get("ignore_merges")):
+        return
+    if kind == "GPT2Tokenizer":  # SmolLM2, of which tokenizer.json is what it was trained with
+        print(
+            f"{place}: transformers 5 builds {kind} and splits text otherwise than tokenizer.json, "
+            "which is used here and in what is saved",
+            file=sys.stderr,
+        )
+        return
+    raise ValueError(
+        f"{directory}: transformers builds {kind} (by tokenizer_class, or model_type qwen2), which "
+        "splits text otherwise than tokenizer.json; set tokenizer_class to "
+        "PreTrainedTokenizerFast, or for qwen2 take Qwen2's own tokenizer.json"
+    )
+
+
+def end_ids(directory: Path, id_of: Callable[[str], int | None]) -> tuple[int, ...]:
+    """Every id that ends a response: of generation_config.json, config.json, or eos_token."""
+    for name in ("generation_config.json", "config.json"):
+        ids = read_json(directory / name).get("eos_token_id")
+        if ids in (None, []):
+            continue
+        ids = ids if isinstance(ids, list) else [ids]
+        if not all(type(index) is int and index >= 0 for index in ids):
+            raise ValueError(f"{directory / name}: eos_token_id is {ids!r}, not ids; mend it")
+        return tuple(ids)
+    description = describe(directory)
+    named, _ = special_tokens(directory, description, class_of(directory, description))
+    end = id_of(named["eos_token"]) if "eos_token" in named else None
+    if end is None:
+        raise ValueError(
+            f"{directory} names no end-of-text token; set eos_token in "
+            "tokenizer_config.json or eos_token_id in generation_config.json"
+        )
+    return (end,)

@@ -1,0 +1,167 @@
+"""Bugs in what is learnt: rewards, advantages, the loss, the optimiser. See method_mutants.py."""
+
+MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
+    # Budget and rewards.
+    "B_t stays B_0": (
+        "rmt/budget.py", "decay ** (step / total_steps)", "decay**0", "loss budget_decay"),
+    "B_t a step ahead": (
+        "rmt/budget.py", "(step / total_steps)", "((step + 1) / total_steps)", "loss"),
+    "B_t rounds": ("rmt/budget.py", "math.floor(start", "round(start", "loss budget_decay"),
+    "no B_min": ("rmt/budget.py", "max(floor, math", "max(1, math", "loss budget_min"),
+    "gamma is 0.2": (
+        "rmt/ask.py", "c.budget_decay, c.budget_min", "0.2, c.budget_min", "loss budget_decay"),
+    "B_0 is 8": (
+        "rmt/ask.py", "c.budget_start, c.budget_decay", "8, c.budget_decay", "loss budget_start"),
+    "B_min is 1": (
+        "rmt/ask.py", "c.budget_decay, c.budget_min", "c.budget_decay, 1", "loss budget_min"),
+    "a budget although off": ("rmt/ask.py", "if not c.budget:", "if False:", "loss no budget"),
+    "budgets ignore entropy": (
+        "rmt/ask.py", "entropy, run.config.budget_entropy", "entropy, 0.0", "loss budget_entropy"),
+    "entropy is not clipped above": (
+        "rmt/budget.py", "min(2.0, max(0.5, entropy))", "min(9.0, max(0.5, entropy))",
+        "loss budget_entropy"),
+    "the triangle does not fall": (
+        "rmt/budget.py", "abs(length - budget)", "max(0, budget - length)", "loss budget_start"),
+    "r_max is 1": ("rmt/ask.py", "c.length_reward_max,", "1.0,", "loss length_reward_max"),
+    "w is 0.1": (
+        "rmt/ask.py", "c.length_weight, c.length_reward_max", "0.1, c.length_reward_max",
+        "loss length_weight"),
+    "matches are not weighted": (
+        "rmt/rewards.py", "(1 - length_weight) * match", "match", "loss length_weight"),
+    "w of a run without budget": (
+        "rmt/rewards.py", "0.0 if None in budgets else length_weight", "length_weight",
+        "loss no budget"),
+    "the gate is open": ("rmt/ask.py", "c.length_reward_gate,", '"none",', "loss gate"),
+    "the gate pays the wrong": (
+        "rmt/rewards.py", 'correct_only" and not match', 'correct_only" and match', "loss gate"),
+    "prefixes count as tokens": (
+        "rmt/ask.py", "c.length_reward_gate, c.match", 'c.length_reward_gate, "token"',
+        "matches"),
+    "any token that comes is right": (
+        "rmt/rewards.py", "coming[:1]", "coming[:2]", "matches"),
+    # Advantages.
+    "sample deviation": (
+        "rmt/grpo.py", "centred(rewards).square().mean(dim=1, keepdim=True).sqrt() + delta",
+        "rewards.std(dim=1, keepdim=True) + delta", "loss"),
+    "rewards are not centred": (
+        "rmt/grpo.py", "return centred(rewards) / scale", "return rewards / scale", "loss"),
+    "delta is 1e-4": (
+        "train.py", "c.advantage_norm, c.advantage_delta", "c.advantage_norm, 1e-4",
+        "loss advantage_delta"),
+    "norm is group": ("train.py", "total, c.advantage_norm", 'total, "group"', "loss norm none"),
+    "batch norm is group": ("rmt/grpo.py", 'if norm == "batch":', "if False:", "loss batch norm"),
+    "batch deviation of raw rewards": (
+        "rmt/grpo.py", "torch.cat([centred(part) for part in batch])", "torch.cat(list(batch))",
+        "loss batch norm"),
+    # The loss.
+    "no clip": ("rmt/grpo.py", "ratio.clamp(1 - clip_low, 1 + clip_high)", "ratio", "loss updates"),
+    "clip bounds swapped": (
+        "rmt/grpo.py", "1 - clip_low, 1 + clip_high", "1 - clip_high, 1 + clip_low",
+        "loss updates"),
+    "the clip takes the smaller loss": (
+        "rmt/grpo.py", "torch.maximum(-advantage * ratio", "torch.minimum(-advantage * ratio",
+        "loss updates"),
+    "clip_low is 0.2": (
+        "rmt/update.py", "c.clip_low, c.clip_high", "0.2, c.clip_high", "loss updates"),
+    "clip_high is 0.2": (
+        "rmt/update.py", "c.clip_low, c.clip_high", "c.clip_low, 0.2", "loss updates"),
+    "k1 for k3": (
+        "rmt/grpo.py", "difference.exp() - difference - 1", "-difference", "loss kl_beta"),
+    "KL of the other direction": (
+        "rmt/grpo.py", "reference_logprob - logprob\n", "logprob - reference_logprob\n",
+        "loss kl_beta"),
+    "beta does not reach the loss": (
+        "rmt/objective.py", "o.kl_beta * (weight * kl)", "0.0 * (weight * kl)", "loss kl_beta"),
+    "beta of the objective is 0": (
+        "rmt/update.py", "c.clip_high, c.kl_beta", "c.clip_high, 0.0", "loss kl_beta"),
+    "KL is not weighted": ("rmt/objective.py", "(weight * kl).sum()", "kl.mean()", "loss kl_beta"),
+    "the reference is the model": (
+        "rmt/run.py", "reference = load_model(source, world, compute, trainable=False)",
+        "reference = model", "loss kl_beta"),
+    "the reference at temperature 1": (
+        "rmt/update.py", "score(run.reference, f, *known)",
+        "score(run.reference, f, 1.0, known[1])", "loss kl_beta"),
+    "no old policy": (
+        "rmt/update.py", "forest, objective, old and old[i]", "forest, objective, None",
+        "loss updates"),
+    "the old policy at temperature 1": (
+        "rmt/update.py", "score(run.model, f, *known)", "score(run.model, f, 1.0, known[1])",
+        "loss updates"),
+    "one update per batch": (
+        "rmt/update.py", "range(c.updates_per_batch)", "range(1)", "loss updates"),
+    "gradients add up over updates": (
+        "rmt/update.py", "        run.optimizer.zero_grad(set_to_none=True)\n        culprits",
+        "        culprits", "loss updates"),
+    "token-mean always": (
+        "rmt/update.py", "kept.flatten(), c.aggregation", 'kept.flatten(), "token-mean"',
+        "loss sequence-mean"),
+    "a mean over all tokens, dropped ones too": (
+        "rmt/update.py", "(lengths * kept.flatten()).sum()", "lengths.sum()", "loss drop"),
+    "a mean over all responses": (
+        "rmt/grpo.py", "lengths.clamp(min=1).double() * rollouts",
+        "lengths.clamp(min=1).double() * (rollouts + 1)", "loss sequence-mean"),
+    "constant divides by the budget": (
+        "rmt/grpo.py", "rollouts * max_tokens", "rollouts * 8", "loss constant"),
+    "sequence-sum divides by tokens": (
+        "rmt/grpo.py", '"sequence-sum": torch.full(lengths.shape, 1.0 / rollouts',
+        '"sequence-sum": torch.full(lengths.shape, 1.0 / tokens', "loss sequence-sum"),
+    "dropped groups are kept": (
+        "rmt/update.py", 'if c.zero_variance_groups == "drop":', "if False:", "loss drop"),
+    "mixed groups are dropped": (
+        "rmt/update.py", "kept &= mixed(match)", "kept &= ~mixed(match)", "loss drop"),
+    "groups are judged by their rewards": (
+        "train.py", 'advantage, rewards["match"], metrics', "advantage, total, metrics",
+        "loss drop"),
+    "responses scored at temperature 1": (
+        "rmt/objective.py", "targets.per_kind(objective.temperature, 1.0)",
+        "targets.per_kind(1.0, 1.0)", "loss temperature"),
+    "text scored at the temperature": (
+        "rmt/objective.py", "targets.per_kind(objective.temperature, 1.0)",
+        "targets.per_kind(objective.temperature, objective.temperature)", "loss temperature"),
+    "sampled at another temperature": (
+        "rmt/ask.py", "tokenizer.vocab_size, c.temperature", "tokenizer.vocab_size, 1.0",
+        "loss temperature"),
+    "lambda is 0.1": (
+        "rmt/update.py", "c.ntp_weight / denominator", "0.1 / denominator", "loss ntp_weight"),
+    "text is summed": (
+        "rmt/update.py", 'if c.ntp_reduction == "mean" else 1.0', "if False else 1.0", "loss"),
+    "text is averaged": (
+        "rmt/update.py", 'if c.ntp_reduction == "mean" else 1.0', "if True else 1.0",
+        "loss ntp_reduction"),
+    "text counted per micro-batch": (
+        "rmt/update.py", "sum(tree.trunk_targets for tree in trees)", "trees[-1].trunk_targets",
+        "loss micro-batches"),
+    "text is not learnt": ("train.py", "    if c.ntp:\n", "    if False:\n", "loss"),
+    "text although off": ("train.py", "    if c.ntp:\n", "    if True:\n", "loss no ntp"),
+    "scope is not_in_C": (
+        "train.py", "questions, low, c.ntp_scope", 'questions, low, "not_in_C"', "loss all"),
+    "positions reasoned about are text too": (
+        "rmt/batch.py", 'if scope != "all":', "if False:", "loss"),
+    "low entropy is high entropy": (
+        "rmt/curriculum.py", "(tiers == NO_TIER) & (np", "(tiers != NO_TIER) & (np",
+        "loss low_entropy"),
+    "low entropy from the first token on": (
+        "rmt/curriculum.py", "(tiers == NO_TIER) & (np.arange(len(tiers)) >= min_context)",
+        "tiers == NO_TIER", "loss low_entropy"),
+    "the loss of the last micro-batch is logged": (
+        "rmt/update.py",
+        'metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * run.world.size))',
+        'metrics.sums["loss/rl|sum"] = float(sums["loss/rl"]); metrics.sums["loss/rl|count"] = 1.0',
+        "loss micro-batches"),
+    # The optimiser.
+    "betas are AdamW's": (
+        "rmt/run.py", "betas=config.adam_betas", "betas=(0.9, 0.999)", "optimizer"),
+    "weight decay is 0.01": (
+        "rmt/run.py", "weight_decay=config.weight_decay", "weight_decay=0.01", "optimizer"),
+    "gradients are not clipped": (
+        "rmt/update.py", "dist.grad_norm(run.model, c.grad_clip)",
+        "dist.grad_norm(run.model, 1e9)", "optimizer"),
+    "learning rate of the preset": (
+        "rmt/update.py", "rate = c.learning_rate *", "rate = 1e-3 *", "optimizer"),
+    "no warm-up": (
+        "rmt/update.py", "min(1.0, updates / max(1, c.warmup_steps))", "1.0", "optimizer"),
+    "the warm-up counts steps": (
+        "rmt/update.py", "run.step * c.updates_per_batch + number + 1", "run.step + 1",
+        "optimizer"),
+    "the rate is not set": ("rmt/update.py", 'group["lr"] = rate', "pass", "optimizer"),
+}  # fmt: skip

@@ -1,0 +1,115 @@
+"""Checks of every knob through real steps; tests/test_knobs.py runs them on the code as it is, and
+tests/method_mutants.py on broken copies of it. Each takes a folder with a toy model and its text.
+"""
+
+import math
+from unittest.mock import patch
+
+import torch
+from method_step import assert_by_hand, copied, doubled, watched
+from toy_runs import prepared
+
+import rmt.ask
+from rmt.metrics import Metrics
+from rmt.rollout import Rollout
+
+MIXED = dict(temperature=1.0, group_size=3)  # some groups have right and wrong answers
+QUANTILE = dict(tiers="quantile", tier_thresholds=(0.3, 0.6, 0.8))
+LOSS = {  # settings of a step whose loss and gradient are checked by hand
+    "loss": {},
+    "step 2 of 3": dict(step=2),
+    "micro-batches": dict(tokens_per_micro_batch=300),
+    "kl_beta": dict(kl_beta=0.3, temperature=1.3, noise=0.05),
+    "updates": dict(updates_per_batch=3, learning_rate=0.03, clip_low=0.02, clip_high=0.05),
+    "wide clip": dict(updates_per_batch=2, learning_rate=0.1, clip_low=0.5, clip_high=0.01),
+    "sequence-mean": dict(aggregation="sequence-mean"),
+    "constant": dict(aggregation="constant"),
+    "sequence-sum": dict(aggregation="sequence-sum"),
+    "low_entropy": dict(ntp_scope="low_entropy", **QUANTILE),
+    "all": dict(ntp_scope="all"),
+    "ntp_reduction": dict(ntp_reduction="sum"),
+    "ntp_weight": dict(ntp_weight=0.7),
+    "no ntp": dict(ntp=False),
+    "temperature": dict(temperature=1.5),
+    "length_weight": dict(length_weight=0.4),
+    "length_reward_max": dict(length_reward_max=2.5),
+    "gate": dict(length_reward_gate="correct_only", **MIXED),
+    "batch norm": dict(advantage_norm="batch", **MIXED),
+    "norm none": dict(advantage_norm="none", **MIXED),
+    "advantage_delta": dict(advantage_delta=0.3),
+    "drop": dict(zero_variance_groups="drop", **MIXED),
+    "no budget": dict(budget=False, **MIXED),
+    "budget_start": dict(budget_start=3, step=1),
+    "budget_decay": dict(budget_decay=0.8, step=2),
+    "budget_min": dict(budget_decay=0.01, budget_min=3, step=2),
+    "budget_entropy": dict(budget_entropy=0.7, max_response=24, steps=6, step=3),
+}  # fmt: skip
+
+
+def check_loss(place, name) -> None:
+    """Loss and gradient of each update, and what is logged of them, are those of the formula."""
+    settings = dict(LOSS[name])
+    step, noise = settings.pop("step", 0), settings.pop("noise", 0.0)
+    run, initial = doubled(place, noise, **settings)
+    seen = watched(run, step, initial)
+    assert_by_hand(seen)
+    c = run.config
+    assert seen.row["sampler_gap/max"] < 1e-9
+    assert (seen.row["loss/ntp"] is not None) == c.ntp
+    if c.updates_per_batch > 1:
+        assert 0 < seen.row["policy/clipped"] < 1
+    if c.zero_variance_groups == "drop":
+        assert 0 < seen.row["share/zero_variance_groups"] < 1
+    if c.kl_beta:
+        assert seen.row["policy/kl"] > 1e-3
+    lengths = [len(r.tokens) for group in seen.groups for r in group]
+    assert len(lengths) == c.batch_size * c.group_size * c.positions_per_document
+    assert c.max_response >= max(lengths) >= min(6, c.max_response)
+    assert math.isclose(seen.row["length/response"], sum(lengths) / len(lengths))
+    cut = [not r.finished for group in seen.groups for r in group]
+    assert math.isclose(seen.row["share/cut_off"], sum(cut) / len(cut))
+
+
+def check_matches(place) -> None:
+    """Which answers are right, by each rule."""
+
+    def said(run, text):
+        tokens = run.tokenizer.encode_with_control(f"</think>\\boxed{{{text}}}")
+        return Rollout(tokens, [-1.0] * len(tokens), True)
+
+    for rule, wanted in (("token", [1, 0, 0, 0]), ("prefix", [1, 1, 1, 0])):
+        run = prepared(place, match=rule, batch_size=2)
+        _, questions = rmt.ask.draw_questions(run, 0, Metrics())
+        groups = []
+        for q in questions:
+            text = run.tokenizer.decode(run.documents[q.document].tokens.tolist())[q.position :]
+            other = "b" if text[0] == "a" else "a"
+            groups.append([said(run, text[:n]) for n in (1, 2, 3)])
+            groups[-1].append(said(run, other))
+        with patch.object(rmt.ask, "generate", lambda *_: groups):  # noqa: B023
+            rewards = rmt.ask.respond(run, run.model, questions, 0).rewards
+        assert rewards["match"].tolist() == [wanted] * len(questions)
+
+
+def check_optimizer(place) -> None:
+    """Three updates are AdamW's by hand: betas, decay, clipped gradients, a warm-up of updates."""
+    c = dict(adam_betas=(0.5, 0.7), weight_decay=0.3, grad_clip=0.2, learning_rate=0.01,
+             warmup_steps=4, updates_per_batch=2, steps=3)  # fmt: skip
+    run, _ = doubled(place, **c)
+    first = {name: torch.zeros_like(p) for name, p in run.model.named_parameters()}
+    second, number = {name: p.clone() for name, p in first.items()}, 0
+    for step in range(3):
+        seen = watched(run, step)
+        after = [u.weights for u in seen.updates[1:]] + [copied(run)]
+        for update, result in zip(seen.updates, after):
+            number += 1
+            norm = sum(g.square().sum() for g in update.gradient.values()) ** 0.5
+            rate = 0.01 * min(1, number / 4)
+            for name, g in update.gradient.items():
+                g = g * min(1, 0.2 / float(norm + 1e-6))
+                first[name] = 0.5 * first[name] + 0.5 * g
+                second[name] = 0.7 * second[name] + 0.3 * g * g
+                m, v = first[name] / (1 - 0.5**number), second[name] / (1 - 0.7**number)
+                wanted = update.weights[name] * (1 - rate * 0.3) - rate * m / (v.sqrt() + 1e-8)
+                assert (result[name] - wanted).abs().max() < 1e-9, (number, name)
+            assert norm > 0.2 and seen.row["update/refused"] == 0

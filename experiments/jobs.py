@@ -74,7 +74,7 @@ SETTINGS = {
         model="smollm2-135m",
         train=(
             "--data", "../shared/data/omni-math/train.jsonl", "--batch-size", "32",
-            "--budget-start", "256", "--max-response", "512", "--document-tokens", "1024",
+            "--budget-start", "256", "--max-response", "544", "--document-tokens", "1024",
             "--learning-rate", "1e-5",
         ),
         post=(

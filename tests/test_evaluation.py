@@ -69,10 +69,10 @@ def test_a_run_is_evaluated_on_what_it_left_out(place, tmp_path, capsys):
     for item in found["items"]:
         assert documents[item["document"]].tokens[item["position"]] == item["target"]
     printed = capsys.readouterr().out
-    assert "--max-response 12" in printed and "--tiers quantile" in printed
+    assert "--max-response 16" in printed and "--tiers quantile" in printed
     assert found["budget"] == 4, "B_T: half of B_0 = 8"
     assert {item["budget"] for item in found["items"]} == {4}
-    assert all(item["tokens"] <= 12 for item in found["items"])
+    assert all(item["tokens"] <= 16 for item in found["items"])
     assert min(item["position"] for item in found["items"]) >= SETTINGS["min_context"]
 
 
@@ -127,9 +127,9 @@ def test_every_flag_of_decoding_changes_the_answers(place, tmp_path):
 
 
 def test_a_typed_budget_and_length_win(place, tmp_path):
-    found = evaluated(place, tmp_path, budget=7, max_response=5)
-    assert found["budget"] == 7 and {item["budget"] for item in found["items"]} == {7}
-    assert max(item["tokens"] for item in found["items"]) == 5
+    found = evaluated(place, tmp_path, budget=3, max_response=11)
+    assert found["budget"] == 3 and {item["budget"] for item in found["items"]} == {3}
+    assert max(item["tokens"] for item in found["items"]) == 11
 
 
 @pytest.mark.parametrize("mode", ["ntr", "ntp"])
@@ -267,7 +267,7 @@ def test_a_run_evaluates_as_it_samples_and_always_the_same(place):
     assert sampled[0]["items"] == sampled[1]["items"] == sampled[2]["items"]
     greedy = held_out(place, "greedy", eval_decoding="greedy")
     others = [held_out(place, name, **changes) for name, changes in
-              (("longer", dict(max_response=6)), ("hotter", dict(temperature=3.0)))]  # fmt: skip
+              (("longer", dict(max_response=30)), ("hotter", dict(temperature=3.0)))]  # fmt: skip
     lengths = {json.dumps([row["response_length"] for row in records[0]["tiers"]])
                for records in (sampled, greedy, *others)}  # fmt: skip
     assert len(lengths) == 4, "each setting changes the responses"

@@ -7,10 +7,10 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo report paper beyond test check smollm2 bench gpu aot namesake clean
+.PHONY: help setup demo report paper beyond test test-cpus check smollm2 bench gpu aot namesake clean
 
 help:  ## this list
-	@grep -E '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/ready  ## a virtual environment with pinned versions
 
@@ -44,6 +44,10 @@ beyond: setup  ## what is not in the paper, each flag beside RMT, three seeds (m
 # One thread each: OpenMP's threads wait for each other where tests share the cores.
 test: setup  ## all tests, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# TESTS="tests/test_forest.py" some tests, CPUS="--cpu avx2" one CPU.
+test-cpus: setup  ## all tests as on older CPUs, and with two threads (an hour, 2 cores)
+	$(BIN)/python tests/cpus.py $(CPUS) -- $(TESTS)
 
 check: setup  ## format, lint, import rules, citations
 	$(BIN)/ruff format --check .

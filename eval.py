@@ -1,12 +1,18 @@
 """Next-token accuracy by difficulty of a model on held-out text.
 
+    python eval.py --model runs/rmt                       as its run: what that left out, B_T, ...
     python eval.py --model qwen3-14b --mode ntp --data omni-math/eval.jsonl   greedy next token
-    python eval.py --model qwen3-14b --mode ntr ...      think first, without asking for a length
-    python eval.py --model runs/rmt/model --mode rmt ... think within the budget B_T
-    python eval.py --model runs/rmt/model --mode problems --data gsm8k/test.jsonl    answer problems
+    python eval.py --model qwen3-14b --mode ntr ...       think first, without asking for a length
+    python eval.py --model runs/rmt --mode problems --data gsm8k/test.jsonl   answer problems
+    python -m rmt.compare before.json after.json          what --json wrote of two
 
-Positions are chosen once per data set, by the entropies of the first model that is evaluated on
-it (or --difficulty-model), and stored in --positions: every checkpoint answers the same questions.
+Without --data it takes held-out documents: of a run, those it named with --eval-data or else held
+out of its data; otherwise those of the default data. With --data it takes all, unless --holdout is
+given. What is not typed is as the model's run was told, and named when it starts.
+
+Positions are chosen once per data set, by the entropies of the model that the run began with (or
+--difficulty-model), and stored in --positions with the settings that chose them: every checkpoint
+answers the same questions.
 """
 
 import json
@@ -15,131 +21,162 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from models.fingerprint import fingerprint
 from rmt import dist
-from rmt.budget import budget_at, response_needed
+from rmt.budget import response_needed
 from rmt.clock import peak_memory
-from rmt.config import Config, from_json
-from rmt.evaluate import predict_plainly, predict_thinking, solve, summarise, table
+from rmt.config import Config
+from rmt.corpus import Document
+from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
 from rmt.export import find_model
 from rmt.fit import fitted
 from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.memory import ROW_TOKENS
-from rmt.positions import choose_positions, data_key, read_positions, write_positions
+from rmt.positions import Chosen, choose_positions, data_key, read_positions, write_positions
+from rmt.protocol import Protocol, protocol
 from rmt.records import as_json, check_writable, write_whole
 from rmt.rollout import Sampling
-from rmt.sources import (
-    longest_prompt,
-    measure_difficulty,
-    read_documents,
-    read_model_directory,
-)
+from rmt.sources import longest_prompt, measure_difficulty, read_corpus, read_model_directory
+from rmt.summary import summarise, table
 from rmt.terminal import safe_printing
 
 EPILOG = "Run it with torchrun to share the positions out over several GPUs."
 # Knobs of training that mean the same here.
 SHARED = (
-    "model", "weights", "data", "text_fields", "document_tokens", "seed", "min_context",
-    "entropy_top_k", "difficulty_model", "tiers", "tier_thresholds", "max_response",
+    "model", "weights", "data", "text_fields", "holdout", "document_tokens", "seed", "min_context",
+    "entropy_top_k", "difficulty_model", "tiers", "tier_thresholds", "max_response", "temperature",
     "max_branches", "tokens_per_micro_batch", "dtype", "problem_request",
+)  # fmt: skip
+CHOOSING = (  # the positions
+    "text_fields", "document_tokens", "seed", "min_context", "entropy_top_k", "tiers",
+    "tier_thresholds",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
     mode: str = knob(
-        "rmt", "ntp: plain greedy; ntr: think; rmt: think within a budget; problems: answer them",
-        ("ntp", "ntr", "rmt", "problems"),
+        "", "ntp: plain greedy; ntr: think; rmt: think within a budget; problems: answer them; "
+        "default: what the model's run taught, else rmt", ("ntp", "ntr", "rmt", "problems"),
     )  # fmt: skip
     limit: int = knob(0, "problems to answer, the first of the data; 0: all")
     budget: int = knob(
-        0, "thinking tokens to ask for; 0: B_T of the model's run, or the paper's; of problems none"
-    )
+        0, "thinking tokens to ask for; 0: B_T of the model's run, or the paper's; none where its "
+        "run asked for none"
+    )  # fmt: skip
     per_tier: int = knob(400, "positions per tier, when they are chosen")
     positions: str = knob("", "where the positions are stored; default: beside the runs, by data")
-    decoding: str = knob("greedy", "of thinking modes", ("greedy", "sampled"))
-    temperature: float = knob(0.8, "of sampled decoding")
+    decoding: str = knob(
+        "sampled", "responses sampled as in training, or the likeliest tokens, which loop sooner",
+        ("sampled", "greedy"),
+    )  # fmt: skip
+    sampling_seed: int = knob(
+        -1, "of sampled decoding; -1: that of --seed, which chooses positions"
+    )
     json: str = knob("", "write the table and one item per position to this file")
 
 
-def read_arguments(arguments: Sequence[str]) -> tuple[Config, Options]:
+@dataclass(frozen=True)
+class Found:
+    """What an evaluation found."""
+
+    rows: list[dict[str, Any]]
+    items: list[dict[str, Any]]
+    budget: int | None
+    about: dict[str, Any]  # what else the report has
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], Options]:
+    """Flags of Config that were typed, and the options."""
     parser = make_parser(__doc__, EPILOG)
     add_fields(parser, Options)
     add_fields(parser, Config, only=SHARED)
-    values = vars(parse_known(parser, arguments))
-    own = {key: values.pop(key) for key in Options.__dataclass_fields__ if key in values}
+    typed = vars(parse_known(parser, arguments))
+    own = {key: typed.pop(key) for key in Options.__dataclass_fields__ if key in typed}
     options = replace(Options(), **own)
-    if (
-        options.per_tier < 1
-        or min(options.budget, options.limit) < 0
-        or not options.temperature > 0
-    ):
+    if options.per_tier < 1 or min(options.budget, options.limit, options.sampling_seed + 1) < 0:
         sys.exit(
-            "error: --per-tier and --temperature must be above 0, --budget and --limit 0 or more"
+            "error: --per-tier must be above 0, --budget and --limit 0 or more, --sampling-seed "
+            "-1 or more"
         )
-    try:
-        if options.json:
-            check_writable("--json", Path(options.json))
-        return from_json(values | {"budget": False}), options
-    except ValueError as problem:
-        sys.exit(f"error: {problem}")
+    return typed | {"per_tier": own["per_tier"]} if "per_tier" in own else typed, options
 
 
-def final_budget(model: str) -> tuple[int, float]:
-    """B_T, and how it follows entropy, of the run that made a model; or of the paper."""
-    record = Path(model).resolve().parent / "run.json"
-    c = from_json(json.loads(record.read_text())["config"]) if record.is_file() else Config()
-    budget = budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
-    return budget, c.budget_entropy
+def refuse_meaningless(options: Options, mode: str) -> None:
+    """ValueError for a flag that the mode has no use for."""
+    for name, modes in (("limit", ("problems",)), ("budget", ("rmt", "problems"))):
+        if getattr(options, name) and mode not in modes:
+            raise ValueError(
+                f"--{name} {getattr(options, name)} means nothing to --mode {mode}; leave it out"
+            )
 
 
-def evaluate(config: Config, options: Options, world: dist.World) -> tuple[list, list, int | None]:
-    """Rows of the table, items and the budget asked for. All ranks."""
+def evaluate(typed: dict[str, Any], asked: Protocol, options: Options, world: dist.World) -> Found:
+    """All ranks."""
+    config = asked.config
     source = find_model(config.model, config.weights, world)
     config = replace(config, tokens_per_micro_batch=config.tokens_per_micro_batch or ROW_TOKENS)
     tokenizer, shape = read_model_directory(source)
-    if options.mode == "problems":
-        config = replace(config, task="problems", match="answer", budget=False, ntp=False)
-    response = 0 if options.mode == "ntp" else config.max_response
-    documents = read_documents(config, config.data, tokenizer, shape, response)
+    response = 0 if asked.mode == "ntp" else config.max_response
+    corpus = read_corpus(config, config.data, tokenizer, shape, response, asked.part)
+    documents = corpus.documents
+    left_out = [{"source": record.source, "why": record.trouble} for record in corpus.left_out]
+    about = {"data": data_key(documents), "records": corpus.total, "left_out": left_out}
     compute = dist.compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
-    if options.mode == "problems":
+    budget = options.budget or asked.budget
+    known = (model, tokenizer)
+    if asked.mode == "problems":
         documents = documents[: options.limit or None]
-        budget = options.budget or None
         sampling = make_sampling(config, options, tokenizer, budget, model, compute, world)
-        request = config.problem_request
-        items = solve(model, tokenizer, documents, budget, request, sampling, world)
-        return summarise(items), items, budget
-    stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
-    if dist.gather_objects(stored.is_file(), world)[0]:
-        positions = read_positions(stored, documents)
-        if world.rank == 0:
-            print(f"answering the {len(positions)} positions stored in {stored}")
-    else:
-        entropies, thresholds = measure_difficulty(
-            config, config.data, world, source, tokenizer, documents, model
-        )
-        positions = choose_positions(
-            documents, entropies, thresholds, config.min_context, options.per_tier, config.seed
-        )
-        if world.rank == 0:
-            write_positions(stored, positions)
-            print(f"chose {len(positions)} positions by the entropies of {config.model}: {stored}")
-    if options.mode == "ntp":
+        items = solve(*known, documents, budget, config.problem_request, sampling, world)
+        return Found(summarise(items), items, budget, about)
+    chosen = positions_of(config, typed, options, world, source, tokenizer, documents, model)
+    if asked.mode == "ntp":
         limit = config.tokens_per_micro_batch
-        items = predict_plainly(model, tokenizer, documents, positions, limit, world)
-        return summarise(items), items, None
-    budget = None
-    if options.mode == "rmt":
-        budget, exponent = final_budget(config.model)
-        budget = options.budget or budget
-        config = replace(config, budget_entropy=exponent)
+        items = predict_plainly(*known, documents, chosen.positions, limit, world)
+        about["nats_per_token"] = nats_per_token(*known, documents, limit, world)
+        return Found(chosen.summary(items), items, None, about)
     sampling = make_sampling(config, options, tokenizer, budget, model, compute, world)
-    items = predict_thinking(
-        model, tokenizer, documents, positions, budget, config.budget_entropy, sampling, world
-    )
-    return summarise(items), items, budget
+    exponent = config.budget_entropy if asked.mode == "rmt" else 0.0
+    items = predict_thinking(*known, documents, chosen.positions, budget, exponent, sampling, world)
+    return Found(chosen.summary(items), items, budget, about)
+
+
+def positions_of(
+    config: Config, typed: dict[str, Any], options: Options, world: dist.World, source: Path,
+    tokenizer, documents: Sequence[Document], model,
+) -> Chosen:  # fmt: skip
+    """The stored positions, or new ones, which are stored. All ranks."""
+    stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
+    choosing = {name: getattr(config, name) for name in CHOOSING} | {"per_tier": options.per_tier}
+    judge = source
+    if config.difficulty_model:
+        judge = find_model(config.difficulty_model, config.weights, world)
+    # A model is known by its weights, wherever it is.
+    choosing["difficulty_model"] = fingerprint(judge)["weights"]
+    if dist.gather_objects(stored.is_file(), world)[0]:
+        asked = {name: value for name, value in choosing.items() if name in typed}
+        chosen = read_positions(stored, documents, asked)
+        if world.rank == 0:
+            print(f"answering the {len(chosen.positions)} positions stored in {stored}")
+            if not chosen.population:
+                print("an earlier version stored them without how many positions each tier has: "
+                      "RPT's nested sets (H > 0.5, ...) are left out")  # fmt: skip
+        return chosen
+    check_writable("--positions", stored)
+    entropies, thresholds = measure_difficulty(config, world, source, tokenizer, documents, model)
+    by = config.difficulty_model or config.model
+    chosen = choose_positions(
+        documents, entropies, thresholds, config.min_context, options.per_tier, config.seed,
+        choosing | {"difficulty_name": by},
+    )  # fmt: skip
+    if world.rank == 0:
+        write_positions(stored, chosen)
+        print(f"chose {len(chosen.positions)} positions by the entropies of {by}: {stored}")
+    return chosen
 
 
 def make_sampling(config, options, tokenizer, budget, model, compute, world) -> Sampling:
@@ -153,18 +190,40 @@ def make_sampling(config, options, tokenizer, budget, model, compute, world) -> 
     prompt = longest_prompt(config, tokenizer, budget)
     return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,
-        options.temperature if options.decoding == "sampled" else 0.0,
+        config.temperature if options.decoding == "sampled" else 0.0,
         fitted(config, prompt, model, compute, world).max_branches,
-        config.seed, "evaluate",
+        config.seed if options.sampling_seed < 0 else options.sampling_seed, "evaluate",
     )  # fmt: skip
+
+
+def say(report: dict[str, Any]) -> None:
+    """The report for people."""
+    asked = f", {report['budget']} tokens asked for" if report["budget"] else ""
+    print(f"{report['model']}, mode {report['mode']}, {report['decoding']}{asked}\n")
+    print(f"{table(report['tiers'])}\n")
+    if (nats := report.get("nats_per_token")) is not None:
+        print(f"held-out text: {nats:.4f} nats per token")
+    if left_out := report["left_out"]:
+        print(
+            f"not in the table: {len(left_out)} of {report['records']} records that were left out, "
+            f"as {left_out[0]['source']} ({left_out[0]['why']})"
+        )
+    print(f"{report['seconds']:.0f} s, peak memory {report['peak_memory_gb']:.1f} GB")
 
 
 @safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
-    config, options = read_arguments(sys.argv[1:] if arguments is None else arguments)
+    typed, options = read_arguments(sys.argv[1:] if arguments is None else arguments)
     world, started = dist.start(), time.perf_counter()
     try:
-        rows, items, budget = evaluate(config, options, world)
+        shared = {name: value for name, value in typed.items() if name != "per_tier"}
+        asked = protocol(shared, options.mode)
+        refuse_meaningless(options, asked.mode)
+        if options.json:
+            check_writable("--json", Path(options.json))
+        for remark in asked.remarks if world.rank == 0 else ():
+            print(remark)
+        found = evaluate(typed, asked, options, world)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     finally:
@@ -172,18 +231,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if world.rank:
         return
     report = {
-        "model": config.model, "mode": options.mode, "budget": budget,
-        "decoding": "greedy" if options.mode == "ntp" else options.decoding,
+        "model": asked.config.model, "mode": asked.mode, "budget": found.budget,
+        "decoding": "greedy" if asked.mode == "ntp" else options.decoding,
         "seconds": time.perf_counter() - started,
         "peak_memory_gb": peak_memory(world.device) / 1e9,
-        "tiers": rows, "items": items,
+        **found.about, "tiers": found.rows, "items": found.items,
     }  # fmt: skip
-    if options.json:  # before anything is printed
-        content = json.dumps(as_json(report), indent=1, ensure_ascii=False)
-        write_whole(Path(options.json), content + "\n")
-    asked = f", {budget} tokens asked for" if budget else ""
-    print(f"{config.model}, mode {options.mode}, {report['decoding']}{asked}\n\n{table(rows)}\n")
-    print(f"{report['seconds']:.0f} s, peak memory {report['peak_memory_gb']:.1f} GB")
+    if options.json:  # first: what is printed may go nowhere
+        write_whole(Path(options.json), json.dumps(as_json(report), indent=1, ensure_ascii=False))
+    say(report)
     if options.json:
         print(f"wrote {options.json}")
 

@@ -21,7 +21,7 @@ from rmt.checkpoint import export_model
 from rmt.clock import peak_memory, profiled
 from rmt.config import parse, typed
 from rmt.curriculum import low_entropy
-from rmt.evaluate import predict_thinking, solve, summarise, table
+from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
 from rmt.flops import forward_flops, peak_flops
 from rmt.grpo import advantage_scale, advantages, length_share
 from rmt.log import RunLog, describe, device_name, readable_samples
@@ -31,6 +31,7 @@ from rmt.report import try_report
 from rmt.resume import claimed
 from rmt.rollout import Sampling
 from rmt.run import Run, prepare, save
+from rmt.summary import answered, table
 from rmt.terminal import safe_printing, stop_requests
 from rmt.torchrun import lost_contact
 from rmt.update import update
@@ -117,21 +118,32 @@ def measure_speed(run: Run, responses, trained, started: float, metrics: Metrics
 
 
 def evaluate(run: Run, log: RunLog) -> None:
-    """Greedy accuracy with thinking on the held-out positions, to eval.jsonl. All ranks."""
-    c = run.config
-    documents, positions = run.held_out
-    budget = budget_of(run, run.total_steps)
+    """Held-out accuracy and, of text, nats per token, to eval.jsonl. All ranks."""
+    c, world = run.config, run.world
+    documents, chosen = run.held_out
+    budget = budget_of(run, run.total_steps)  # B_T
+    temperature = c.temperature if c.eval_decoding == "sampled" else 0.0
     sampling = Sampling(
-        c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.0, c.max_branches
-    )
+        c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, temperature,
+        c.max_branches, c.seed, "evaluate",
+    )  # fmt: skip
     known = (run.model, run.tokenizer, documents)
     if c.task == "problems":
-        items = solve(*known, budget, c.problem_request, sampling, run.world)
+        items = solve(*known, budget, c.problem_request, sampling, world)
+    elif c.task == "nothing":
+        items = predict_plainly(*known, chosen.positions, c.tokens_per_micro_batch, world)
     else:
-        items = predict_thinking(*known, positions, budget, c.budget_entropy, sampling, run.world)
-    rows = summarise(items)
-    log.evaluation(run.step, rows)
-    log.message(f"held-out accuracy after {run.step} steps\n{table(rows)}")
+        items = predict_thinking(
+            *known, chosen.positions, budget, c.budget_entropy, sampling, world
+        )
+    found = {"tiers": chosen.summary(items), "items": answered(items)}
+    said = f"held-out accuracy after {run.step} steps\n{table(found['tiers'])}"
+    if c.task != "problems":
+        nats = nats_per_token(*known, c.tokens_per_micro_batch, world)
+        found["nats_per_token"] = nats
+        said += f"\nheld-out text: {nats:.4f} nats per token"
+    log.evaluation(run.step, found)
+    log.message(said)
 
 
 def run_to_end(run: Run, log: RunLog) -> str:

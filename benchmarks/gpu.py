@@ -89,7 +89,7 @@ def results(name: str):
     if path.suffix == ".json":
         return json.loads(text)
     if name == "training":
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.strip().split("\n")]
     suite = re.search(r"<testsuite ([^>]*)>", text).group(1)
     counts = re.findall(r'\b(tests|failures|errors|skipped)="(\d+)"', suite)
     return {word: int(count) for word, count in counts}

@@ -102,7 +102,7 @@ def _write(place: Path, shape: ModelConfig, tokenizer: Path) -> None:
 
 def prompts(place: Path, count: int, tokens: int) -> list[tuple[str, list[int]]]:
     """Different texts of exactly so many tokens, which a tokenizer reads as it writes them."""
-    lines = TEXT.read_text(encoding="utf-8").splitlines()
+    lines = TEXT.read_text(encoding="utf-8").strip().split("\n")
     tokenizer = Tokenizer(place)
     ids = tokenizer.encode("\n".join(json.loads(line)["text"] for line in lines[:300]))
     found, start = [], 0

@@ -19,11 +19,9 @@ export) halves what is gathered on each rank; sampled tokens then depend on the 
 
 import argparse
 import json
-import os
+import multiprocessing
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.life_rank import status
+from benchmarks.life_rank import be_a_rank, status
 from models.config import TINY, ModelConfig
 from models.export import export
 from models.transformer import Transformer
@@ -43,7 +41,7 @@ from rmt.checkpoint import steps
 FILES = 8  # of the model, before and after
 RANKS = (4, 2)  # of the first life and of the second
 LIMIT = 14 * 2**30  # anonymous bytes of all ranks together, after which they are ended
-ROOT = Path(__file__).resolve().parent.parent
+SERVER = multiprocessing.get_context("forkserver")  # PyTorch is imported once for all ranks
 
 
 def shape(gigabytes: float) -> dict[str, Any]:
@@ -76,16 +74,15 @@ def live(place: Path, life: int, dtype: str, until: Callable[[], bool]) -> dict[
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     ranks, together, killed = RANKS[life], 0, False
     sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "benchmarks.life_rank"]
-    command += [str(place), str(life), dtype, str(FILES)]
     processes = []
     try:
         for rank in range(ranks):
-            environment = os.environ | address | sizes | {"RANK": str(rank)}
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
-        while not killed and any(process.poll() is None for process in processes):
+            known = (place, life, dtype, FILES, address | sizes | {"RANK": str(rank)})
+            processes.append(SERVER.Process(target=be_a_rank, args=known))
+            processes[-1].start()
+        while not killed and any(process.is_alive() for process in processes):
             together = max(together, sum(status(p.pid, "RssAnon")[0] for p in processes))
-            if any(process.poll() for process in processes) or together > LIMIT:
+            if any(process.exitcode for process in processes) or together > LIMIT:
                 raise RuntimeError(f"a rank has failed, or {together / 2**30:.1f} GiB are too much")
             killed = until()
             time.sleep(0.002)
@@ -93,7 +90,7 @@ def live(place: Path, life: int, dtype: str, until: Callable[[], bool]) -> dict[
         for process in processes:
             process.kill()  # SIGKILL
         for process in processes:
-            process.wait()
+            process.join()
     return dict(ranks=ranks, killed=killed, together=together)
 
 
@@ -120,13 +117,14 @@ def whole_life(place: Path, gigabytes: float, dtype: str) -> dict[str, Any]:
     kept = steps(place / "out")
     lives.append(live(place, 1, dtype, until=lambda: False))
     losses = [
-        json.loads((place / f"losses-{i}.jsonl").read_text().splitlines()[-1]) for i in (0, 1)
+        json.loads((place / f"losses-{i}.jsonl").read_text().strip().split("\n")[-1])
+        for i in (0, 1)
     ]
     rows = [
         dict(life=life, rank=rank, **json.loads(line))
         for life, ranks in enumerate(RANKS)
         for rank in range(ranks)
-        for line in (place / f"memory-{life}-{rank}.jsonl").read_text().splitlines()
+        for line in (place / f"memory-{life}-{rank}.jsonl").read_text().strip().split("\n")
     ]
     return dict(lives=lives, kept=kept, losses=losses, rows=rows, difference=compare(place))
 
@@ -154,6 +152,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    SERVER.set_forkserver_preload(["benchmarks.life_rank"])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

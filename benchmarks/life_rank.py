@@ -1,10 +1,8 @@
-"""What one rank of benchmarks/life.py does, and what it holds meanwhile.
-
-python -m benchmarks.life_rank PLACE LIFE DTYPE FILES
-"""
+"""What one rank of benchmarks/life.py does, and what it holds meanwhile."""
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -113,8 +111,9 @@ def same_bits(sampled: dict[str, torch.Tensor], directory: Path) -> None:
                     raise AssertionError(f"{name} in {path} is not what the ranks sample from")
 
 
-def main() -> None:
-    place, life, dtype, files = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+def be_a_rank(place: Path, life: int, dtype: str, files: int, environment: dict[str, str]) -> None:
+    """In a process of its own, whose environment says which rank it is."""
+    os.environ |= environment
     torch.set_num_threads(1)
     world, out = dist.start(), str(place / "out")
     path = place / f"memory-{life}-{world.rank}.jsonl"
@@ -125,7 +124,3 @@ def main() -> None:
     else:
         second_life(place, Config(**settings, resume=out), world, path, files)
     dist.stop()
-
-
-if __name__ == "__main__":
-    main()

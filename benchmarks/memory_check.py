@@ -40,7 +40,9 @@ def check(model: str, tokens: int, response: int) -> dict:
         words = ("--model", place, "--data", data, "--out", out, "--document-tokens", tokens,
                  "--max-response", response, "--budget-start", response // 2)  # fmt: skip
         subprocess.run([sys.executable, "train.py", *map(str, words), *SETTINGS], check=True)
-        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line) for line in (out / "metrics.jsonl").read_text().strip().split("\n")
+        ]
         config = from_json(json.loads((out / "run.json").read_text())["config"])
     memory = "80GB"  # of a GPU that is not there, for the plan alone
     if torch.cuda.is_available():

@@ -74,7 +74,7 @@ SETTINGS = {
         model="smollm2-135m",
         train=(
             "--data", "../shared/data/omni-math/train.jsonl", "--batch-size", "32",
-            "--budget-start", "256", "--max-response", "512", "--document-tokens", "1024",
+            "--budget-start", "256", "--max-response", "544", "--document-tokens", "1024",
             "--learning-rate", "1e-5",
         ),
         post=(
@@ -208,7 +208,7 @@ def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> lis
         given = s.other if domain == "other" else s.eval
         given = (*given, *stored, "--difficulty-model", s.model)
         given = s.problems if name == "problems" else given
-        written = ("--seed", str(seed), "--json", str(out / f"{name}.json"))
+        written = ("--sampling-seed", str(seed), "--json", str(out / f"{name}.json"))
         found.append(("eval.py", "--model", model, *given, *flags, *written))
     return found
 

@@ -2,7 +2,8 @@
 
 An interval has two parts, added as squares: of the mean over seeds, with Student's t; and of the
 held-out items, which all seeds answer, so that more seeds do not make it smaller. With three seeds
-t is 4.3: an interval that excludes another says something.
+t is 4.3. Two jobs are compared by the interval of their difference, seed by seed and question by
+question: the questions are the same, so what makes one hard for both does not count.
 """
 
 import json
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.jobs import Setting
+from rmt.compare import paired, read_report
+from rmt.statistics import bootstrap, mean
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of n values, two-sided 95 %
 Z95 = 1.96
@@ -59,16 +62,36 @@ class Results:
         error = statistics.fmean((r["high"] - r["low"]) / (2 * Z95) for r in rows)
         return value([100 * r["accuracy"] for r in rows], 100 * error)
 
+    def difference(
+        self, better: tuple[str, str], worse: tuple[str, str], tier: str
+    ) -> Value | None:
+        """In points of %, of two (job, evaluation), paired by seed and question; None without."""
+        found, clusters, changes = [], [], []
+        for seed in self.setting.seeds:
+            files = [self.out / str(seed) / j / f"{e}.json" for j, e in (better, worse)]
+            if not all(file.exists() for file in files):
+                return None
+            pairs = paired(*(read_report(file)["items"] for file in reversed(files)))
+            pairs = [p for p in pairs if tier in ("average", p[0]["tier"])]
+            change = [int(new["match"]) - int(old["match"]) for old, new in pairs]
+            clusters.append([old["document"] for old, _ in pairs])
+            changes.append((change, [1.0] * len(pairs), [old["tier"] for old, _ in pairs]))
+            found.append(100 * mean(*changes[-1]))
+        documents = [document for part in clusters for document in part]  # the same of all seeds
+        together = [[x for part in column for x in part] for column in zip(*changes)]
+        low, high = bootstrap(documents, *together)
+        return value(found, 100 * (high - low) / (2 * Z95))
+
     def mean(self, job: str, evaluation: str, column: str, tier: str, scale=1.0) -> Value | None:
         """Of a column of the evaluations, over seeds; None if a seed does not have it."""
         found = [row[column] for row in self.rows(job, evaluation, tier)]
         return None if not found or None in found else value([scale * x for x in found])
 
 
-def verdict(better: Value | None, worse: Value | None) -> str:
-    """Of the claim that one is larger than the other."""
-    if better is None or worse is None:
+def verdict(difference: Value | None) -> str:
+    """Of the claim that it is above 0."""
+    if difference is None:
         return "not measured"
-    if better.low > worse.high:
+    if difference.low > 0:
         return "confirmed"
-    return "refuted" if better.high < worse.low else "undecided"
+    return "refuted" if difference.high < 0 else "undecided"

@@ -128,24 +128,23 @@ def post_table(results: Results) -> str:
 
 def claims(results: Results) -> str:
     """A plain sentence for each claim of the paper, with what was found here."""
-    average = lambda job, evaluation="text": results.accuracy(job, evaluation, "average")
-    solved = lambda job: results.accuracy(f"{job}-after", "problems", "problems")
-    rmt, lines = average("rmt"), []
+    rmt, lines = ("rmt", "text"), []
     more = "RMT predicts more tokens rightly than"
-    for title, better, worse in (
-        (f"{more} RPT", rmt, average("rpt")),
-        (f"{more} RPT with as many tokens", rmt, average("rpt-tokens")),
-        (f"{more} thinking untrained (NTR)", rmt, average("base")),
-        (f"{more} the plain next token (NTP)", rmt, average("base", "plain")),
-        (f"{more} next-token training on as many tokens", rmt, average("ntp-tokens")),
-        ("the budget helps", rmt, average("without-budget")),
-        ("the curriculum helps", rmt, average("without-curriculum")),
-        ("next-token prediction helps", rmt, average("without-ntp")),
-        ("post-training ends higher from RMT than from the instruct model", solved("rmt"),
-         solved("base")),
-        ("post-training ends higher from RMT than from RPT", solved("rmt"), solved("rpt")),
-    ):  # fmt: skip
-        lines.append(_claim(title, better, worse))
+    for title, worse in (
+        (f"{more} RPT", ("rpt", "text")),
+        (f"{more} RPT with as many tokens", ("rpt-tokens", "text")),
+        (f"{more} thinking untrained (NTR)", ("base", "text")),
+        (f"{more} the plain next token (NTP)", ("base", "plain")),
+        (f"{more} next-token training on as many tokens", ("ntp-tokens", "text")),
+        ("the budget helps", ("without-budget", "text")),
+        ("the curriculum helps", ("without-curriculum", "text")),
+        ("next-token prediction helps", ("without-ntp", "text")),
+    ):
+        lines.append(_claim(results, title, rmt, worse))
+    solved, post = ("rmt-after", "problems"), "post-training ends higher from RMT than from"
+    for title, worse in ((f"{post} the instruct model", "base"), (f"{post} RPT", "rpt")):
+        worse = (f"{worse}-after", "problems")
+        lines.append(_claim(results, title, solved, worse, "problems"))
     ours, theirs = (
         results.mean(job, "text", "thinking_length", "average") for job in ("rmt", "rpt")
     )
@@ -157,26 +156,35 @@ def claims(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _claim(title: str, better: Value | None, worse: Value | None) -> str:
-    shown = f" ({better} against {worse})" if better and worse else ""
-    return f"- {title}: **{verdict(better, worse)}**{shown}"
+def _claim(
+    results: Results, title: str, better: tuple[str, str], worse: tuple[str, str],
+    tier: str = "average",
+) -> str:  # fmt: skip
+    difference = results.difference(better, worse, tier)
+    if difference is None:
+        return f"- {title}: **{verdict(difference)}**"
+    found = [results.accuracy(*which, tier) for which in (better, worse)]
+    return (
+        f"- {title}: **{verdict(difference)}**, by {difference} points "
+        f"({found[0]} against {found[1]})"
+    )
 
 
 def new_claims(results: Results) -> str:
     """The same of text that the model does not know, once `make beyond` has trained on it."""
-    average = lambda job, evaluation="other-plain": results.accuracy(job, evaluation, "average")
-    rmt = average("new-rmt")
-    if rmt is None:
+    rmt, before = ("new-rmt", "other-plain"), ("base", "other-plain")
+    if results.accuracy(*rmt, "average") is None:
         return ""
+    claim = lambda title, better, worse: _claim(results, title, better, worse)
     return "\n".join([
         "Trained on text that the model does not know, and predicting it without a thought:\n",
-        _claim("next-token prediction helps", rmt, average("new-without-ntp")),
-        _claim("RMT predicts more tokens rightly than RPT", rmt, average("new-rpt")),
-        _claim("RMT predicts more tokens rightly than before", rmt, average("base")),
-        _claim("RMT predicts more tokens rightly than next-token training on as many tokens", rmt,
-               average("new-ntp")),
-        _claim("with a thought, RMT predicts more tokens rightly than before",
-               average("new-rmt", "other"), average("base", "other")),
+        claim("next-token prediction helps", rmt, ("new-without-ntp", "other-plain")),
+        claim("RMT predicts more tokens rightly than RPT", rmt, ("new-rpt", "other-plain")),
+        claim("RMT predicts more tokens rightly than before", rmt, before),
+        claim("RMT predicts more tokens rightly than next-token training on as many tokens", rmt,
+              ("new-ntp", "other-plain")),
+        claim("with a thought, RMT predicts more tokens rightly than before", ("new-rmt", "other"),
+              ("base", "other")),
     ])  # fmt: skip
 
 

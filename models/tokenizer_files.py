@@ -39,7 +39,9 @@ def describe(directory: Path) -> dict:
     """tokenizer_config.json with what special_tokens_map.json adds to it."""
     description = read_json(directory / "tokenizer_config.json")
     if "added_tokens_decoder" not in description:
-        description = description | read_json(directory / "special_tokens_map.json")
+        typed = lambda v: v | {"__type": "AddedToken"} if isinstance(v, dict) else v
+        for name, value in read_json(directory / "special_tokens_map.json").items():
+            description[name] = [*map(typed, value)] if isinstance(value, list) else typed(value)
     return description
 
 
@@ -63,10 +65,9 @@ def special_tokens(directory: Path, description: dict, kind: str) -> tuple[dict[
     """Special tokens with a name, which templates know, and those without one."""
     named = {}
     for name, value in (DEFAULT_NAMES.get(kind, {}) | description).items():
-        if name in NAMES and value is not None:
+        other = name.endswith("_token") and isinstance(value, (str, dict))
+        if other or (name in NAMES and value is not None):
             named[name] = _content(value, name, directory)
-        elif name.endswith("_token") and isinstance(value, str):
-            named[name] = value
     extra = description.get("extra_special_tokens")
     extra = extra or description.get("additional_special_tokens") or []
     if isinstance(extra, dict):
@@ -78,10 +79,11 @@ def special_tokens(directory: Path, description: dict, kind: str) -> tuple[dict[
 
 
 def _content(value, name: str, directory: Path) -> str:
-    content = value.get("content") if isinstance(value, dict) else value
+    typed = isinstance(value, dict) and value.get("__type") == "AddedToken"
+    content = value.get("content") if typed else value
     if not isinstance(content, str) or not content:
         raise ValueError(f"{directory}: {name} is {value!r}, not a token; mend tokenizer_config")
-    if isinstance(value, dict) and any(value.get(k) for k in ("lstrip", "rstrip", "single_word")):
+    if typed and any(value.get(k) for k in ("lstrip", "rstrip", "single_word")):
         raise ValueError(f"{directory}: {name} takes spaces around it (lstrip, rstrip); mend it")
     return content
 

@@ -6,6 +6,7 @@ shards with model.safetensors.index.json. Parameter names are Hugging Face's, so
 
 import difflib
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,8 +34,14 @@ DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
 def cache_directory() -> Path:
-    """Where this project keeps models that it made itself, such as `make smollm2`'s."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmt"
+    """Where this project keeps what it made itself, such as `make smollm2`'s model.
+
+    A user without a home, as in a container, has a folder among the temporary files.
+    """
+    place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if place.is_absolute():
+        return place / "rmt"
+    return Path(tempfile.gettempdir()) / f"rmt-{os.getuid()}"
 
 
 def find(model: str, weights: Path | None = None, download: bool = True) -> Path:
@@ -57,7 +64,7 @@ def find(model: str, weights: Path | None = None, download: bool = True) -> Path
         raise FileNotFoundError(f"--weights {weights} is not a directory; give one or leave it out")
     places = [] if weights is None else [Path(weights) / model, Path(weights)]
     for place in [*places, cache_directory() / model]:
-        if (place / "config.json").is_file():
+        if os.path.isfile(place / "config.json"):  # False, too, where we may not look
             return place
     return _from_hub(model, download)
 

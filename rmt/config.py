@@ -39,6 +39,10 @@ class Config:
     text_fields: tuple[str, ...] = knob(
         (), "JSON fields joined by a blank line; default: problem and solution, else text"
     )
+    holdout: int = knob(
+        200, "documents held out of training and taken by evaluation, chosen by a hash of their "
+        "text [the paper's number]; 0: none",
+    )  # fmt: skip
     document_tokens: int = knob(
         2048, "longer documents are cut into pieces of this many tokens [ours]"
     )
@@ -173,6 +177,10 @@ class Config:
     eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
     eval_every: int = knob(50, "steps between evaluations, when there is held-out data")
     eval_positions: int = knob(64, "positions per tier in an evaluation during the run")
+    eval_decoding: str = knob(
+        "sampled", "responses in an evaluation during the run: sampled as in training, with the "
+        "same random numbers each time, or the likeliest tokens [ours]", ("sampled", "greedy"),
+    )  # fmt: skip
 
     def __post_init__(self):
         for message in problems(self):

@@ -1,29 +1,15 @@
-"""Raw text files to token documents."""
+"""Records to token documents: cut, held out, or left out with a word."""
 
-import json
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from rmt.files import shown
+from rmt.inputs import Record, as_problem, as_text, read_records
 from rmt.tokenizer import Tokenizer
 
-SUFFIXES = (".jsonl", ".txt", ".md", ".parquet")
-HUB_DATASETS = {
-    "KbsdJames/Omni-MATH": "test.jsonl",
-    "Skywork/Skywork-OR1-RL-Data": "data/math-00000-of-00001.parquet",
-}
-# What DAPO-Math asks for with each problem would contradict --problem-request.
-DAPO_REQUEST = re.compile(
-    r"^Solve the following math problem step by step\. The last line of your response should be of "
-    r"the form Answer: [^\n]*\n\n"
-    r'|\n\nRemember to put your answer on its own line after "Answer:"\.$'
-)
 BAD_SHARE = 0.01  # more unreadable records than this are an error
 
 
@@ -38,11 +24,11 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Record:
-    source: str
-    text: str | None  # None: could not be read
-    trouble: str = ""
-    answer: str = ""
+class Corpus:
+    documents: list[Document]
+    left_out: list[Record]  # those that are in no document, each with its trouble
+    total: int  # records, left out or not
+    remarks: list[str]  # what to tell the user, a line each
 
 
 def load(
@@ -52,144 +38,115 @@ def load(
     document_tokens: int,
     shortest: int,
 ) -> list[Document]:
-    """All documents of files and folders, longer ones cut into pieces of document_tokens.
-
-    Pieces shorter than `shortest` tokens are left out. Bad records are named on stderr; more than
-    1 % of them, or nothing left, is a ValueError.
-    """
-    records = [record for path in paths for record in _read_path(path, _text, fields)]
-    _report_bad(records, paths)
-    texts = [record for record in records if record.text is not None]
-    documents: list[Document] = []
-    for record in texts:
-        ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
-        for piece in (ids[i : i + document_tokens] for i in range(0, len(ids), document_tokens)):
-            if len(piece) >= shortest:
-                documents.append(Document(len(documents), record.source, piece))
-    if not documents:
-        raise ValueError(
-            f"{', '.join(map(str, paths))}: none of {len(texts)} texts has the {shortest} tokens "
-            "that a document needs (--min-context and one more); give longer text"
-        )
-    return documents
+    """The documents of `read`, of all records, as text."""
+    return read(paths, tokenizer, fields, document_tokens, shortest).documents
 
 
 def load_problems(
     paths: Sequence[str], tokenizer: Tokenizer, fields: Sequence[str], most_tokens: int
 ) -> list[Document]:
-    """Problems: a text (`problem` or `question`, unless `fields` names others) and its `answer`,
-    of which what follows the last #### counts (GSM8K); or verl's `prompt` and `reward_model`.
+    """The documents of `read`, of all records, as problems."""
+    return read(paths, tokenizer, fields, most_tokens, None).documents
 
-    Problems of more than most_tokens are left out. Errors as of `load`.
+
+def read(
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    fields: Sequence[str],
+    document_tokens: int,
+    shortest: int | None,
+    part: str = "all",
+    holdout: int = 0,
+) -> Corpus:
+    """All documents of files and folders; with `part`, those held out or those that are not.
+
+    Texts of more than document_tokens are cut into pieces; those of fewer than `shortest` tokens
+    are left out. Without `shortest` records are problems, longer ones left out: a text (`problem`
+    or `question`, unless `fields` names others) and its `answer`, of which what follows the last
+    #### counts (GSM8K); or verl's `prompt` and `reward_model`. More than 1 % unreadable records,
+    or nothing left, is a ValueError.
     """
-    records = [record for path in paths for record in _read_path(path, _problem, fields)]
-    _report_bad(records, paths)
-    documents: list[Document] = []
+    make, many = (as_text, "texts") if shortest is not None else (as_problem, "problems")
+    records, remarks = read_records(paths, make, fields)
+    remarks += _report_bad(records, paths)
+    records, remark = _part_of(records, part, holdout, many)
+    documents, left_out = [], [record for record in records if record.text is None]
+    ends = []  # tokens left out of texts that are used
     for record in (record for record in records if record.text is not None):
         ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
-        if len(ids) <= most_tokens:
-            documents.append(Document(len(documents), record.source, ids, record.answer))
+        pieces, trouble = _pieces(ids, document_tokens, shortest)
+        for piece in pieces:
+            documents.append(Document(len(documents), record.source, piece, record.answer))
+        if not pieces:
+            left_out.append(replace(record, trouble=trouble))
+        elif (end := len(ids) - sum(map(len, pieces))) > 0:
+            ends.append(end)
     if not documents:
-        raise ValueError(
-            f"{', '.join(map(str, paths))}: each problem has more than {most_tokens} tokens; raise "
-            "--document-tokens"
+        why = left_out[-1].trouble if left_out else "there are none"
+        raise ValueError(f"{shown(paths)}: none of {len(records)} {many} can be used: {why}")
+    remarks += remark + _name_left_out(left_out, len(records), many)
+    if ends:
+        remarks.append(
+            f"left out the last {sum(ends):,} tokens of {len(ends):,} texts: pieces of fewer than "
+            f"{shortest} tokens"
         )
-    return documents
+    return Corpus(documents, left_out, len(records), remarks)
 
 
-def _read_path(path: str, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
-    """Records of files and folders; make(source, object of a line, fields) gives one."""
-    path = Path(_download(path) if path in HUB_DATASETS else path)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-        if not files:
-            raise ValueError(
-                f"{path} holds no {', '.join(SUFFIXES)} file; give --data another path"
-            )
-    elif path.is_file():
-        files = [path]
-    else:
-        raise FileNotFoundError(
-            f"--data {path} does not exist; give files, folders, or {', '.join(HUB_DATASETS)}"
-        )
-    for file in files:
-        for source, raw, trouble in _read_file(file):
-            yield Record(source, None, trouble) if trouble else make(source, raw, fields)
+def _pieces(ids: np.ndarray, longest: int, shortest: int | None) -> tuple[list[np.ndarray], str]:
+    """Pieces of a text, or the problem as a whole; why there are none."""
+    if not len(ids):
+        return [], "it is empty"
+    if shortest is None:
+        too_long = f"more than {longest} tokens; raise --document-tokens"
+        return ([ids], "") if len(ids) <= longest else ([], too_long)
+    pieces = [ids[i : i + longest] for i in range(0, len(ids), longest)]
+    too_short = f"fewer than {shortest} tokens (--min-context and one more); give longer text"
+    return [piece for piece in pieces if len(piece) >= shortest], too_short
 
 
-def _read_file(file: Path) -> Iterator[tuple[str, Any, str]]:
-    """(source, object, what is wrong with it) of each record."""
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"--data {file}: only {', '.join(SUFFIXES)} files can be read")
-    if file.suffix == ".parquet":
-        yield from ((f"{file}:{i}", row, "") for i, row in enumerate(_read_parquet(file), start=1))
-        return
-    content = file.read_bytes()
-    if b"\0" in content:
-        raise ValueError(f"--data {file} is a binary file, not text; give {', '.join(SUFFIXES)}")
-    if file.suffix == ".jsonl":
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if line.strip():
-                yield f"{file}:{number}", *_parse(line)
-        return
-    try:
-        yield str(file), {"text": content.decode("utf-8")}, ""
-    except UnicodeDecodeError as error:
-        yield str(file), None, f"not UTF-8 at byte {error.start}"
+def _part_of(
+    records: Sequence[Record], part: str, holdout: int, many: str
+) -> tuple[list[Record], list[str]]:
+    """The records of a part, and what to say about it.
 
-
-def _parse(line: bytes) -> tuple[Any, str]:
-    try:
-        raw = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return None, f"not JSON: {error}"
-    return raw, "" if isinstance(raw, dict) else "not a JSON object"
-
-
-def _read_parquet(file: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
+    Held out are the problems whose hashes come first, whatever the order, the tokenizer or the
+    seed; all records of one problem, however it is spaced, are on one side.
+    """
+    if part == "all" or (part == "train" and not holdout):
+        return list(records), []
+    if not holdout:
         raise ValueError(
-            f"--data {file}: reading .parquet needs pyarrow; `pip install pyarrow`, or convert the "
-            "file to .jsonl"
-        ) from None
-    return parquet.read_table(file).to_pylist()
+            "no documents are held out (--holdout 0, or --eval-data was given); name some with "
+            "--data"
+        )
+    keys = [_hash(record.problem) for record in records]
+    first = sorted({key for key, record in zip(keys, records) if record.text is not None})
+    count = min(holdout, len(first) // 10)
+    chosen = set(first[:count])
+    remark = f"held out by a hash of their text: {count:,} of {len(first):,} {many} (--holdout)"
+    if count < holdout:
+        remark += f"; {holdout} would be more than a tenth"
+    held_out = part == "held_out"
+    return [r for r, key in zip(records, keys) if (key in chosen) == held_out], [remark]
 
 
-def _text(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
-    wanted = fields or (("problem", "solution") if "problem" in raw else ("text",))
-    missing = [name for name in wanted if not isinstance(raw.get(name), str)]
-    if missing:
-        has = ", ".join(raw) or "none"
-        return Record(source, None, f"no text field {missing[0]!r}; it has: {has}")
-    text = "\n\n".join(raw[name] for name in wanted)
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        return Record(source, None, "half a surrogate pair, which is no character")
-    return Record(source, text)
+def _hash(text: str) -> str:
+    return hashlib.sha256("".join(text.split()).encode()).hexdigest()
 
 
-def _problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
-    if isinstance(raw.get("reward_model"), dict):  # a data set made for verl
-        raw = _from_verl(raw)
-    record = _text(source, raw, fields or ("question" if "question" in raw else "problem",))
-    answer = raw.get("answer")
-    if record.text is not None and not isinstance(answer, (str, int, float)):
-        return Record(source, None, f"no field 'answer'; it has: {', '.join(raw)}")
-    text = record.text and DAPO_REQUEST.sub("", record.text.strip())
-    return replace(record, text=text, answer=str(answer).rsplit("####")[-1].strip())
+def _name_left_out(left_out: Sequence[Record], total: int, many: str) -> list[str]:
+    """A line for each reason, with the first names."""
+    named: dict[str, list[str]] = {}
+    for record in (record for record in left_out if record.text is not None):
+        named.setdefault(record.trouble, []).append(record.source)
+    return [
+        f"left out {len(sources):,} of {total:,} {many}: {why}: {shown(sources)}"
+        for why, sources in named.items()
+    ]
 
 
-def _from_verl(raw: dict[str, Any]) -> dict[str, Any]:
-    truth = raw["reward_model"].get("ground_truth")
-    with suppress(TypeError, ValueError):  # Skywork's are lists of answers, as JSON
-        listed = json.loads(truth)
-        truth = listed[0] if isinstance(listed, list) and listed else truth
-    said = [m.get("content") for m in raw.get("prompt") or [] if isinstance(m, dict)]
-    return {"problem": said[-1] if said else None, "answer": truth}
-
-
-def _report_bad(records: Sequence[Record], paths: Sequence[str]) -> None:
+def _report_bad(records: Sequence[Record], paths: Sequence[str]) -> list[str]:
     bad = [record for record in records if record.text is None]
     if not records:
         raise ValueError(f"--data {', '.join(map(str, paths))} is empty; give a file with text")
@@ -199,18 +156,4 @@ def _report_bad(records: Sequence[Record], paths: Sequence[str]) -> None:
             f"{len(bad)} of {len(records)} records are unreadable (more than {BAD_SHARE:.0%}):\n"
             f"{shown}\nmend the file, or name its fields with --text-fields"
         )
-    if bad:
-        print(f"skipped {len(bad)} of {len(records)} records:\n{shown}", file=sys.stderr)
-
-
-def _download(name: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(name, HUB_DATASETS[name], repo_type="dataset")
-    except Exception as error:  # requests, httpx and hub errors share no base class
-        raise FileNotFoundError(
-            f"data set {name} could not be fetched ({type(error).__name__}); on a machine with a "
-            f"network run `hf download --repo-type dataset {name} --local-dir DIR`, "
-            f"then give --data DIR/{HUB_DATASETS[name]}"
-        ) from None
+    return [f"skipped {len(bad)} of {len(records)} records:\n{shown}"] if bad else []

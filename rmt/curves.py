@@ -35,7 +35,7 @@ PANELS = (
           healthy="All rise. The reward is the match and a little for the length."),
     Panel("Thinking length", "tokens", ("length/thinking",), ("budget",),
           healthy="Follows the budget, the wide pale line."),
-    Panel("Raw text", "nats per token", ("loss/ntp",), low=None,
+    Panel("Raw text", "nats per token", ("loss/ntp", "held-out/ntp"), low=None,
           healthy="Does not rise: the text is not forgotten."),
     Panel("Responses", "share", ("share/well_formed", "share/zero_variance_groups",
                                  "share/advantage_from_length"), high=1.0,

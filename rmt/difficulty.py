@@ -1,15 +1,17 @@
 """How hard each token is to predict: its entropy under the frozen initial model (Eq. 1).
 
 Departures: the paper does not say which policy measures, over which vocabulary, or how often. Here
-the initial model measures once, over its k likeliest tokens as RPT does, and the result is cached
-beside the data under a hash of model, tokenizer, text and method.
+the initial model measures once, over its k likeliest tokens as RPT does, and the result is kept in
+the user's cache under a hash of model, tokenizer, text and method.
 """
 
 import hashlib
 import os
 import sys
-import zipfile
+import tempfile
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,11 @@ import torch
 from tqdm import tqdm
 
 from kernels import linear_topk_entropy
+from models.fingerprint import fingerprint
 from models.weights import cache_directory
 from rmt.corpus import Document
 from rmt.dist import World, gather_objects
 from rmt.forest import Tree, micro_batches, pack
-
-PROBES = 64  # places in each weight file that identify it; hashing 30 GB would take minutes
-PROBE_BYTES = 1 << 16
 
 
 def document_entropies(
@@ -63,65 +63,62 @@ def document_entropies(
 
 
 def cached_entropies(
-    measure,
-    model_directory: Path,
-    documents: Sequence[Document],
-    method: str,
-    data: Path,
-    world: World,
+    measure, model_directory: Path, documents: Sequence[Document], method: str, world: World
 ) -> list[np.ndarray]:
     """`measure()`, or what an earlier run with the same model, text and method measured."""
-    path = _cache_path(data, _fingerprint(model_directory, documents, method))
-    entropies = _read(path) if world.rank == 0 else None
+    name = f"difficulty/{_key(model_directory, documents, method)}"
+    entropies = _read(name, [len(d.tokens) for d in documents]) if world.rank == 0 else None
     entropies = gather_objects(entropies, world)[0]
     if entropies is None:
         entropies = measure()
         if world.rank == 0:
-            _write(path, entropies)
+            _write(name, entropies)
     return entropies
 
 
-def _fingerprint(directory: Path, documents: Sequence[Document], method: str) -> str:
-    digest = hashlib.sha256(method.encode())
-    for name in ("config.json", "tokenizer.json"):
-        digest.update((directory / name).read_bytes())
-    for shard in sorted(directory.glob("*.safetensors")):
-        size = shard.stat().st_size
-        digest.update(f"{shard.name} {size}".encode())
-        with shard.open("rb") as file:
-            for probe in range(PROBES):
-                file.seek(probe * size // PROBES)
-                digest.update(file.read(PROBE_BYTES))
+def _key(directory: Path, documents: Sequence[Document], method: str) -> str:
+    digest = hashlib.sha256(f"{method} {sorted(fingerprint(directory).items())}".encode())
     for document in documents:
         digest.update(document.tokens.tobytes() + b"|")
     return digest.hexdigest()[:16]
 
 
-def _cache_path(data: Path, key: str) -> Path:
-    """Beside the data, or in the user's cache where that cannot be written."""
-    beside = data if data.is_dir() else data.parent
-    if not beside.is_dir() or not os.access(beside, os.W_OK):
-        beside = cache_directory()
-    return beside / ".rmt-difficulty" / f"{key}.npz"
+def _places() -> list[Path]:
+    """Folders for a cache, the best first; another user may have made the one in /tmp."""
+    last = Path(tempfile.gettempdir()) / f"rmt-{os.getuid()}"
+    foreign = os.path.exists(last) and last.stat().st_uid != os.getuid()
+    return [cache_directory(), *([] if foreign else [last])]
 
 
-def _read(path: Path) -> list[np.ndarray] | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path) as saved:
-            return np.split(saved["entropy"], saved["ends"][:-1])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # damaged: measured anew and replaced
+def _read(name: str, lengths: list[int]) -> list[np.ndarray] | None:
+    """A hash and the numbers it is of; None where there is none, or one that is damaged."""
+    for place in _places():
+        try:
+            content = (place / name).read_bytes()
+        except OSError:
+            continue
+        if content[:32] == _sum(content[32:]) and len(content) == 32 + 8 * sum(lengths):
+            return np.split(np.frombuffer(content[32:], "<f8").copy(), np.cumsum(lengths)[:-1])
+    return None
 
 
-def _write(path: Path, entropies: Sequence[np.ndarray]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.npz")
-    ends = np.cumsum([len(e) for e in entropies])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, entropy=np.concatenate(entropies), ends=ends)
-        os.replace(temporary, path)
-    except OSError as error:  # the run can go on, the next one measures again
-        temporary.unlink(missing_ok=True)
-        print(f"difficulty could not be kept in {path} ({error})", file=sys.stderr)
+def _write(name: str, entropies: Sequence[np.ndarray]) -> None:
+    """In the first place that can be written: whole or not at all, whoever else writes it."""
+    content, troubles = np.concatenate(entropies).astype("<f8").tobytes(), []
+    for place in _places():
+        path = place / name
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(_sum(content) + content)
+            return os.replace(aside, path)
+        except OSError as error:
+            troubles.append(f"{place}: {error.strerror}")
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+    told = "; ".join(troubles)
+    print(f"difficulty is not kept, the next run measures it again ({told})", file=sys.stderr)
+
+
+def _sum(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()

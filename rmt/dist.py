@@ -67,6 +67,11 @@ def current(device: torch.device) -> World:
     return World(0, 1, device)
 
 
+def first() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,10 +1,9 @@
-"""Next-token accuracy by difficulty on fixed positions, plain and with thinking.
+"""Answers to fixed questions: next tokens, plain and with thinking, and problems.
 
 Departures: the paper does not publish its evaluation decoding; ours is greedy unless asked. A
 response without a readable answer is wrong, never left out.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,21 +11,28 @@ from typing import Any
 import torch
 
 from kernels import linear_topk
-from rmt.batch import Question, question_trees
+from rmt.ask import LOOKAHEAD
+from rmt.batch import Question, question_trees, text_trees
 from rmt.budget import budget_of_position
 from rmt.corpus import Document
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.dist import World, gather_objects, rollout_mode
 from rmt.forest import Tree, micro_batches, pack
 from rmt.memory import CACHED_TOKENS
+from rmt.objective import score
 from rmt.positions import Position
-from rmt.prompt import Answer, PromptIds, next_token_prompt, parse_response, problem_prompt
+from rmt.prompt import (
+    Answer,
+    PromptIds,
+    answer_kind,
+    next_token_prompt,
+    parse_response,
+    problem_prompt,
+)
 from rmt.rewards import match_reward
 from rmt.rollout import Rollout, Sampling, generate
+from rmt.summary import PROBLEMS
 from rmt.tokenizer import Tokenizer
-
-PROBLEMS = "problems"  # in place of a tier
-Z = 1.959964  # 95 % of a normal distribution
 
 
 def predict_plainly(
@@ -57,13 +63,30 @@ def predict_plainly(
             )  # fmt: skip
             items += [
                 asdict(p)
-                | dict(predicted=token, match=token == p.target, well_formed=True)
-                | dict(
-                    budget=None, thinking_length=None, tokens=0
-                )  # the same fields as with thinking
-                for token, (_, p) in zip(top.tolist(), places)
+                | dict(predicted=token, match=token == p.target, prefix_match=None)
+                | dict(well_formed=True, budget=None, thinking_length=None, tokens=0)
+                | dict(kind=answer_kind(tokenizer.bytes_of([p.target])))
+                for token, (_, p) in zip(top.tolist(), places)  # the same fields as with thinking
             ]
     return _collect(items, world)
+
+
+def nats_per_token(
+    model, tokenizer: Tokenizer, documents: Sequence[Document], token_limit: int, world: World
+) -> float:
+    """Next-token loss of the raw text, over all its tokens but one that has none before. All ranks.
+
+    What next-token training lowers, and what a run that only reasons may forget.
+    """
+    mine = range(len(documents))[world.rank :: world.size]
+    trees = text_trees(mine, documents, tokenizer.begin_ids, (), (), "all")
+    device, found = next(model.parameters()).device, [0.0, 0]
+    with rollout_mode(model) as gathered:
+        for batch in micro_batches(trees, token_limit):
+            logprob = score(gathered, pack(batch, device), 1.0, tokenizer.vocab_size)
+            found = [found[0] - float(logprob.double().sum()), found[1] + len(logprob)]
+    total, count = map(sum, zip(*gather_objects(found, world)))
+    return total / count
 
 
 def predict_thinking(
@@ -84,7 +107,8 @@ def predict_thinking(
     questions = []
     for p in own:
         asked = budget and budget_of_position(budget, p.entropy, budget_entropy)
-        coming = (tokenizer.bytes_of([p.target]),)
+        ids = documents[p.document].tokens[p.position : p.position + LOOKAHEAD].tolist()
+        coming = tuple(tokenizer.bytes_of([token]) for token in ids)
         questions.append(Question(p.document, p.position, TIERS.index(p.tier), coming, asked))
     prompts = [next_token_prompt(tokenizer, question.budget) for question in questions]
     rollouts, items = _answer(model, questions, documents, prompts, sampling), []
@@ -94,7 +118,8 @@ def predict_thinking(
         ids = [position.target] if match else tokenizer.encode(answer.text or "")
         predicted = ids[0] if len(ids) == 1 else None
         found = _item(tokenizer, question, rollout, answer, match, predicted)
-        items.append(asdict(position) | found)
+        found["prefix_match"] = bool(match_reward(answer, question.coming, "prefix"))
+        items.append(asdict(position) | found | dict(kind=answer_kind(question.truth)))
     return _collect(items, world)
 
 
@@ -148,66 +173,6 @@ def _item(
     )  # fmt: skip
 
 
-def summarise(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per disjoint tier, their average, and RPT's nested sets (entropy above a threshold);
-    of problems one row.
-    """
-    if items and all(item["tier"] == PROBLEMS for item in items):
-        return [_row(PROBLEMS, items)]
-    rows = [_row(name, [i for i in items if i["tier"] == name]) for name in TIERS]
-    present = [row for row in rows if row["n"]]
-    average = _row("average", items)
-    average["accuracy"] = sum(row["accuracy"] for row in present) / len(present)
-    # Interval of a mean of independent proportions (MOVER, Zou & Donner 2008).
-    for end, sign in (("low", -1), ("high", 1)):
-        spread = math.sqrt(sum((row[end] - row["accuracy"]) ** 2 for row in present))
-        average[end] = average["accuracy"] + sign * spread / len(present)
-    nested = [_row(f"H > {h}", [i for i in items if i["entropy"] > h]) for h in (0.5, 1.0, 1.5)]
-    return rows + [average] + [row for row in nested if row["n"]]
-
-
-def _row(name: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    n = len(items)
-    right = sum(item["match"] for item in items)
-    low, high = wilson(right, n)
-    thinking = [i for i in items if i["thinking_length"] is not None]
-    lengths = [i["thinking_length"] for i in thinking]
-    off = [abs(i["thinking_length"] - i["budget"]) / i["budget"] for i in thinking if i["budget"]]
-    return dict(
-        tier=name, n=n, accuracy=right / n if n else math.nan, low=low, high=high,
-        thinking_length=_mean(lengths), budget_error=_mean(off),
-        well_formed=_mean([item["well_formed"] for item in items]),
-        tokens=sum(item["tokens"] for item in items),
-        response_length=_mean([item["tokens"] for item in items]),
-    )  # fmt: skip
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (Wilson 1927)."""
-    if n == 0:
-        return math.nan, math.nan
-    p, scale = right / n, 1 + Z * Z / n
-    centre = p + Z * Z / (2 * n)
-    spread = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The summary as a markdown table."""
-    lines = [
-        "| tier | n | accuracy % | 95 % interval | thinking tokens | \\|ℓ−B\\|/B | well-formed % |",
-        "|---|---:|---:|:---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        cells = (
-            row["tier"], str(row["n"]), _percent(row["accuracy"]),
-            f"{_percent(row['low'])} – {_percent(row['high'])}", _number(row["thinking_length"], 1),
-            _number(row["budget_error"], 2), _percent(row["well_formed"]),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def _share(positions: Sequence[Position], world: World) -> dict[int, list[Position]]:
     """This rank's positions by document."""
     grouped: dict[int, list[Position]] = {}
@@ -219,15 +184,3 @@ def _share(positions: Sequence[Position], world: World) -> dict[int, list[Positi
 def _collect(items: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:
     merged = [item for part in gather_objects(items, world) for item in part]
     return sorted(merged, key=lambda item: (item["document"], item["position"]))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"

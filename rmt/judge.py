@@ -126,7 +126,8 @@ def main() -> None:
 
     same("x+1", r"1+\frac{2x}{2}")  # builds the parser's tables, which is slow once
     os.write(answers, b"ready\n")
-    serve(same, answers)
+    with suppress(BrokenPipeError):  # who asked has gone
+        serve(same, answers)
 
 
 if __name__ == "__main__":

@@ -86,9 +86,9 @@ class RunLog:
                 self.message(f"for {WATCHED} steps {NOTHING_LEARNT[name]}")
                 del self.streaks[name]
 
-    def evaluation(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def evaluation(self, step: int, found: dict[str, Any]) -> None:
         if self.active:
-            self._instead("eval.jsonl", step, [{"step": step, "tiers": rows}])
+            self._instead("eval.jsonl", step, [{"step": step} | found])
 
     def documents(self, records: list[dict[str, Any]]) -> None:
         """The texts that probes are about; a resumed run writes the same again."""

@@ -111,5 +111,5 @@ def parse(text: str) -> Any:
 
 
 def _encoded(text: str) -> bytes:
-    """Half a surrogate pair, which no UTF-8 has, is a question mark."""
-    return text.encode("utf-8", "replace")
+    """Half a surrogate pair, which no UTF-8 has, is written as JSON writes it: \\udc80."""
+    return text.encode("utf-8", "backslashreplace")

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rmt.compare import differences, verdict
 from rmt.curriculum import TIERS, tier_probabilities
 from rmt.curves import PANELS, SMOOTHING, Series, draw_curves
 from rmt.records import parse, read_lines, write_whole
@@ -56,19 +57,15 @@ def comparison(out: Path) -> str:
 
 
 def verdicts(out: Path) -> list[str]:
-    """For each tier, whether the intervals before and after are apart. Empty without both."""
-    found = evaluations(out)
-    before, after = (found.get(NAMES[stem], {}) for stem in ("before", "after"))
-    words = []
-    for tier in (*TIERS, "average"):
-        if tier not in before or tier not in after or not before[tier]["n"]:
-            continue
-        old, new = before[tier], after[tier]
-        apart = "up" if new["low"] > old["high"] else "down" if new["high"] < old["low"] else None
-        words.append(
-            f"{tier}: {apart or 'no difference'} (intervals {'apart' if apart else 'overlap'})"
-        )
-    return words
+    """For each tier, whether what is right has changed, by a paired test. Empty without both."""
+    reports = [read_json(out / f"{stem}.json", {}) for stem in ("before", "after")]
+    if not all(report.get("items") for report in reports):
+        return []
+    try:
+        rows = differences(*(report["items"] for report in reports))
+    except ValueError as error:
+        return [f"before and after cannot be compared: {error}"]
+    return [f"{row['tier']}: {verdict(row)}" for row in rows]
 
 
 def _accuracy(row: dict[str, Any] | None) -> str:
@@ -91,14 +88,18 @@ def series_of(out: Path) -> Series:
         for row in evaluation["tiers"]:
             if row["n"] and (name := f"held-out/{row['tier']}") in wanted:
                 series.setdefault(name, []).append((evaluation["step"], row["accuracy"]))
+        if evaluation.get("nats_per_token") is not None:
+            held_out = (evaluation["step"], float(f"{evaluation['nats_per_token']:.6g}"))
+            series.setdefault("held-out/ntp", []).append(held_out)
     return series | planned(out, [step for step, _ in series.get("draw/easy", [])])
 
 
 def planned(out: Path, steps: Sequence[int]) -> Series:
-    """Probability of each tier that the curriculum had at these steps."""
+    """Probability of each tier that the curriculum's schedule had at these steps."""
     described = read_json(out / "run.json", {})
     config = described.get("config", {})
-    if not config.get("curriculum") or not steps:
+    by_schedule = config.get("curriculum") and config.get("curriculum_rule") != "adaptive"
+    if not by_schedule or not steps:
         return {}
     knobs = [config[f"curriculum_{name}"] for name in ("early", "late", "start", "end")]
     lengths = described.get("lengths", [[0, described["total_steps"]]])

@@ -63,7 +63,8 @@ def resolve(
     directory = config.resume or config.out
     place = checkpoint.newest(Path(directory))
     saved = checkpoint.read(place, world)
-    kept = replace(from_json(saved["config"]), out=directory, resume=directory)
+    settings = {"holdout": 0} | saved["config"]  # a run may be older than the hold-out
+    kept = replace(from_json(settings), out=directory, resume=directory)
     if not config.resume:
         _refuse_other_settings(config, kept)
     elif world.rank == 0 and (ignored := _ignored(typed, kept)):

@@ -16,7 +16,7 @@ from rmt.curriculum import NO_TIER, Curriculum, assign_tiers, document_order
 from rmt.dist import World, compute_dtype, load_model
 from rmt.export import find_model
 from rmt.fit import fitted
-from rmt.positions import Position, choose_positions, data_key
+from rmt.positions import Chosen, choose_positions, data_key
 from rmt.resume import check_models, length_of, models_of, resolve
 from rmt.saver import Saver
 from rmt.sources import (
@@ -46,7 +46,7 @@ class Run:
     clock: Clock
     saver: Saver
     # Documents with the positions that are asked about; of problems, none: all are asked
-    held_out: tuple[list[Document], list[Position]] | None
+    held_out: tuple[list[Document], Chosen] | None
     entropies: dict[int, np.ndarray] = field(default_factory=dict)  # nats, of documents it meets
     models: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprints, by flag
     thresholds: list[float] = field(default_factory=list)  # of the tiers, in nats
@@ -82,7 +82,8 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
     config, place, saved = resolve(config, world, typed)
     source = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(source)
-    documents = read_documents(config, config.data, tokenizer, shape, config.max_response)
+    response = config.max_response
+    documents = read_documents(config, config.data, tokenizer, shape, response, "train")
     epochs = max(1, int(config.epochs * len(documents) / config.batch_size))
     total = length_of(config, typed, epochs, saved, world)
     if config.profile >= total:
@@ -107,7 +108,7 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
     if config.task == "next-token" or config.ntp_scope == "low_entropy":
         drawn = np.unique(order)  # a short run need not measure the documents it will not meet
         entropies, thresholds = measure_difficulty(
-            config, config.data, world, source, tokenizer, [documents[i] for i in drawn], model
+            config, world, source, tokenizer, [documents[i] for i in drawn], model
         )
         measured = dict(zip(drawn.tolist(), entropies))
         thresholds = saved.get("thresholds") or thresholds  # more steps may meet more documents
@@ -126,7 +127,7 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
         ),
         compute=compute, clock=Clock(world.device),
         saver=Saver(Path(config.out), config.keep, world),
-        held_out=_held_out(config, world, source, tokenizer, shape, model, thresholds),
+        held_out=_held_out(config, world, source, tokenizer, shape, model),
         entropies=measured, models=models, thresholds=[float(x) for x in thresholds],
     )  # fmt: skip
     if place is not None:
@@ -139,15 +140,14 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
     return run
 
 
-def _held_out(config, world, source, tokenizer, shape, model, thresholds):
+def _held_out(config, world, source, tokenizer, shape, model):
+    """Documents and positions of the evaluations; `model` still is the initial one. All ranks."""
     if not config.eval_data:
         return None
     documents = read_documents(config, config.eval_data, tokenizer, shape, config.max_response)
-    if config.task != "next-token":
-        return documents, []
-    entropies, _ = measure_difficulty(
-        config, config.eval_data, world, source, tokenizer, documents, model
-    )
+    if config.task == "problems":
+        return documents, Chosen([])
+    entropies, thresholds = measure_difficulty(config, world, source, tokenizer, documents, model)
     return documents, choose_positions(
         documents, entropies, thresholds, config.min_context, config.eval_positions, config.seed
     )

@@ -1,6 +1,7 @@
 """What a run is made from: a model's directory, documents, and how hard their positions are."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from models.config import ModelConfig
 from rmt import corpus
 from rmt.budget import budget_of_position
 from rmt.config import Config, in_repository
-from rmt.corpus import Document
+from rmt.corpus import Corpus, Document
 from rmt.curriculum import NO_TIER, TIERS, quantile_thresholds
 from rmt.difficulty import cached_entropies, document_entropies
-from rmt.dist import World, compute_dtype, load_model, rollout_mode
+from rmt.dist import World, compute_dtype, first, load_model, rollout_mode
 from rmt.export import find_model
 from rmt.prompt import PromptIds, prompt_for
 from rmt.tokenizer import Tokenizer
@@ -38,9 +39,30 @@ def longest_prompt(config: Config, tokenizer: Tokenizer, budget: int | None) -> 
 
 
 def read_documents(
-    config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig, response: int
+    config: Config,
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    shape: ModelConfig,
+    response: int,
+    part: str = "all",
 ) -> list[Document]:
-    """The corpus; ValueError when document, prompt and `response` tokens exceed the context."""
+    """The documents of `read_corpus`."""
+    return read_corpus(config, paths, tokenizer, shape, response, part).documents
+
+
+def read_corpus(
+    config: Config,
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    shape: ModelConfig,
+    response: int,
+    part: str = "all",
+) -> Corpus:
+    """All documents of the paths, or those to "train" on, or those "held_out" (--holdout).
+
+    With --eval-data nothing is held out. Says what was left out. ValueError when document, prompt
+    and `response` tokens exceed the context.
+    """
     prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
     needed = config.document_tokens + len(prompt) + response
     if needed > shape.max_position_embeddings:
@@ -50,15 +72,17 @@ def read_documents(
             f"of {shape.max_position_embeddings}; lower one of the two"
         )
     resolved = [str(in_repository(path)) for path in paths]
-    if config.task == "problems":
-        most = config.document_tokens
-        return corpus.load_problems(resolved, tokenizer, config.text_fields, most)
-    return corpus.load(
-        resolved, tokenizer, config.text_fields, config.document_tokens, config.min_context + 1
-    )
+    found = corpus.read(
+        resolved, tokenizer, config.text_fields, config.document_tokens,
+        None if config.task == "problems" else config.min_context + 1,
+        part, 0 if config.eval_data else config.holdout,
+    )  # fmt: skip
+    for remark in found.remarks if first() else ():
+        print(remark, file=sys.stderr)
+    return found
 
 
-def measure_difficulty(config, data, world, source, tokenizer, documents, model):
+def measure_difficulty(config, world, source, tokenizer, documents, model):
     """Entropies of documents under the initial model (or a proxy), and the tier thresholds."""
     judge = source
     if config.difficulty_model:
@@ -89,9 +113,9 @@ def measure_difficulty(config, data, world, source, tokenizer, documents, model)
             )
         return entropies
 
-    place = in_repository(data[0])
     method = f"top-{config.entropy_top_k} {compute_dtype(config.dtype, world)}"
-    entropies = cached_entropies(measure, judge, documents, method, place, world)
+    method += f" of {tokenizer.vocab_size} after {tokenizer.begin_ids}"
+    entropies = cached_entropies(measure, judge, documents, method, world)
     thresholds = config.tier_thresholds
     if config.tiers == "quantile":
         thresholds = quantile_thresholds(entropies, thresholds, config.min_context)

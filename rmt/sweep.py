@@ -9,8 +9,9 @@ OUT/POINT/SEED, are not repeated, and are resumed when they were stopped. OUT/sw
 table, OUT/sweep.json its numbers, and OUT/sweep.png the heat map of two knobs.
 
 accuracy: of the last evaluation on --eval-data, over the tiers; without it, the share of right
-answers in the last fifth of the steps, of which all other columns are as well. The evaluation takes
-the likeliest token, training samples: a model that loops can be right in one and not in the other.
+answers in the last fifth of the steps, of which all other columns are as well. The evaluation
+samples as training does (--eval-decoding). Where all points answer the same held-out questions,
+each is compared with the first: rmt/compare.py says how.
 """
 
 import argparse
@@ -22,11 +23,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from rmt.compare import differences, verdict
 from rmt.config import Config
 from rmt.flags import flag
 from rmt.jobs import Job, JobFailed, run_all, side_by_side
 from rmt.lock import held
 from rmt.records import read_lines
+from rmt.report import read_json
+from rmt.summary import PROBLEMS
 from rmt.terminal import safe_printing
 
 Point = tuple[str, ...]  # a value of each knob that is varied
@@ -96,11 +100,24 @@ def found_in(out: Path) -> dict[str, float | None] | None:
     rows = read_lines(out / "metrics.jsonl")
     last = rows[-max(1, len(rows) // 5) :]
     found = {name: _mean([row.get(name) for row in last]) for name in COLUMNS}
-    found["accuracy"] = _mean([row["reward/match"] for row in last])
-    if (out / "eval.jsonl").exists():
-        tiers = {row["tier"]: row for row in read_lines(out / "eval.jsonl")[-1]["tiers"]}
+    found["accuracy"], found["items"] = found["reward/match"], []
+    if evaluations := read_lines(out / "eval.jsonl"):
+        tiers = {row["tier"]: row for row in evaluations[-1]["tiers"]}
         found["accuracy"] = tiers.get("average", tiers.get("problems"))["accuracy"]
+        seed = read_json(out / "run.json", {})["config"]["seed"]
+        found["items"] = [item | {"seed": seed} for item in evaluations[-1].get("items", ())]
     return found
+
+
+def against(first: Sequence[dict], found: Sequence[dict]) -> str:
+    """The difference in held-out answers, paired by seed and question; – if they are not."""
+    items = [[item for run in runs for item in run["items"]] for runs in (first, found)]
+    try:
+        rows = differences(*items)
+    except ValueError:
+        return "–"
+    rows = [row for row in rows if row["tier"] in ("average", PROBLEMS)]
+    return verdict(rows[0]) if rows else "–"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -110,13 +127,18 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def table(knobs: dict, results: dict[Point, list[dict]]) -> str:
     """Markdown: a line for each point, means over seeds and the range of their accuracies."""
-    heads = [*map(flag, knobs), "accuracy % (range over seeds)", *(h for h, _ in COLUMNS.values())]
+    heads = [*map(flag, knobs), "accuracy % (range over seeds)", "against the first line"]
+    heads += [heading for heading, _ in COLUMNS.values()]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    first = next(iter(results.values()), [])
     for point, found in results.items():
         cells = list(point)
         if found:
-            each = [100 * result["accuracy"] for result in found]
-            cells.append(f"{statistics.fmean(each):.1f} ({min(each):.1f}–{max(each):.1f})")
+            each = [100 * r["accuracy"] for r in found if r["accuracy"] is not None]
+            spread = (
+                f"{statistics.fmean(each):.1f} ({min(each):.1f}–{max(each):.1f})" if each else ""
+            )
+            cells += [spread or "–", "–" if found is first else against(first, found)]
             for name, (_, scale) in COLUMNS.items():
                 mean = _mean([result[name] for result in found])
                 cells.append("–" if mean is None else f"{scale * mean:.3g}")
@@ -130,7 +152,8 @@ def heat_map(knobs: dict, results: dict[Point, list[dict]], path: Path) -> bool:
         import matplotlib
     except ImportError:
         return False
-    if len(knobs) != 2 or not all(results.values()):
+    known = all(r and all(one["accuracy"] is not None for one in r) for r in results.values())
+    if len(knobs) != 2 or not known:
         return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -172,7 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     text = table(knobs, results)
     (options.out / "sweep.md").write_text(text + "\n", encoding="utf-8")
-    record = [dict(zip(knobs, point), runs=found) for point, found in results.items()]
+    kept = lambda run: {name: value for name, value in run.items() if name != "items"}
+    record = [dict(zip(knobs, point), runs=list(map(kept, r))) for point, r in results.items()]
     (options.out / "sweep.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     drawn = heat_map(knobs, results, options.out / "sweep.png")
     print(f"{text}\n\nwritten: {options.out / 'sweep.md'}, sweep.json{', sweep.png' * drawn}")

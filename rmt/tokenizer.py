@@ -44,9 +44,9 @@ class Tokenizer:
             raw = json.loads(self._control.to_str())
         check_tokenizer(raw, directory, self._description, kind)
         self._special, extra = special_tokens(directory, self._description, kind)
-        self._make_special([*self._special.values(), *extra], raw["added_tokens"], path)
         with _readable(path):
-            raw = json.loads(self._control.to_str())
+            if self._make_special([*self._special.values(), *extra], raw["added_tokens"], path):
+                raw = json.loads(self._control.to_str())
             self._text = HFTokenizer.from_str(json.dumps(_without_control(raw)))
             self.begin_ids = self._find_begin()
         self._added = {entry["id"]: entry["content"] for entry in raw["added_tokens"]}
@@ -60,9 +60,10 @@ class Tokenizer:
             )
         self.think_close_id = self._control.token_to_id(THINK_CLOSE)  # None: several text tokens
 
-    def _make_special(self, tokens: list[str], added: list[dict], path: Path) -> None:
-        """What the other files call special is control, though tokenizer.json may not say so."""
+    def _make_special(self, tokens: list[str], added: list[dict], path: Path) -> bool:
+        """What other files call special is control; whether tokenizer.json did not say so."""
         known = {entry["content"]: entry for entry in added}
+        changed = False
         for content in dict.fromkeys(tokens):
             if self._control.token_to_id(content) is None:
                 names = {k for k, v in self._special.items() if v == content}
@@ -71,9 +72,11 @@ class Tokenizer:
                         f"{path} has no token {content!r}, which tokenizer_config.json or "
                         "special_tokens_map.json names; add it there or do not name it"
                     )
-                continue
-            normalized = known.get(content, {}).get("normalized", False)
-            self._control.add_special_tokens([AddedToken(content, normalized=normalized)])
+            elif not known.get(content, {}).get("special"):
+                normalized = known.get(content, {}).get("normalized", False)
+                self._control.add_special_tokens([AddedToken(content, normalized=normalized)])
+                changed = True
+        return changed
 
     def _find_begin(self) -> list[int]:
         """Ids that this model puts before a raw document: R1 and Llama have a BOS, Qwen3 none.

@@ -35,7 +35,7 @@ OPTIONAL = (  # a name before the value, a unit behind it
     re.compile(r"^[\s$]*\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?\s*=(?!.*=)"),
     re.compile(rf"(?<=[0-9}}])(?:(?:\\?[,; ]|[~/])*{WORD}(?:\^\{{?[0-9]\}}?)?)+[.$\s]*$"),
 )
-DECIMAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"  # one way to read it, so linear
 EXPONENT = r"10\^\{?([+-]?[0-9]+)\}?"
 NUMBER = re.compile(rf"({DECIMAL})(?:[eE]([+-]?[0-9]+)| ?\* ?{EXPONENT})?|{EXPONENT}")
 FRACTION = re.compile(rf"({DECIMAL}) ?/ ?({DECIMAL})|\\frac\{{([^{{}}]+)\}}\{{([^{{}}]+)\}}")

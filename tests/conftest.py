@@ -1,14 +1,26 @@
-"""One thread for all tests: two OpenMP threads collapse as soon as another process runs."""
+"""One thread unless OMP_NUM_THREADS says more: two collapse as soon as another process runs."""
 
 import os
+import tempfile
+from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for the processes that tests start
 
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if not torch.cuda.is_available():  # before triton is imported: @triton.jit looks at it once
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from models.weights import cache_directory  # noqa: E402
+
+# Difficulty that another run measured would hide that it is measured wrongly now.
+CACHE = tempfile.TemporaryDirectory()
+(Path(CACHE.name) / "rmt").mkdir()
+for found in cache_directory().glob("*/config.json"):  # of `make smollm2`
+    (Path(CACHE.name) / "rmt" / found.parent.name).symlink_to(found.parent)
+os.environ.setdefault("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
 def pytest_collection_modifyitems(items):

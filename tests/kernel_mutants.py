@@ -107,11 +107,10 @@ def passes_the_usual_test(kernels, file: str) -> bool:
 
 
 def main() -> int:
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(Path(__file__).parent))
     import torch
 
-    torch.set_num_threads(1)
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
     every = MUTANTS | CONTROLS

@@ -1,20 +1,16 @@
-"""Processes that are ranks of one group, started from a test.
+"""Processes that are ranks of one group, started from a test as forks (forks.py)."""
 
-They are forks of one that has imported PyTorch, which takes each of them 3 seconds otherwise.
-"""
-
-import multiprocessing
 import os
 import socket
 import time
 
 import torch
 import torch.multiprocessing as mp
+from forks import become
 
 from rmt import dist
 
 TIMEOUT = 240  # seconds; a hang is a failure
-multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint"])
 
 
 def on_ranks(count, place, work):
@@ -39,15 +35,13 @@ def on_ranks(count, place, work):
 
 
 def _rank(rank, work, port, place, environment):
-    os.environ.clear()  # of the time when the first rank was started
-    os.environ.update(environment)
+    become(environment)
     work(rank, port, place)
     dist.stop()
 
 
 def join(rank, count, port, replicate=0):
     """The world of this rank, as if torchrun had started it."""
-    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return dist.start(replicate)

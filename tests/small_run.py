@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork
 from safetensors.torch import load_file, save_file
 from toy_models import write_tokenizer
 
@@ -41,7 +42,7 @@ SHAPE = {
 }
 SENTENCE = "the sum of two odd numbers is even while their product stays odd and grows"
 FLAGS = {
-    "document_tokens": 64, "batch_size": 2, "group_size": 4, "max_response": 24,
+    "holdout": 0, "document_tokens": 64, "batch_size": 2, "group_size": 4, "max_response": 24,
     "budget_start": 12, "steps": STEPS, "save_every": 2, "keep": 10, "learning_rate": 1e-3,
     "warmup_steps": 6, "tiers": "quantile", "tier_thresholds": (0.2, 0.5, 0.8), "min_context": 8,
 }  # fmt: skip
@@ -93,16 +94,18 @@ def command(*arguments, ranks: int = 1) -> list[str]:
     return [sys.executable, *(launcher if ranks > 1 else ()), str(ROOT / "train.py"), *arguments]
 
 
-def start(*arguments, ranks: int = 1, **options) -> subprocess.Popen:
-    """train.py in its own process, with one thread, so that sums have one order."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def start(*arguments, ranks: int = 1, **options) -> subprocess.Popen | Fork:
+    """train.py in its own process, without a GPU; with options of Popen it is no fork."""
+    if ranks == 1 and not options:
+        return Fork(list(arguments))
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         command(*arguments, ranks=ranks), cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: subprocess.Popen | Fork) -> str:
     """What a process printed until it ended."""
     return process.communicate(timeout=120)[0]
 
@@ -115,7 +118,7 @@ def completed(*arguments, **options) -> str:
     return output
 
 
-def wait_until(condition, process: subprocess.Popen, pause: float = 0.002) -> None:
+def wait_until(condition, process: subprocess.Popen | Fork, pause: float = 0.002) -> None:
     """Poll until condition() holds; the process must not end before."""
     deadline = time.monotonic() + 120
     while not condition():

@@ -57,6 +57,7 @@ SPLITS = {
 CLASSES = (
     None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "LlamaTokenizerFast",
     "TokenizersBackend", "PreTrainedTokenizer", "CodeLlamaTokenizer",
+    *["PreTrainedTokenizerFast"] * 4,
 )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def write_case(place, rng, kind):
     )  # fmt: skip
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
     inner = HFTokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, MERGES))
-    split = rng.choice(["qwen2"] * 3 + list(SPLITS))
+    split = rng.choice(["qwen2"] * 5 + list(SPLITS))
     inner.pre_tokenizer, inner.decoder = SPLITS[split](), decoders.ByteLevel()
     inner.normalizer = rng.choice((normalizers.NFC(), normalizers.NFC(), None))
     marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
@@ -83,8 +84,10 @@ def write_case(place, rng, kind):
     inner.save(str(place / "tokenizer.json"))
     description = {"tokenizer_class": rng.choice(CLASSES), "add_bos_token": rng.random() < 0.5}
     for name in ("bos_token", "eos_token", "pad_token", "image_token"):
-        description[name] = rng.choice((*marks, None, "la", {"content": "<s>"}))
-    if rng.random() < 0.1:
+        description[name] = rng.choice(
+            (*marks, None, "la", {"__type": "AddedToken", "content": "<s>"})
+        )
+    if rng.random() < 0.05:
         description["pad_token"] = "<not there>"
     template = rng.choice(TEMPLATES)
     if rng.random() < 0.3:
@@ -101,7 +104,7 @@ def write_case(place, rng, kind):
         named = {"eos_token": rng.choice(marks), "bos_token": "<s>"}
         (place / "special_tokens_map.json").write_text(json.dumps(named))
     if rng.random() < 0.3:
-        ends = rng.choice((5, [5, 6], [5.0], "x", 10**6))
+        ends = rng.choice((5, [5, 6], [7, 8, 9], 0, [5.0], 10**6))
         (place / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     if rng.random() < 0.3:
         (place / "chat_template.jinja").write_text(rng.choice(TEMPLATES))

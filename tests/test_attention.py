@@ -139,6 +139,10 @@ def no_compiler():
         pytest.param("inductor", marks=[
             pytest.mark.slow,
             pytest.mark.skipif(no_compiler(), reason="needs a C++ compiler, g++ or clang++"),
+            pytest.mark.skipif(
+                torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+                reason="PyTorch compiles FlexAttention for CPUs with AVX2 and up",
+            ),
         ]),
     ],
 )  # fmt: skip

@@ -105,7 +105,7 @@ BAD_DATA = {
     "binary": (binary, "a.txt is a binary file, not text", "give .jsonl"),
     "latin-1": (latin_1, "a.txt: not UTF-8 at byte 2", "mend the file"),
     "empty": (empty, "train.jsonl is empty", "give a file with text"),
-    "too-short": (too_short, "none of 1 texts has the 9 tokens", "give longer text"),
+    "too-short": (too_short, "none of 1 texts can be used: fewer than 9", "give longer text"),
     "wrong-field": (wrong_field, "train.jsonl:1: no text field 'body'; it has: text",
                     "10 of 10", "--text-fields"),
     "number-for-text": (number_for_text, "train.jsonl:1: no text field 'text'", "--text-fields"),

@@ -157,7 +157,7 @@ def test_log_that_cannot_be_written_is_named(place, capsys):
 
 def test_stored_positions_are_used_again(place, capsys):
     before = (place / "positions.json").read_text()
-    evaluation.main(evaluating(place, per_tier=2))
+    evaluation.main(evaluating(place))
     assert (place / "positions.json").read_text() == before
     assert "| average | 15 |" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from small_run import CONTROL, arguments, write_corpus, write_small_model
 
 import rmt.difficulty
+from models.weights import cache_directory
 from rmt import corpus
 from rmt.ask import draw_questions
 from rmt.config import parse
@@ -152,64 +154,65 @@ class Measure:
 
 
 @pytest.fixture
-def data(tmp_path):
-    return write_corpus(tmp_path / "train.jsonl")
+def documents(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(rmt.difficulty.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    return corpus.load([str(write_corpus(tmp_path / "train.jsonl"))], tokenizer, (), 2048, 1)
 
 
-@pytest.fixture
-def documents(data, tokenizer):
-    return corpus.load([str(data)], tokenizer, (), 2048, 1)
+def kept(place) -> list:
+    return [path for path in place.rglob("difficulty/*") if path.is_file()]
 
 
-def ask(measure, model, documents, data, top_k=16):
-    entropies = cached_entropies(measure, model, documents, f"top-{top_k}", data, ALONE)
-    for entropy, expected in zip(entropies, Measure(documents)()):
+def ask(measure, model, documents, top_k=16):
+    entropies = cached_entropies(measure, model, documents, f"top-{top_k}", ALONE)
+    for entropy, expected in zip(entropies, Measure(documents)(), strict=True):
         assert np.array_equal(entropy, expected)
 
 
-def test_second_run_reads_what_the_first_measured(model, documents, data):
+def test_second_run_reads_what_the_first_measured(model, documents, tmp_path):
     measure = Measure(documents)
-    ask(measure, model, documents, data)
-    ask(measure, model, documents, data)
-    assert measure.count == 1
-    assert len(list((data.parent / ".rmt-difficulty").iterdir())) == 1
+    ask(measure, model, documents)
+    ask(measure, model, documents)
+    assert measure.count == 1 and kept(tmp_path) == kept(tmp_path / "cache/rmt")
 
 
-def test_other_model_text_or_method_is_measured_anew(model, documents, data, tmp_path):
+def test_other_model_text_or_method_is_measured_anew(model, documents, tmp_path):
     other = write_small_model(tmp_path / "other", initializer_range=0.3)
-    ask(Measure(documents), model, documents, data)
-    for variant in (
-        (other, documents, data),
-        (model, documents[1:], data),
-        (model, documents, data, 0),
-    ):
+    ask(Measure(documents), model, documents)
+    for variant in ((other, documents), (model, documents[1:]), (model, documents, 0)):
         measure = Measure(variant[1])
         ask(measure, *variant)
         assert measure.count == 1
 
 
-def test_damaged_cache_is_measured_anew(model, documents, data):
+@pytest.mark.parametrize("damage", [
+    lambda content: content[:-40], lambda content: b"", lambda content: content[:9] + content[8:],
+    lambda content: content[:-1] + bytes([content[-1] ^ 1]), lambda content: content + b"0" * 8,
+])  # fmt: skip
+def test_damaged_cache_is_measured_anew_and_mended(model, documents, tmp_path, damage):
     measure = Measure(documents)
-    ask(measure, model, documents, data)
-    (path,) = (data.parent / ".rmt-difficulty").iterdir()
-    path.write_bytes(path.read_bytes()[:-40])
-    ask(measure, model, documents, data)
-    ask(measure, model, documents, data)
+    ask(measure, model, documents)
+    (path,) = kept(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    ask(measure, model, documents)
+    ask(measure, model, documents)
     assert measure.count == 2
 
 
-def test_read_only_data_folder_is_served_from_the_users_cache(
-    model, documents, data, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if os.geteuid() == 0:  # root may write anywhere: say what another user would be told
-        monkeypatch.setattr(rmt.difficulty.os, "access", lambda path, mode: False)
-    data.parent.chmod(0o555)
-    try:
-        measure = Measure(documents)
-        ask(measure, model, documents, data)
-        ask(measure, model, documents, data)
-    finally:
-        data.parent.chmod(0o755)
-    assert measure.count == 1
-    assert not (data.parent / ".rmt-difficulty").exists()
+def test_a_cache_that_cannot_be_written_is_elsewhere_or_nowhere(model, documents, tmp_path, capsys):
+    (tmp_path / "cache").write_text("a file is where the cache would be")
+    measure = Measure(documents)
+    ask(measure, model, documents)
+    ask(measure, model, documents)
+    assert measure.count == 1 and kept(tmp_path) == kept(tmp_path / "temporary")
+    shutil.rmtree(tmp_path / "temporary")
+    (tmp_path / "temporary").write_text("and here too")
+    ask(measure, model, documents)
+    assert measure.count == 2 and "not kept" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody has this uid
+    assert cache_directory().is_absolute()

@@ -11,8 +11,6 @@ from toy_models import QUERY, assert_holds, causal, write_model, write_tokenizer
 from models.export import export
 from models.weights import INDEX, SINGLE, build
 
-torch.set_num_threads(1)
-
 TOKENS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
 ARCHITECTURES = {
     "qwen3": {"model_type": "qwen3"},

@@ -78,6 +78,17 @@ REFUSED_CONFIGS = {
     ),
     "no-architecture": ({"architectures": None}, ("(none)", "Qwen3ForCausalLM")),
     "rope-scaling": ({"rope_scaling": {"type": "yarn"}}, ("'yarn'", "remove it if")),
+    "rope-in-two-fields": (
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"rope_type": "default"}},
+        ("rope_parameters.rope_theta is 500000.0", "10000.0"),
+    ),
+    "yarn-beside-default": (
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}},
+        ("'yarn'", "remove it if"),
+    ),
+    "layers-as-text": ({"num_hidden_layers": "2", "layer_types": ["x"]}, ("num_hidden_layers",)),
+    "theta-as-list": ({"rope_theta": [1]}, ("rope_theta is '[1]'",)),
+    "softcapping": ({"final_logit_softcapping": 30.0}, ("final_logit_softcapping",)),
     "rope-parameters": ({"rope_parameters": {"rope_type": "llama3"}}, ("'llama3'", "remove it if")),
     "sliding-window": ({"use_sliding_window": True}, ("use_sliding_window=True", "only False")),
     "activation": ({"hidden_act": "gelu"}, ("hidden_act='gelu'", "only 'silu'")),

@@ -190,7 +190,7 @@ def test_padding_tokens_change_nothing(trees):
     short, long = pack(trees), pack(trees, pad=True)
     assert len(short) % 128 and len(long) % 128 == 0
     expected, given = packed(model, short), packed(model, long)
-    assert torch.equal(given, expected)
+    assert relative(given, expected) <= 1e-12  # products of other shapes round otherwise
     assert_same_gradients(
         gradients(model, weighted(given)), gradients(model, weighted(expected)), 1e-12
     )

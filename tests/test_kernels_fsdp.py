@@ -43,7 +43,6 @@ SETTINGS = [
 
 
 def on_a_rank(rank, port, place):
-    torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     world, answers = dist.current(torch.device("cpu")), []

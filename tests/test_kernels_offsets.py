@@ -2,17 +2,16 @@
 
 The rows of a tensor may lie anywhere. Three of them 2³⁰ numbers apart need gigabytes of addresses,
 but no memory on a CPU: pages nobody writes to do not exist. A GPU allocates them. An address cut to
-32 bits ends the process, hence the checks are this file, run as a program.
+32 bits ends the process, hence the checks run in a fork of their own.
 """
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import SERVER, become
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -165,17 +164,35 @@ CHECKS = (
 )  # fmt: skip
 
 
-def run(path):
-    """This file as a program, with the package `kernels` that lies in path."""
-    environment = os.environ | {"PYTHONPATH": str(path), "RMT_KERNELS": "triton"}
-    program = [sys.executable, __file__]
-    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+def run(path, told):
+    """The exit status of all checks, in a fork, with the package `kernels` that lies in path."""
+    process = SERVER.Process(target=check_all, args=(path, told, dict(os.environ)))
+    process.start()
+    process.join(300)
+    process.kill()
+    return process.exitcode
 
 
-def test_addresses_beyond_31_bits():
-    done = run(ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == [check.__name__ for check in CHECKS]
+def check_all(path, told, environment):
+    """Write down which check begins: a wrong address leaves no traceback."""
+    from kernel_mutants import load
+
+    become(environment | {"RMT_KERNELS": "triton"})
+    load(path)
+    torch.manual_seed(0)
+    for check in CHECKS:
+        with told.open("a") as file:
+            print(check.__name__, file=file)
+        check()
+    if DEVICE == "cpu" and (status := Path("/proc/self/status")).is_file():
+        lines = status.read_text().splitlines()
+        resident = next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 2**20  # KiB
+        assert resident < 1.5, f"{resident:.2f} GiB of memory: it was not lazy"
+
+
+def test_addresses_beyond_31_bits(tmp_path):
+    assert run(ROOT, tmp_path / "told") == 0, (tmp_path / "told").read_text()
+    assert (tmp_path / "told").read_text().split() == [check.__name__ for check in CHECKS]
 
 
 @pytest.mark.slow
@@ -192,15 +209,4 @@ def test_without_64_bits_in_any_one_place_it_fails(tmp_path, file, site):
     parts = (tmp_path / "kernels" / file).read_text().split(WIDEN)
     broken = WIDEN.join(parts[: site + 1]) + WIDEN.join(parts[site + 1 :])
     (tmp_path / "kernels" / file).write_text(broken)
-    assert run(tmp_path).returncode != 0
-
-
-if __name__ == "__main__":
-    torch.manual_seed(0)
-    for check in CHECKS:
-        print(check.__name__, flush=True)  # a wrong address leaves no traceback
-        check()
-    if DEVICE == "cpu" and (status := Path("/proc/self/status")).is_file():
-        lines = status.read_text().splitlines()  # of this program; getrusage knows its parent's
-        resident = next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 2**20  # KiB
-        assert resident < 1.5, f"{resident:.2f} GiB of memory: it was not lazy"
+    assert run(tmp_path, tmp_path / "told") not in (0, None)

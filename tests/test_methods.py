@@ -35,7 +35,9 @@ def whole(run):
     with RunLog(run.out, run.config, 0, run.total_steps, WORLD) as log:
         said = train.run_to_end(run, log)
     assert said.startswith("wrote"), said
-    return [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (run.out / "metrics.jsonl").read_text().strip().split("\n")
+    ]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -184,10 +186,10 @@ def test_grpo_learns_from_the_answers_to_problems(tmp_path):
     rows = whole(run)
     assert any(0 < row["reward/match"] < 1 for row in rows)
     assert not torch.equal(run.model.head, before)
-    evaluations = [json.loads(x) for x in (run.out / "eval.jsonl").read_text().splitlines()]
+    evaluations = [json.loads(x) for x in (run.out / "eval.jsonl").read_text().strip().split("\n")]
     assert [[row["tier"] for row in e["tiers"]] for e in evaluations] == [["problems"]] * 3
     assert {e["tiers"][0]["n"] for e in evaluations} == {3}
-    samples = [json.loads(x) for x in (run.out / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(x) for x in (run.out / "samples.jsonl").read_text().strip().split("\n")]
     assert {s["tier"] for s in samples} == {"problem"} and {s["truth"] for s in samples} == {
         "a",
         "b",
@@ -196,7 +198,7 @@ def test_grpo_learns_from_the_answers_to_problems(tmp_path):
 
 def test_a_model_that_boxes_power_towers_is_trained_to_the_end(tmp_path, monkeypatch):
     pytest.importorskip("math_verify", reason="math-verify is not installed")
-    tower = r"\boxed{9^{9^{9^{9}}}}"
+    tower = r"\boxed{8^{8^{8^{8}}}}"  # its verdict is not yet known
     right, other = toy_runs.ANSWERS
     likely = {tower if text == other else text: odds for text, odds in toy_runs.LIKELY.items()}
     monkeypatch.setattr(toy_runs, "ANSWERS", (right, tower))

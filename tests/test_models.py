@@ -9,8 +9,6 @@ from models.config import ModelConfig
 from models.transformer import Transformer
 from models.weights import build
 
-torch.set_num_threads(1)
-
 BASE = {
     "vocab_size": 97,
     "hidden_size": 48,

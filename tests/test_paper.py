@@ -11,8 +11,8 @@ from experiments import tables
 from experiments.jobs import SETTINGS, jobs
 from experiments.results import Results, Value, value, verdict
 from rmt.config import parse
-from rmt.evaluate import summarise
 from rmt.jobs import JobFailed
+from rmt.summary import summarise
 
 PARTS = ("claims", "beyond")
 
@@ -67,23 +67,36 @@ def test_an_interval_has_the_spread_of_seeds_and_the_error_of_items():
     assert value([5.0]) == Value(5, 5, 5)
 
 
-def test_a_verdict_needs_intervals_apart():
-    low, middle, high = Value(1, 0, 2), Value(3, 2, 4), Value(6, 5, 7)
-    assert verdict(high, low) == "confirmed" and verdict(low, high) == "refuted"
-    assert verdict(middle, low) == "undecided" and verdict(low, middle) == "undecided"
-    assert verdict(None, low) == "not measured"
+def test_a_verdict_needs_an_interval_beside_zero():
+    assert verdict(Value(3, 1, 5)) == "confirmed" and verdict(Value(-3, -5, -1)) == "refuted"
+    assert verdict(Value(3, -1, 7)) == "undecided" and verdict(None) == "not measured"
 
 
-def item(match, tier, length):
-    return dict(match=match, tier=tier, entropy=1.0, well_formed=True, thinking_length=length,
-                tokens=length + 5, budget=20)  # fmt: skip
+def test_a_difference_is_paired_by_seed_and_question(tmp_path):
+    """Both swing by 20 points from seed to seed, and one is always eight points above."""
+    for seed, right in enumerate((40, 50, 60)):
+        for job, more in (("rmt", 8), ("rpt", 0)):
+            evaluated(tmp_path / f"{seed}/{job}/text.json", right + more, 10)
+    results = Results(SETTINGS["tiny"], tmp_path)
+    rmt, rpt = (results.accuracy(job, "text", "average") for job in ("rmt", "rpt"))
+    assert rmt.low < rpt.high, "intervals overlap"
+    found = results.difference(("rmt", "text"), ("rpt", "text"), "average")
+    assert found.mean == pytest.approx(8) and verdict(found) == "confirmed"
+    other = results.difference(("rpt", "text"), ("rmt", "text"), "hard")
+    assert other.mean == pytest.approx(-8) and verdict(other) == "refuted"
+    assert results.difference(("rmt", "text"), ("base", "text"), "average") is None
+
+
+def item(match, tier, length, document):
+    return dict(match=match, tier=tier, document=document, position=9, entropy=1.0,
+                well_formed=True, thinking_length=length, tokens=length + 5, budget=20)  # fmt: skip
 
 
 def evaluated(place, right, length, tiers=("easy", "medium", "hard")):
     """An evaluation of 100 items per tier as eval.py writes it."""
-    items = [item(i < right, tier, length) for tier in tiers for i in range(100)]
+    items = [item(i < right, tier, length, i) for tier in tiers for i in range(100)]
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps({"tiers": summarise(items)}))
+    place.write_text(json.dumps({"tiers": summarise(items), "items": items}))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ CLOCK = ("time/", "speed/", "memory/")
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().strip().split("\n")]
 
 
 def whole(place, out, **changes):

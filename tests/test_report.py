@@ -10,7 +10,7 @@ from small_run import flags, run_here
 from toy_runs import SETTINGS
 
 from rmt import report
-from rmt.curriculum import tier_probabilities
+from rmt.curriculum import TIERS, tier_probabilities
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +23,13 @@ def embedded(html):
     return json.loads(data)
 
 
-def evaluation(low):
-    """A report of eval.py, as far as it is read."""
+def evaluation(low, right=0):
+    """A report of eval.py, as far as it is read: 200 items of a tier, the first of them right."""
     row = dict(n=200, accuracy=low + 0.05, low=low, high=low + 0.1, thinking_length=low * 100)
     tiers = ("easy", "medium", "hard", "average")
-    return json.dumps({"tiers": [dict(tier=tier, **row) for tier in tiers]})
+    items = [dict(document=k, position=9, tier=tier, match=k < right)
+             for tier in TIERS for k in range(200)]  # fmt: skip
+    return json.dumps({"tiers": [dict(tier=tier, **row) for tier in tiers], "items": items})
 
 
 @pytest.fixture
@@ -98,12 +100,12 @@ def test_what_was_not_measured_is_null(copy):
 
 
 def test_command_prints_table_verdicts_and_files(copy, capsys):
-    (copy / "before.json").write_text(evaluation(0.2))
-    (copy / "after.json").write_text(evaluation(0.4))
+    (copy / "before.json").write_text(evaluation(0.2, 100))
+    (copy / "after.json").write_text(evaluation(0.4, 118))
     report.main([str(copy)])
     printed = capsys.readouterr().out
     assert "| with thinking, after RMT | 45.0 (40.0–50.0) |" in printed
-    assert "hard: up (intervals apart)" in printed
+    assert "hard: up, +9.0 (" in printed and ", p = 7.6e-06" in printed
     for name in ("report.html", "curves.png", "metrics.jsonl"):
         assert f"  {copy / name}\n" in printed
 

@@ -94,7 +94,9 @@ def test_run_learns_from_text_and_from_rewards(uninterrupted, inputs):
 
 
 def test_evaluations_are_those_of_their_steps(uninterrupted):
-    rows = [json.loads(row) for row in (uninterrupted / "eval.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(row) for row in (uninterrupted / "eval.jsonl").read_text().strip().split("\n")
+    ]
     assert [row["step"] for row in rows] == [0, 4, 8]
 
 

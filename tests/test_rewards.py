@@ -1,12 +1,8 @@
 """What a response is worth, and what an evaluation makes of it."""
 
-import math
-
 import pytest
 import torch
 
-from rmt.curriculum import TIERS
-from rmt.evaluate import summarise, wilson
 from rmt.prompt import Answer, boxed_content
 from rmt.rewards import match_reward, reward_groups, thinking_reward, total_reward
 
@@ -111,56 +107,3 @@ def test_total_reward_mixes_match_and_length_by_weight():
     assert total_reward(1.0, 0.5, 0.1) == pytest.approx(0.95)
     mixed = total_reward(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), 0.2)
     torch.testing.assert_close(mixed, torch.tensor([0.2, 1.0]))
-
-
-@pytest.mark.parametrize("right, n", [(0, 10), (5, 10), (10, 10), (1, 200), (118, 200)])
-def test_wilson_interval_ends_where_the_score_test_rejects(right, n):
-    for end in wilson(right, n):
-        distance = 1.959964 * math.sqrt(end * (1 - end) / n)
-        assert abs(right / n - end) == pytest.approx(distance, abs=1e-6)
-
-
-def test_wilson_interval_has_its_textbook_values():
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert all(math.isnan(end) for end in wilson(0, 0))
-
-
-def item(match, tier="easy", entropy=0.7, well_formed=True, length=8, budget=None):
-    return dict(
-        match=match, tier=tier, entropy=entropy, well_formed=well_formed, thinking_length=length,
-        tokens=9, budget=budget,
-    )  # fmt: skip
-
-
-def test_an_unparseable_response_counts_as_wrong():
-    items = [item(True, budget=10), item(False, well_formed=False, length=None, budget=10)]
-    row = summarise(items)[0]
-    assert (row["n"], row["accuracy"], row["well_formed"]) == (2, 0.5, 0.5)
-    assert row["thinking_length"] == 8, "the length of thoughts that ended"
-    assert row["budget_error"] == pytest.approx(0.2)
-
-
-def test_a_length_is_compared_with_the_budget_of_its_own_position():
-    row = summarise([item(True, budget=16), item(True, budget=10)])[0]
-    assert row["budget_error"] == pytest.approx((0.5 + 0.2) / 2)
-
-
-def test_the_average_is_the_mean_of_the_tiers_not_of_the_items():
-    items = [item(True)] * 8 + [item(False, "medium", 1.2)] * 2 + [item(True, "hard", 2.0)] * 2
-    rows = {row["tier"]: row for row in summarise(items)}
-    assert [rows[tier]["accuracy"] for tier in TIERS] == [1, 0, 1]
-    assert rows["average"]["accuracy"] == pytest.approx(2 / 3)
-    assert 0 < rows["average"]["low"] < 2 / 3 < rows["average"]["high"] <= 1
-
-
-def test_nested_sets_hold_all_items_above_their_threshold():
-    items = [item(True)] * 3 + [item(False, "medium", 1.2)] * 2 + [item(True, "hard", 2.0)]
-    rows = {row["tier"]: row for row in summarise(items)}
-    assert [rows[f"H > {h}"]["n"] for h in (0.5, 1.0, 1.5)] == [6, 3, 1]
-    assert rows["H > 1.0"]["accuracy"] == pytest.approx(1 / 3)
-
-
-def test_a_tier_without_items_is_not_part_of_the_average():
-    rows = {row["tier"]: row for row in summarise([item(True)])}
-    assert math.isnan(rows["hard"]["accuracy"]) and rows["average"]["accuracy"] == 1

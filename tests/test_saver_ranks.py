@@ -37,7 +37,6 @@ def run_on(place, world, count, **changes):
 
 def leg(rank, port, place):
     """Two steps of the run in `place`, on as many ranks as the environment says."""
-    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = dist.start()
     begun = steps(place / "out")
@@ -67,7 +66,6 @@ def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, mo
 
 def fail(rank, port, place):
     """Saves that one of two ranks cannot write: what each rank was told."""
-    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world, told = dist.start(), []
     run = prepared(place, world)

@@ -64,6 +64,23 @@ def test_lists_and_switches_are_values_too(tmp_path):
         assert switch in command
 
 
+def test_points_that_answer_the_same_questions_are_compared_in_pairs():
+    def runs(right):
+        items = lambda seed: [dict(document=k, position=9, tier="easy", seed=seed, match=k < right)
+                              for k in range(60)]  # fmt: skip
+        return [{"items": items(seed), "accuracy": right / 60} for seed in (0, 1)]
+
+    found = {("0",): runs(30), ("1",): runs(40), ("2",): runs(31)}
+    found |= {("3",): [{**run, "items": run["items"][1:]} for run in runs(40)]}
+    for results in found.values():
+        for run in results:
+            run |= dict.fromkeys(sweep.COLUMNS)
+    cells = [line.split(" | ")[2] for line in sweep.table({"seed": []}, found).splitlines()[2:]]
+    assert cells[0] == cells[3] == "–", "the first, and one that was asked others"
+    assert cells[1].startswith("up, +16.7 (") and cells[1].endswith("p = 1.9e-06")
+    assert cells[2].startswith("no clear difference, +1.7 (")
+
+
 def script(place, name, text) -> Job:
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{name}.py").write_text(text)

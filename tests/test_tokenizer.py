@@ -67,7 +67,7 @@ def ordinary_texts() -> list[str]:
     ]
     path = DATA / "omni-math" / "eval.jsonl"
     if path.is_file():
-        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()[:60]]
+        records = [json.loads(line) for line in path.read_text("utf-8").strip().split("\n")[:60]]
         texts += [record["problem"] + "\n\n" + record["solution"] for record in records]
     return texts
 
@@ -155,6 +155,25 @@ def test_every_id_of_the_vocabulary_has_bytes(tokenizer):
         tokenizer.bytes_of([tokenizer.vocab_size])
 
 
+def test_ids_without_a_piece_and_odd_pieces_have_bytes_as_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    raw = json.loads(path.read_text("utf-8"))
+    raw["model"]["vocab"] |= {"\u2581pad": 300}  # nothing has the ids 257 to 299
+    path.write_text(json.dumps(raw))
+    ours, theirs = Tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for index in (0, 200, 280, 300):
+        assert ours.decode([index]) == theirs.decode([index]), index
+    assert ours.bytes_of([280, 300]) == "\u2581pad".encode()
+
+
+def test_half_a_pair_is_a_message(tmp_path):
+    write_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=r"character 1 of the text .* mend the text"):
+        Tokenizer(tmp_path).encode("a\udcff")
+
+
 # ---- directories
 
 
@@ -214,6 +233,14 @@ def test_stop_ids_are_those_of_generation_config_when_there_is_one(tmp_path):
     assert Tokenizer(tmp_path).stop_ids == (257,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [256, 257]}')
     assert Tokenizer(tmp_path).stop_ids == (256, 257)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
+    assert Tokenizer(tmp_path).stop_ids == (256, 257)
+    (tmp_path / "generation_config.json").write_text("{}")
+    assert Tokenizer(tmp_path).stop_ids == (3,)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<pad>"}')
+    assert Tokenizer(tmp_path).stop_ids == (256,)
+    (tmp_path / "special_tokens_map.json").unlink()
     write_tokenizer(tmp_path, eos_token=None)
     (tmp_path / "generation_config.json").unlink()
     with pytest.raises(ValueError, match="names no end-of-text token; set eos_token"):

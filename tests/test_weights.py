@@ -1,15 +1,16 @@
 """Weights are read row by row into the parameters of a rank, or refused before any is."""
 
+import json
+
 import pytest
 import torch
+from many_ranks import join, on_ranks
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import fully_shard
 from toy_models import QUERY, assert_holds, write_model, write_shards
 
 from models.export import export
 from models.weights import INDEX, SINGLE, build, load, on_meta
-from rmt.dist import stop
-
-torch.set_num_threads(1)
 
 
 def resave(directory, change):
@@ -35,6 +36,21 @@ def shards_without(name):
 def broken_index(directory):
     shards_without("a.safetensors")(directory)
     (directory / INDEX).write_text("[]")
+
+
+def index_says(change):
+    def damage(directory):
+        shards = write_shards(directory)
+        (directory / SINGLE).unlink(missing_ok=True)
+        index = {name: "a.safetensors" for name in shards} | change
+        (directory / INDEX).write_text(json.dumps({"weight_map": index}))
+
+    return damage
+
+
+def rename(state):
+    for name in list(state):
+        state[name.removeprefix("model.")] = state.pop(name)
 
 
 # claim -> (damage, error, what the message holds)
@@ -83,6 +99,23 @@ DAMAGES = {
         ("b.safetensors", INDEX, "fetch it again"),
     ),
     "broken-index": (broken_index, ValueError, (INDEX, "fetch it again")),
+    "index-of-other-files": (index_says({}), ValueError, (INDEX, "do not agree", "fetch both")),
+    "index-out-of-the-directory": (
+        index_says({QUERY: "../a.safetensors"}),
+        ValueError,
+        (INDEX, "fetch it again"),
+    ),
+    "no-prefix": (lambda d: resave(d, rename), ValueError, ("lack the prefix 'model.'",)),
+    "adapter": (
+        lambda d: (d / "adapter_config.json").write_text("{}"),
+        ValueError,
+        ("adapter_config.json", "merge it"),
+    ),
+    "other-frequencies": (
+        lambda d: resave(d, lambda state: state.update({"x.rotary_emb.inv_freq": torch.ones(3)})),
+        ValueError,
+        ("inv_freq", "rope_theta"),
+    ),
 }
 
 
@@ -122,6 +155,17 @@ def test_tensors_that_repeat_what_the_model_has_are_left_out(tmp_path):
     assert torch.equal(model.head, state["model.embed_tokens.weight"])
 
 
+def test_a_tied_head_may_stand_for_the_embedding_but_not_differ_from_it(tmp_path):
+    state = write_model(tmp_path, tie_word_embeddings=True)
+    embedding = state.pop("model.embed_tokens.weight")
+    save_file(state | {"lm_head.weight": embedding}, tmp_path / SINGLE)
+    assert torch.equal(build(tmp_path, "cpu", torch.float32).head, embedding)
+    other = {"lm_head.weight": embedding + 1, "model.embed_tokens.weight": embedding}
+    save_file(state | other, tmp_path / SINGLE)
+    with pytest.raises(ValueError, match=r"tie_word_embeddings true, but .* set it to false"):
+        build(tmp_path, "cpu", torch.float32)
+
+
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float64])
 def test_parameters_keep_their_dtype_whatever_is_stored(stored, tmp_path):
     state = {name: tensor.to(stored) for name, tensor in write_model(tmp_path).items()}
@@ -131,15 +175,9 @@ def test_parameters_keep_their_dtype_whatever_is_stored(stored, tmp_path):
         assert torch.equal(parameter, state[name].float()), name
 
 
-def rank_reads_its_rows(rank, directory):
+def rank_reads_its_rows(rank, port, directory):
     """Run on 2 ranks: sharded parameters hold the stored rows, and are exported as they were."""
-    import torch.distributed as dist
-    from torch.distributed.fsdp import fully_shard
-
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2
-    )
+    join(rank, 2, port)
     model = on_meta(directory)
     for layer in model.model.layers:
         fully_shard(layer)
@@ -158,14 +196,13 @@ def rank_reads_its_rows(rank, directory):
         refused = False
     except FileExistsError:  # only rank 0 writes; the other has gathered with it all the same
         refused = True
-    assert refused == (rank == 0)
-    stop()
+    torch.save(refused, directory / f"rank{rank}.pt")
 
 
 @pytest.mark.slow
 def test_each_rank_reads_and_exports_its_rows_even_when_they_do_not_divide(tmp_path):
     state = write_model(tmp_path)  # 31 vocabulary rows on 2 ranks
-    torch.multiprocessing.spawn(rank_reads_its_rows, args=(tmp_path,), nprocs=2)
+    assert on_ranks(2, tmp_path, rank_reads_its_rows) == [True, False]
     for dtype, out in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         files = sorted((tmp_path / out).glob("*.safetensors"))
         written = {name: t for path in files for name, t in load_file(path).items()}

@@ -42,7 +42,7 @@ SHAPE = {
 SETTINGS = dict(
     steps=3, batch_size=6, group_size=4, max_response=16, budget_start=8, budget_decay=0.5,
     document_tokens=128, tiers="quantile", tier_thresholds=(0.0, 0.33, 0.66), min_context=8,
-    entropy_top_k=0, learning_rate=1e-3, warmup_steps=1, save_every=100,
+    entropy_top_k=0, holdout=0, learning_rate=1e-3, warmup_steps=1, save_every=100,
 )  # fmt: skip
 WORLD = current(torch.device("cpu"))  # of a single process
 

@@ -162,5 +162,7 @@ def whole_run(place, world):
     )
     with RunLog(run.out, run.config, 0, run.total_steps, world) as log:
         done = train.run_to_end(run, log)
-    lines = {name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("eval", "probes")}
+    lines = {
+        name: (out / f"{name}.jsonl").read_text().strip().split("\n") for name in ("eval", "probes")
+    }
     return dict(said=done, evaluations=len(lines["eval"]), probes=lines["probes"])

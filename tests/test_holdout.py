@@ -1,0 +1,91 @@
+"""A fixed set of problems is held out of training, and no problem is on both sides."""
+
+import json
+import random
+
+import pytest
+from small_run import write_small_model
+from toy_runs import prepared
+
+from rmt.config import Config
+from rmt.sources import read_documents, read_model_directory
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_small_model(tmp_path_factory.mktemp("holdout") / "model")
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def problems(count):
+    return [{"problem": f"What is {i} + {i}?", "solution": f"It is {2 * i}, clearly.",
+             "answer": f"{2 * i}"} for i in range(count)]  # fmt: skip
+
+
+def texts(model, path, part, **changes):
+    tokenizer, shape = read_model_directory(model)
+    config = Config(
+        **dict(document_tokens=64, min_context=4, budget=False, max_response=8) | changes
+    )
+    found = read_documents(config, [str(path)], tokenizer, shape, 8, part)
+    return [tokenizer.decode(document.tokens.tolist()) for document in found]
+
+
+def test_a_hash_of_the_problem_alone_decides(tmp_path, model):
+    records = problems(50)
+    path = write(tmp_path / "a.jsonl", records)
+    train, held = (set(texts(model, path, part, holdout=5)) for part in ("train", "held_out"))
+    assert len(held) == 5 and len(train) == 45 and not train & held
+    random.Random(1).shuffle(records)
+    path = write(tmp_path / "b.jsonl", records)
+    assert set(texts(model, path, "held_out", holdout=5, seed=7, min_context=9)) == held
+    as_problems = dict(task="problems", match="answer", ntp=False)
+    asked = texts(model, path, "held_out", holdout=5, **as_problems)
+    assert {text.split("\n\n")[0] for text in held} == set(asked)  # post-training keeps the split
+
+
+def test_pieces_duplicates_and_other_solutions_of_a_problem_stay_together(tmp_path, model):
+    records = problems(40)
+    spaced = [
+        r | {"problem": r["problem"].replace(" ", " \n "), "solution": "Else."} for r in records
+    ]
+    long = [r | {"solution": "word " * 60} for r in records]
+    path = write(tmp_path / "a.jsonl", records + spaced + long + records)
+    tokenizer, shape = read_model_directory(model)
+    c = Config(document_tokens=64, min_context=4, budget=False, max_response=8, holdout=4)
+    read = lambda part: read_documents(c, [str(path)], tokenizer, shape, 8, part)
+    sides = [
+        {int(d.source.rsplit(":")[-1]) - 1 for d in read(part)} for part in ("train", "held_out")
+    ]  # fmt: skip
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 160
+    sides = [{line % 40 for line in side} for side in sides]
+    assert not sides[0] & sides[1] and len(sides[1]) == 4
+
+
+@pytest.mark.parametrize(("records", "held"), [(9, 0), (10, 1), (59, 5), (2100, 200)])
+def test_at_most_a_tenth_is_held_out_and_a_line_says_so(tmp_path, model, records, held, capsys):
+    path = write(tmp_path / "a.jsonl", problems(records))
+    assert len(texts(model, path, "train")) == records - held
+    said = capsys.readouterr().err
+    assert f"{held} of {records:,} texts" in said
+    assert ("more than a tenth" in said) == (held < 200)
+
+
+def test_with_evaluation_data_or_a_hold_out_of_0_all_is_trained_on(tmp_path, model):
+    path = write(tmp_path / "a.jsonl", problems(20))
+    for changes in (dict(eval_data=("x",)), dict(holdout=0)):
+        assert len(texts(model, path, "train", **changes)) == 20
+        with pytest.raises(ValueError, match="--data"):
+            texts(model, path, "held_out", **changes)
+
+
+def test_a_run_does_not_meet_what_is_held_out(tmp_path):
+    everything, run = (prepared(tmp_path, holdout=holdout) for holdout in (0, 200))
+    met, all_of_them = ({d.source for d in r.documents} for r in (run, everything))
+    assert len(all_of_them) == 13 and len(met) == 12 and met < all_of_them
+    evaluated = prepared(tmp_path, holdout=200, eval_data=(str(tmp_path / "data.jsonl"),))
+    assert len(evaluated.documents) == len(evaluated.held_out[0]) == 13

@@ -131,8 +131,9 @@ def import_once() -> None:
     import torch
 
     torch.set_num_threads(1)
+    for late in ("torch._dynamo", "torch.distributed.checkpoint", "eval"):  # when first used
+        importlib.import_module(late)
     all_checks()
-    importlib.import_module("eval")
     ours = ("rmt", "train", "eval", "toy_runs", "toy_forests", "method_step", "method_checks")
     for name in [name for name in sys.modules if name.split(".")[0].startswith(ours)]:
         del sys.modules[name]

@@ -170,8 +170,8 @@ def response_loss(seen, number):
     lengths = np.array([[len(r.tokens) for r in group] for group in seen.groups], dtype=float)
     weight = token_weights(c, lengths, kept)
     model = with_weights(run, seen.updates[number].weights)
-    old = with_weights(run, seen.updates[0].weights)
-    first = with_weights(run, seen.initial)
+    old = with_weights(run, seen.updates[0].weights) if number else model
+    first = with_weights(run, seen.initial) if c.kl_beta else None
     loss = torch.zeros((), dtype=torch.float64)
     for i, (question, group) in enumerate(zip(seen.questions, seen.groups)):
         prompt = prompt_for(c.task, run.tokenizer, question.budget, c.problem_request)
@@ -182,7 +182,8 @@ def response_loss(seen, number):
             mask = np.arange(len(tokens)) >= len(before)
             score = lambda m: alone(m, tokens, mask, c.temperature, run.tokenizer.vocab_size)  # noqa: B023
             logprob, a = score(model), float(advantage[i, j])
-            ratio = (logprob - score(old).detach()).exp()
+            before_it = score(old) if number else logprob
+            ratio = (logprob - before_it.detach()).exp()
             clipped = ratio.clamp(1 - c.clip_low, 1 + c.clip_high)
             term = -torch.minimum(a * ratio, a * clipped)
             if c.kl_beta:

@@ -6,6 +6,7 @@ More seeds: RMT_SEEDS=2000 pytest tests/test_as_transformers.py
 import json
 import os
 import random
+import shutil
 
 import pytest
 import torch
@@ -180,6 +181,7 @@ def test_a_class_that_is_built_anew_is_exported_as_its_tokenizer_json(tmp_path, 
     state = write_case(tmp_path / "m", rng, "llama")
     for name in ("special_tokens_map.json", "chat_template.jinja", "generation_config.json"):
         (tmp_path / "m" / name).unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "m/additional_chat_templates", ignore_errors=True)
     inner = HFTokenizer.from_file(str(tmp_path / "m/tokenizer.json"))
     inner.pre_tokenizer, inner.normalizer = SPLITS["digits"](), None
     inner.save(str(tmp_path / "m/tokenizer.json"))

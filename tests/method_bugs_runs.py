@@ -59,8 +59,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/ask.py", "        c.max_response, tokenizer.stop_ids",
         "        24, tokenizer.stop_ids", "counts"),
     "documents are not cut": (
-        "rmt/sources.py", "config.text_fields, config.document_tokens, config.min",
-        "config.text_fields, 10**6, config.min", "counts"),
+        "rmt/sources.py", "config.text_fields, config.document_tokens,",
+        "config.text_fields, 10**6,", "counts"),
     "epochs are ignored": (
         "rmt/run.py", "int(config.epochs * len(documents)", "int(10 * len(documents)", "counts"),
     "tokens do not end a run": ("rmt/run.py", "0 < c.max_tokens <= self.tokens", "False", "ends"),
@@ -126,15 +126,28 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "an evaluation at every step": (
         "train.py", "run.step % c.eval_every == 0", "run.step % 1 == 0", "held_out"),
     "a model is asked for B_0": (
-        "eval.py", "budget_at(1, 1, c.budget_start", "budget_at(0, 1, c.budget_start",
+        "rmt/protocol.py", "budget_at(1, 1, *schedule)", "budget_at(0, 1, *schedule)",
         "budget_of_a_model"),
+    "a run's evaluation is greedy": (
+        "train.py", 'if c.eval_decoding == "sampled" else 0.0', "if False else 0.0", "held_out"),
+    "a run's evaluation is sampled": (
+        "train.py", 'if c.eval_decoding == "sampled" else 0.0', "if True else 0.0", "held_out"),
     "eval.py is always greedy": (
         "eval.py", 'if options.decoding == "sampled" else', "if False else", "eval_script"),
     "eval.py has a seed of its own": (
-        "eval.py", '        config.seed, "evaluate",', '        0, "evaluate",', "eval_script"),
+        "eval.py", "config.seed if options.sampling_seed < 0", "0 if options.sampling_seed < 0",
+        "eval_script"),
+    "eval.py has one sampling seed": (
+        "eval.py", "else options.sampling_seed,", "else config.seed,", "eval_script"),
+    "eval.py samples at 0.8": (
+        "eval.py", 'config.temperature if options.decoding', '0.8 if options.decoding',
+        "eval_script"),
     "eval.py ignores --budget": (
-        "eval.py", "        budget = options.budget or budget\n", "", "eval_script"),
+        "eval.py", "budget = options.budget or asked.budget", "budget = asked.budget or 3",
+        "eval_script"),
     "eval.py ignores --per-tier": (
         "eval.py", "options.per_tier, config.seed", "400, config.seed", "eval_script"),
-    "ntr asks for a length": ("eval.py", 'if options.mode == "rmt":', "if True:", "eval_script"),
+    "ntr asks for a length": (
+        "rmt/protocol.py", "final_budget(run) if taught else None",
+        "4 if not taught else None", "eval_script"),
 }  # fmt: skip

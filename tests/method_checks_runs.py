@@ -13,6 +13,7 @@ import train
 from rmt.ask import draw_questions, respond
 from rmt.config import Config
 from rmt.metrics import Metrics
+from rmt.protocol import protocol
 from rmt.run import prepare, resolve, save
 
 
@@ -75,7 +76,7 @@ def check_held_out(place) -> None:
     """The positions of an evaluation in a run, its budget, its decoding."""
     held = place / "data.jsonl"
     run = prepared(place, eval_data=(str(held),), eval_positions=3, steps=4, min_context=11)
-    positions = run.held_out[1]
+    positions = run.held_out[1].positions
     assert len(positions) == 9 and min(p.position for p in positions) >= 11
     assert any(p.position in range(11, 30) for p in positions)
     asked, generate = [], rmt.evaluate.generate
@@ -87,6 +88,11 @@ def check_held_out(place) -> None:
     run.step, log = 1, Log()
     with patch.object(rmt.evaluate, "generate", watched):
         train.evaluate(run, log)
+        greedy = prepared(place, eval_data=(str(held),), eval_positions=3, eval_decoding="greedy",
+                          steps=4, temperature=0.6)  # fmt: skip
+        train.evaluate(greedy, Log())
+    temperatures = [sampling.temperature for *_, sampling in asked]
+    assert set(temperatures) == {0.8, 0.0} and sorted(temperatures)[::-1] == temperatures
     last = f"exactly {max(1, int(8 * 0.5))} tokens"
     for trees, samples, sampling in asked:
         assert samples == 1 and sampling.max_new_tokens == 16
@@ -125,31 +131,34 @@ def check_eval_script(place) -> None:
               "--document-tokens", 128, "--tiers", "quantile", "--tier-thresholds", 0, 0.33, 0.66,
               "--entropy-top-k", 0,
               "--min-context", 8, "--max-response", 24, "--max-branches", 64]  # fmt: skip
-    for number, (flags, budget, temperature) in enumerate((
-        (["--mode", "rmt", "--budget", 5], 5, 0.0),
-        (["--mode", "ntr", "--decoding", "greedy"], None, 0.0),
-        (["--mode", "rmt", "--budget", 9, "--decoding", "sampled", "--temperature", 0.7], 9, 0.7),
+    warm = ["--decoding", "sampled", "--temperature", 0.7]
+    for number, (flags, budget, temperature, seed) in enumerate((
+        (["--mode", "rmt", "--budget", 5, "--decoding", "greedy"], 5, 0.0, 3),
+        (["--mode", "ntr", "--decoding", "greedy"], None, 0.0, 3),
+        (["--mode", "rmt", "--budget", 9, *warm], 9, 0.7, 3),
+        (["--mode", "rmt", "--budget", 9, *warm, "--sampling-seed", 6], 9, 0.7, 6),
     )):  # fmt: skip
         asked.clear()
-        own = ["--per-tier", 2, "--positions", place / f"positions{number}.json", "--seed", 3,
-               "--decoding", "greedy"]  # fmt: skip
+        own = ["--per-tier", 2, "--positions", place / f"positions{number}.json", "--seed", 3]
         given = [str(x) for x in common + own + flags]
         with patch.object(rmt.evaluate, "generate", watched):
-            config, options = script.read_arguments(given)
-            _, items, told = script.evaluate(config, options, WORLD)
-        assert len(items) == 6 and told == budget
+            typed, options = script.read_arguments(given)
+            shared = {name: value for name, value in typed.items() if name != "per_tier"}
+            asking = protocol(shared, options.mode)
+            found = script.evaluate(typed, asking, options, WORLD)
+        assert len(found.items) == 6 and found.budget == budget
         (sampling,) = {s[2] for s in asked}
         assert (sampling.temperature, sampling.max_new_tokens) == (temperature, 24)
-        assert (sampling.seed, sampling.purpose) == (3, "evaluate")
-        assert {item["budget"] for item in items} == {budget}
+        assert (sampling.seed, sampling.purpose) == (seed, "evaluate")
+        assert {item["budget"] for item in found.items} == {budget}
 
 
 def check_budget_of_a_model(place) -> None:
     """eval.py asks a model for B_T of the run that made it."""
-    import eval as script
-
     run = prepared(place, out=str(place / "made"), steps=1, budget_decay=0.25, budget_entropy=0.5,
                    max_response=24, probe_documents=0)  # fmt: skip
     with train.RunLog(run.out, run.config, 0, 1, WORLD) as log:
         train.run_to_end(run, log)
-    assert tuple(script.final_budget(str(run.out / "model"))[:2]) == (2, 0.5)
+    typed = dict(model=str(run.out / "model"), data=(str(place / "data.jsonl"),))
+    asking = protocol(typed, "")
+    assert (asking.budget, asking.config.budget_entropy, asking.mode) == (2, 0.5, "rmt")

@@ -31,7 +31,7 @@ TESTED = {  # by a check of method_checks.py or method_checks_runs.py
     "warmup_steps": "optimizer", "adam_betas": "optimizer", "weight_decay": "optimizer",
     "grad_clip": "optimizer", "tokens_per_micro_batch": "loss micro-batches", "resume": "resume",
     "eval_data": "held_out", "eval_every": "held_out", "eval_positions": "held_out",
-    "task": "task", "method": "task", "problem_request": "task",
+    "eval_decoding": "held_out", "task": "task", "method": "task", "problem_request": "task",
 }  # fmt: skip
 ELSEWHERE = {  # a test file with the reason why no step of one toy run shows it
     "weights": "a place on this machine: test_find", "data": "a file: test_corpus",
@@ -46,7 +46,6 @@ ELSEWHERE = {  # a test file with the reason why no step of one toy run shows it
     "probe_documents": "asks without learning: test_probe",
     "probe_times": "asks without learning: test_probe",
     "holdout": "which documents are read: test_holdout",
-    "eval_decoding": "how a held-out set is asked: test_evaluate",
 }  # fmt: skip
 
 

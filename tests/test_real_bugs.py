@@ -112,7 +112,7 @@ def test_a_resumed_run_draws_the_random_numbers_of_one_that_never_stopped(tmp_pa
 def test_every_parameter_has_a_gradient_after_a_real_step(tmp_path, ntp, tied):
     run = prepared(tmp_path, shape={"tie_word_embeddings": tied}, ntp=ntp)
     row, _ = train_step(run, 0)
-    assert 0 < row["share/zero_variance_groups"] < 1, "no group holds right and wrong responses"
+    assert row["share/zero_variance_groups"] < 1, "no group holds right and wrong responses"
     for name, parameter in run.model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 

@@ -28,11 +28,10 @@ def lines(*steps):
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
 def test_record_is_read_as_it_was_written_whatever_ends_a_line_elsewhere(path, text):
     append(path, [{"step": 0, "response": text}, {"step": 1, "response": text}])
-    readable = text.replace("\ud800", "?")
-    assert read_lines(path) == [{"step": k, "response": readable} for k in (0, 1)]
+    assert read_lines(path) == [{"step": k, "response": text} for k in (0, 1)]
     set_aside(path, 1)
-    assert read_lines(path) == [{"step": 0, "response": readable}]
-    assert read_lines(replaced(path)) == [{"step": 1, "response": readable}]
+    assert read_lines(path) == [{"step": 0, "response": text}]
+    assert read_lines(replaced(path)) == [{"step": 1, "response": text}]
 
 
 def test_numbers_that_json_has_not_are_null(path):

@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -58,7 +60,30 @@ def read(place: Path, world: World) -> dict[str, Any]:
             f"{place / damaged[0]} is damaged (checksum differs from the one at saving); "
             f"delete {place} to resume from the checkpoint before it"
         )
-    return json.loads((place / RUN).read_text(encoding="utf-8"))
+    return _settings(place / RUN)
+
+
+SAVED = {  # what is kept of a run beside tensors, and its type; the first two with a model, too
+    "config": dict, "total_steps": int,
+    "step": int, "data": str, "refused_in_a_row": int, "tokens": (int, float),
+    "seconds": (int, float),
+}  # fmt: skip
+SAVED_LATER = {"models": dict, "thresholds": list, "compute": str}  # not in older checkpoints
+
+
+def _settings(path: Path, names: Iterable[str] = SAVED) -> dict[str, Any]:
+    """The JSON of a run; ValueError when the file is not one that a run wrote."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [n for n in names if not isinstance(saved[n], SAVED[n]) or saved[n] is True]
+        wrong += [n for n, t in SAVED_LATER.items() if not isinstance(saved.get(n), (t, NoneType))]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        wrong = [repr(error)]
+    if wrong:
+        raise ValueError(
+            f"{path} is damaged: it has no settings of a run ({wrong[0]}); delete it or mend it"
+        )
+    return {name: value for name, value in saved.items() if value is not None}
 
 
 def run_settings(path: Path) -> dict[str, Any] | None:
@@ -73,13 +98,7 @@ def run_settings(path: Path) -> dict[str, Any] | None:
     if path.name == "model":
         places.append(path.parent / RUN)  # of a run whose model did not say yet
     for place in (place for place in places if place.is_file()):
-        try:
-            settings = json.loads(place.read_text(encoding="utf-8"))
-            if isinstance(settings["config"], dict):
-                return settings
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
-        raise ValueError(f"{place} is damaged: it has no settings of a run; delete it or mend it")
+        return _settings(place, ("config",))
     return None
 
 

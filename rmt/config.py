@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from rmt.checks import problems
 from rmt.flags import add_fields, knob, make_parser, parse_known
@@ -219,7 +219,23 @@ def from_json(raw: dict) -> Config:
             f"the saved config has fields this version does not know: {', '.join(surplus)}; "
             "resume with the version that started the run"
         )
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    for field in dataclasses.fields(Config):
+        if field.name in values and not _has_type(values[field.name], field.type):
+            raise ValueError(
+                f"the saved config has {field.name} = {str(values[field.name])[:80]!r}, which is "
+                "not of its type: the file is damaged; put the one that the run wrote back"
+            )
+    return Config(**values)
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether it is of a field's type, of which a tuple has one for all entries."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_has_type(x, get_args(kind)[0]) for x in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def in_repository(path: str) -> Path:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Records of a JSON-lines file: none without a file, and no line that a kill cut short."""
     return [record for _, record in _lines(path) if record is not None]
+
+
+@contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """Whatever fails while a file's content is used is a ValueError that names the file."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{path} has what no run of ours writes ({type(error).__name__}: {error}); mend it or "
+            "move it away"
+        ) from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep; mend it or move it away") from None
 
 
 def set_aside(path: Path, step: int) -> None:

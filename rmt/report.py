@@ -18,7 +18,7 @@ from typing import Any
 from rmt.compare import differences, verdict
 from rmt.curriculum import TIERS, tier_probabilities
 from rmt.curves import PANELS, SMOOTHING, Series, draw_curves
-from rmt.records import parse, read_lines, write_whole
+from rmt.records import blamed, parse, read_lines, write_whole
 from rmt.terminal import safe_printing
 
 ASSETS = Path(__file__).parent / "page"
@@ -38,8 +38,13 @@ def read_json(path: Path, otherwise: Any) -> Any:
 
 def evaluations(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Name of an evaluation -> tier -> what was found, for those that were made."""
-    found = {name: read_json(out / f"{stem}.json", None) for stem, name in NAMES.items()}
-    return {n: {row["tier"]: row for row in e["tiers"]} for n, e in found.items() if e}
+    found = {}
+    for stem, name in NAMES.items():
+        with blamed(out / f"{stem}.json"):
+            if report := read_json(out / f"{stem}.json", None):
+                found[name] = {row["tier"]: row for row in report["tiers"]}
+                [_accuracy(row) for row in found[name].values()]  # what is not a number fails here
+    return found
 
 
 def comparison(out: Path) -> str:
@@ -62,7 +67,8 @@ def verdicts(out: Path) -> list[str]:
     if not all(report.get("items") for report in reports):
         return []
     try:
-        rows = differences(*(report["items"] for report in reports))
+        with blamed(out / "after.json"):
+            rows = differences(*(report["items"] for report in reports))
     except ValueError as error:
         return [f"before and after cannot be compared: {error}"]
     return [f"{row['tier']}: {verdict(row)}" for row in rows]
@@ -80,18 +86,23 @@ def series_of(out: Path) -> Series:
     wanted = {name for panel in PANELS for name in (*panel.metrics, *panel.targets)}
     wanted.add("reward/match")  # one of the numbers at the top
     series: Series = {}
-    for row in read_lines(out / "metrics.jsonl"):
-        for name in sorted(wanted & row.keys()):
-            if row[name] is not None:
-                series.setdefault(name, []).append((row["step"], float(f"{row[name]:.6g}")))
-    for evaluation in read_lines(out / "eval.jsonl"):
-        for row in evaluation["tiers"]:
-            if row["n"] and (name := f"held-out/{row['tier']}") in wanted:
-                series.setdefault(name, []).append((evaluation["step"], row["accuracy"]))
-        if evaluation.get("nats_per_token") is not None:
-            held_out = (evaluation["step"], float(f"{evaluation['nats_per_token']:.6g}"))
-            series.setdefault("held-out/ntp", []).append(held_out)
-    return series | planned(out, [step for step, _ in series.get("draw/easy", [])])
+    add = lambda name, step, value: series.setdefault(name, []).append(
+        (step, float(f"{value:.6g}"))
+    )
+    with blamed(out / "metrics.jsonl"):
+        for row in read_lines(out / "metrics.jsonl"):
+            for name in sorted(wanted & row.keys()):
+                if row[name] is not None:
+                    add(name, row["step"], row[name])
+    with blamed(out / "eval.jsonl"):
+        for evaluation in read_lines(out / "eval.jsonl"):
+            for row in evaluation["tiers"]:
+                if row["n"] and (name := f"held-out/{row['tier']}") in wanted:
+                    add(name, evaluation["step"], row["accuracy"])
+            if evaluation.get("nats_per_token") is not None:
+                add("held-out/ntp", evaluation["step"], evaluation["nats_per_token"])
+    with blamed(out / "run.json"):
+        return series | planned(out, [step for step, _ in series.get("draw/easy", [])])
 
 
 def planned(out: Path, steps: Sequence[int]) -> Series:
@@ -113,17 +124,23 @@ def planned(out: Path, steps: Sequence[int]) -> Series:
 
 def run_data(out: Path, name: str) -> dict[str, Any]:
     """All that the page shows of a run."""
-    described = read_json(out / "run.json", {})
-    config = described.get("config", {})
+    with blamed(out / "run.json"):
+        described = read_json(out / "run.json", {})
+        config = described.get("config", {})
+        facts = {name: config[name] for name in SHOWN if name in config}
+        facts |= {
+            name: described[name] for name in ("device", "ranks", "commit") if name in described
+        }
+    with blamed(out / "documents.json"):
+        documents = read_json(out / "documents.json", [])
     return {
         "name": name,
-        "facts": {name: config[name] for name in SHOWN if name in config}
-        | {name: described[name] for name in ("device", "ranks", "commit") if name in described},
+        "facts": facts,
         "evaluations": evaluations(out),
         "verdicts": verdicts(out),
         "series": series_of(out),
         "samples": read_lines(out / "samples.jsonl"),
-        "documents": read_json(out / "documents.json", []),
+        "documents": documents,
         "probes": read_lines(out / "probes.jsonl"),
     }
 
@@ -170,8 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [Path(name) for name in (sys.argv[1:] if arguments is None else arguments)]
     if not runs or not all((out / "metrics.jsonl").is_file() for out in runs):
         sys.exit("usage: python -m rmt.report RUN ..., directories with the metrics.jsonl of a run")
-    drawn = [draw_curves(series_of(out), out / "curves.png") for out in runs]
-    write_page(runs)
+    try:
+        drawn = [draw_curves(series_of(out), out / "curves.png") for out in runs]
+        write_page(runs)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     for out in runs:
         print(f"\n{out}\n{comparison(out)}\n" if len(runs) > 1 else f"\n{comparison(out)}\n")
         for line in verdicts(out):

@@ -58,7 +58,7 @@ class Host:
     def torchrun(self, script: list[str], output: Path, name: str, store: "Host", **environment):
         """Two ranks of two times two, which restart; `store` is the host they meet at."""
         environment = os.environ | {
-            "GLOO_SOCKET_IFNAME": CABLE, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+            "GLOO_SOCKET_IFNAME": CABLE, "CUDA_VISIBLE_DEVICES": "",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         } | environment  # fmt: skip
         launcher = (

@@ -89,7 +89,7 @@ def test_contenders_work_in_turns_and_one_at_a_time(place):
     assert "out of luck" in broken["reason"] and gone["reason"] == "not installed"
     assert absent["reason"] == "needs what is not here"
     for row in (ours, peer):
-        assert len(row["times"]) == 3 and 0.02 <= row["low"] <= row["median"] < 1
+        assert len(row["times"]) == 3 and 0.02 <= row["low"] <= row["median"]
         assert row["tokens"] == 10 and row["place"] == 3  # the median of turns 2, 3 and 4
         assert row["threads"] == 1 and row["peak_bytes"] > 50e6
     found = ratios(rows)

@@ -58,5 +58,8 @@ def _train(arguments: list[str], path: str, environment: dict[str, str]) -> None
 
 def become(environment: dict[str, str]) -> None:
     """Have this environment, not that of the time when the first fork was started."""
+    import torch
+
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # else MKL chooses: other bits

@@ -27,7 +27,7 @@ from rmt.plan import rehearse
 
 MODELS = ("smollm2-135m", "qwen3-1.7b")
 SETTINGS = ("--steps", "2", "--batch-size", "16", "--tiers", "quantile", "--tier-thresholds", "0.5",
-            "0.7", "0.85", "--probe-documents", "0")  # fmt: skip
+            "0.7", "0.85", "--probe-documents", "0", "--holdout", "0")  # fmt: skip
 
 
 def check(model: str, tokens: int, response: int) -> dict:

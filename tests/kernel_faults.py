@@ -135,7 +135,8 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
         "logits.py", "max(1, n if logits.is_cuda else", "(n if logits.is_cuda else"),
     "the upstream gradient is rounded": (
         "one_pass.py", "grad_hidden * grad.view(1, 1)", "grad_hidden * grad.bfloat16()"),
-    "gradients under no_grad": ("one_pass.py", "(enabled and wanted for", "(wanted for"),
+    "gradients under no_grad": (
+        "one_pass.py", "chunk, torch.is_grad_enabled())", "chunk, True)"),
     "parameters of the loss": ("one_pass.py", "  _require_nothing_else(loss", "  (loss"),
     "a loss that is a number": ("one_pass.py", "not isinstance(loss, Tensor) or loss", "loss"),
     "fp16 in one pass": ("refuse.py", "hidden.dtype == torch.float16", "False"),

@@ -147,8 +147,11 @@ def models_of(config: Config, source: Path, world: World) -> dict[str, dict[str,
 
 def check_models(config: Config, now: dict, saved: Mapping[str, Any], place: Path) -> None:
     """ValueError when a model is another than when the run began: tiers and KL rest on it."""
-    for name, parts in saved.get("models", {}).items():  # none in older checkpoints
-        changed = [part for part, value in parts.items() if now[name].get(part) != value]
+    saved = saved.get("models", {})  # none in older checkpoints
+    for name, parts in now.items():
+        then = saved.get(name, parts)
+        known = then.items() if isinstance(then, dict) else ()
+        changed = [part for part, value in parts.items() if (part, value) not in known]
         if changed:
             model = config.model if name == "--model" else config.difficulty_model
             raise ValueError(

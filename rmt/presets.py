@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "skywork": dict(method="grpo", data=("Skywork/Skywork-OR1-RL-Data",), max_response=4096),
     "demo": dict(  # minutes on two CPU cores with --model tiny; its data have an eval.jsonl
         data=("assets/tiny_corpus/train.jsonl",), holdout=0, steps=80, batch_size=12,
-        learning_rate=1.5e-4, budget_start=90, max_response=192, document_tokens=512,
+        learning_rate=1e-4, budget_start=90, max_response=192, document_tokens=512,
         entropy_top_k=0, save_every=50, max_branches=256, recompute="none",
     ),
     "small": dict(  # a real model on a CPU: few, short responses

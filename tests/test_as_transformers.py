@@ -13,7 +13,7 @@ import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.processors import TemplateProcessing
-from toy_models import write_model
+from toy_models import write_model, write_tokenizer
 
 from models.export import export
 from models.tokenizer_files import _QWEN2
@@ -42,6 +42,10 @@ TEMPLATES = (
     "{% endfor %}{{ ns.n }}{{ dict(a=1).a }}{{ messages[0].content }}",
     "{{ 1 / 0 }}", "{{ nothing.here }}", "{{ x | tojson }}", "{% for %}",
 )  # fmt: skip
+CHATS = (
+    "<user>\n{{ messages[-1].content | trim }}\n",
+    "<user>\n{{ messages[-1].content }}\n<eos>",
+)
 SPLITS = {
     "qwen2": lambda: pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(_QWEN2), behavior="isolated"),
@@ -191,3 +195,37 @@ def test_a_class_that_is_built_anew_is_exported_as_its_tokenizer_json(tmp_path, 
     assert "GPT2Tokenizer" in capsys.readouterr().err
     export(state, tmp_path / "m", tmp_path / "out", torch.float32)
     assert_same(tmp_path / "out", ours, transformers)
+
+
+@pytest.mark.parametrize("template", CHATS)
+def test_a_chat_about_a_text_has_the_ids_of_transformers(template, tmp_path):
+    """Also where the template trims it, or where its end and the template's share a token."""
+    transformers = pytest.importorskip("transformers")
+    merges = [("Ċ", "Ċ"), ("l", "a")]
+    write_tokenizer(tmp_path, merges, ["<eos>", "<user>"], chat_template=template)
+    ours, theirs = Tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("la\n", "  la la", "\nlé"):
+        chat = [{"role": "user", "content": text}]
+        expected = theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        assert ours.chat(text) == expected
+    before, after = ours.chat_parts()
+    assert ours.chat("<eos>") == before + ours.encode("<eos>") + after
+
+
+def test_named_tokens_of_every_field_are_known_to_templates(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    fields = {"model_specific_special_tokens": {"image_token": "<image>"},
+              "extra_special_tokens": {"user_token": "<user>"}}  # fmt: skip
+    template = "{{ image_token }}{{ user_token }}{{ messages[0].content }}"
+    special = ["<eos>", "<image>", "<user>"]
+    for name, value in fields.items():
+        write_tokenizer(tmp_path, special=special, chat_template=template, **{name: value})
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        chat = [{"role": "user", "content": "a"}]
+        assert Tokenizer(tmp_path).render(chat) == theirs.apply_chat_template(chat, tokenize=False)
+
+
+def test_a_tokenizer_file_of_another_name_is_refused(tmp_path):
+    write_tokenizer(tmp_path, fast_tokenizer_files=["tokenizer.4.0.0.json"])
+    with pytest.raises(ValueError, match="fast_tokenizer_files"):
+        Tokenizer(tmp_path)

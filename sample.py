@@ -103,8 +103,7 @@ def prompt_ids(options: Options, tokenizer: Tokenizer, text: str, source: Path) 
         around = next_token_prompt(tokenizer, asked_budget(options, source))
         return [*around.header, *tokenizer.encode(text), *around.footer]
     if options.chat:
-        before, after = tokenizer.chat_parts()
-        return before + tokenizer.encode(text) + after
+        return tokenizer.chat(text)
     return tokenizer.begin_ids + tokenizer.encode(text)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.files import read_json
+from models.files import read_json, refuse_adapter
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TINY = ASSETS / "tiny"  # the model that ships with this repository
@@ -53,6 +53,7 @@ WITHOUT_EFFECT = {
     "hidden_act": ("silu", "swish"), "mlp_bias": (False,), "use_sliding_window": (False,),
     "attention_dropout": (0,), "partial_rotary_factor": (1,), "quantization_config": (),
     "pretraining_tp": (1,), "is_encoder_decoder": (False,), "auto_map": (), "text_config": (),
+    "is_causal": (True,), "transformers_weights": (),
     # Of other architectures: transformers leaves them out here, but the weights expect them.
     "final_logit_softcapping": (), "attn_logit_softcapping": (), "query_pre_attn_scalar": (),
     "logit_scale": (1,), "logits_scaling": (1,), "embedding_multiplier": (1,),
@@ -119,6 +120,7 @@ class ModelConfig:
     @classmethod
     def from_directory(cls, directory: Path) -> "ModelConfig":
         path = Path(directory) / "config.json"
+        refuse_adapter(path.parent)
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist; --model takes a known name or a Hugging Face "
@@ -171,10 +173,14 @@ def _check_heads(config: ModelConfig, raw: dict, source: str) -> None:
         )
     if config.head_dim % 2:
         raise ValueError(f"{source}: head_dim {config.head_dim} is odd; rotary positions pair it")
-    if config.num_hidden_layers > 1000:
+    padding = raw.get("pad_token_id")
+    if isinstance(padding, int) and not -config.vocab_size <= padding < config.vocab_size:
         raise ValueError(
-            f"{source}: num_hidden_layers is {config.num_hidden_layers}; fetch it again"
+            f"{source}: pad_token_id {padding} is outside vocab_size {config.vocab_size}; remove "
+            "it, or transformers does not open the model"
         )
+    if config.num_hidden_layers > 1000:
+        raise ValueError(f"{source}: num_hidden_layers {config.num_hidden_layers}; fetch it again")
     llama = not (config.qk_norm or config.qkv_bias)
     kinds = raw.get("layer_types")  # Llama has no such field
     if not llama and kinds and kinds != ["full_attention"] * config.num_hidden_layers:
@@ -208,9 +214,7 @@ def _number(raw: dict, name: str, otherwise, kind: type, source: str):
 
 def _truth(raw: dict, name: str, source: str) -> bool:
     value = raw.get(name)
-    if value not in (None, True, False) or isinstance(value, (int, float)) != isinstance(
-        value, bool
-    ):
+    if value is not None and not isinstance(value, bool):
         raise ValueError(f"{source}: {name} is {value!r}, neither true nor false; fetch it again")
     return bool(value)
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from models.config import DEFAULTS, ModelConfig
 from models.files import read_json
-from models.tokenizer_files import DEFAULT_NAMES, end_ids
+from models.tokenizer_files import DEFAULT_NAMES, class_of, end_ids
 from models.weights import INDEX, SINGLE, check_shapes, on_meta
 
 # Copied from the source as they are; weights and the two other configurations are written.
@@ -162,7 +162,7 @@ def _write_description(source: Path, directory: Path, dtype: torch.dtype) -> Non
     fields = {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}
     _write_json(directory / "config.json", config | whole | dict.fromkeys(sorted(fields), named))
     description = read_json(source / "tokenizer_config.json")
-    if str(description.get("tokenizer_class")).removesuffix("Fast") == "GPT2Tokenizer":
+    if class_of(source, description) == "GPT2Tokenizer":
         # transformers 5 would build it anew, and split text otherwise than tokenizer.json.
         names = DEFAULT_NAMES["GPT2Tokenizer"].items()
         default = {name: token for name, token in names if token in _ids(source)}

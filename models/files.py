@@ -26,6 +26,14 @@ def read_json(path: Path) -> dict:
     return raw
 
 
+def refuse_adapter(directory: Path) -> None:
+    if (directory / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{directory} has an adapter (adapter_config.json), which would not be read; merge it "
+            "into the weights"
+        )
+
+
 @contextmanager
 def opened(path: Path):
     try:
@@ -41,7 +49,7 @@ def opened(path: Path):
 def check_float(name: str, dtype: str, directory: Path) -> None:
     if dtype not in FLOATS:
         raise ValueError(
-            f"{directory}: {name} is stored as {dtype}, a quantised format; "
+            f"{directory}: {name} is stored as {dtype}, quantised or no weight; "
             f"take the checkpoint in {', '.join(FLOATS)}"
         )
 

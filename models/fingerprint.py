@@ -12,7 +12,8 @@ from pathlib import Path
 from models.weights import shards
 
 PARTS, PART_BYTES = 8, 4096
-READS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+READS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+         "special_tokens_map.json")  # fmt: skip
 COSMETIC = ("transformers_version", "_name_or_path")  # of config.json
 
 
@@ -20,7 +21,8 @@ def fingerprint(directory: Path) -> dict[str, str]:
     """Hashes of weights, config and tokenizer of a model directory that `load` has accepted."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config = {name: value for name, value in config.items() if name not in COSMETIC}
-    files = [directory / name for name in READS]
+    templates = sorted((directory / "additional_chat_templates").glob("*.jinja"))
+    files = [*(directory / name for name in READS), *templates]
     return {
         "weights": _digest(sorted(part for path in shards(directory) for part in _tensors(path))),
         "config": _digest([json.dumps(config, sort_keys=True).encode()]),

@@ -70,11 +70,15 @@ def special_tokens(directory: Path, description: dict, kind: str) -> tuple[dict[
             named[name] = _content(value, name, directory)
     extra = description.get("extra_special_tokens")
     extra = extra or description.get("additional_special_tokens") or []
-    if isinstance(extra, dict):
-        named |= {name: _content(value, name, directory) for name, value in extra.items()}
-        extra = []
-    if not isinstance(extra, list):
-        raise ValueError(f"{directory}: extra_special_tokens is {extra!r}, not a list; mend it")
+    further = description.get("model_specific_special_tokens") or {}
+    if isinstance(extra, dict) and isinstance(further, dict):
+        further, extra = further | extra, []
+    if not isinstance(extra, list) or not isinstance(further, dict):
+        raise ValueError(
+            f"{directory}: extra_special_tokens is {extra!r}, not a list, or "
+            f"model_specific_special_tokens {further!r}, not an object; mend it"
+        )
+    named |= {name: _content(value, name, directory) for name, value in further.items()}
     return named, [_content(value, "extra_special_tokens", directory) for value in extra]
 
 
@@ -107,6 +111,7 @@ def check_tokenizer(raw: dict, directory: Path, description: dict, kind: str) ->
         "add_prefix_space": any(p.get("add_prefix_space") for p in [*parts, description]),
         "split_special_tokens": description.get("split_special_tokens"),
         "auto_map": description.get("auto_map"),
+        "fast_tokenizer_files": description.get("fast_tokenizer_files"),
         "normalizer": normalizers - {"NFC", "NFD", "NFKC", "NFKD"},
         "lstrip, rstrip or single_word": any(
             token.get(k)
@@ -157,10 +162,11 @@ def _check_added(raw: dict, directory: Path, description: dict, kind: str) -> No
     if kind in BUILT:
         new = sorted(i for i, t in own.items() if t["content"] not in raw["model"]["vocab"])
         first = len(raw["model"]["vocab"])
-        if new != list(range(first, first + len(new))) or (listed and len(listed) != len(own)):
+        partly = "added_tokens_decoder" in description and len(listed) != len(own)
+        if partly or new != list(range(first, first + len(new))):
             raise ValueError(
                 f"{directory}: {kind}, which transformers builds, gives added tokens other ids "
-                "than tokenizer.json; set tokenizer_class to PreTrainedTokenizerFast"
+                "than tokenizer.json, or none; set tokenizer_class to PreTrainedTokenizerFast"
             )
 
 

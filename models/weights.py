@@ -119,11 +119,6 @@ def check(model: nn.Module, directory: Path) -> dict[str, tuple[Path, str]]:
 
     ValueError unless the files hold these tensors, and nothing else but copies of them.
     """
-    if (directory / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{directory} has an adapter (adapter_config.json), which would not be read; merge it "
-            "into the weights"
-        )
     shapes, places = {}, {}
     for path in shards(directory):
         with opened(path) as file:
@@ -203,8 +198,9 @@ def check_shapes(given: Mapping[str, tuple], wanted: Mapping[str, tuple], source
     ):
         if names:
             reason = "config.json and the weights are not of the same model: fetch both again"
-            if names[0].removeprefix("model.") in given and names[0] not in given:
-                reason = "names lack the prefix 'model.': save the model with its head"
+            alike = [n for n in given if n.endswith(names[0]) or names[0].endswith("." + n)]
+            if alike and names[0] not in given:
+                reason = f"the file calls it {alike[0]}: save the whole model as transformers does"
             raise ValueError(f"{source}: tensor {names[0]} {problem} ({len(names)} such); {reason}")
     for name, shape in wanted.items():
         if given[name] != shape:

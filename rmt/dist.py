@@ -108,7 +108,20 @@ def load_model(
         shard(model, world, compute, offload)
     model.to_empty(device="cpu" if offload and sharded else world.device)
     load(model, directory)
+    mine = [name for name, parameter in model.named_parameters() if not _finite(parameter)]
+    if broken := sorted({name for part in gather_objects(mine, world) for name in part}):
+        raise ValueError(
+            f"{directory}: tensor {broken[0]} holds nan or infinity ({len(broken)} such); the "
+            "weights are damaged, or --dtype overflows: fetch them again"
+        )
     return model.requires_grad_(trainable)
+
+
+@torch.no_grad()
+def _finite(parameter: torch.Tensor) -> bool:
+    """Of this rank's rows."""
+    own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return not own.numel() or all(bool(end.isfinite()) for end in own.aminmax())
 
 
 def shard(model: Transformer, world: World, compute: torch.dtype, offload: bool = False) -> None:

@@ -146,6 +146,17 @@ class Tokenizer:
             )
         return self.encode_with_control(parts[0]), self.encode_with_control(parts[1])
 
+    def chat(self, text: str) -> list[int]:
+        """Ids of a chat about a text, as in transformers: a template may trim what it is given.
+
+        Text in which transformers would see control stays text, between `chat_parts`.
+        """
+        before, after = self.chat_parts()
+        ids = self.encode(text)
+        if ids == self.encode_with_control(text):
+            return self.encode_with_control(self.render([{"role": "user", "content": text}]))
+        return before + ids + after
+
     def render(self, messages: list[dict], **options) -> str:
         """The chat template of this checkpoint, as transformers' apply_chat_template renders it."""
         arguments = {"messages": messages, "add_generation_prompt": True}

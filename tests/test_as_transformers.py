@@ -13,13 +13,14 @@ import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.processors import TemplateProcessing
-from toy_models import write_model
+from toy_models import write_model, write_tokenizer
 
 from models.export import export
 from models.tokenizer_files import _QWEN2
 from rmt.tokenizer import Tokenizer
 
 SEEDS = range(int(os.environ.get("RMT_SEEDS", "40")))
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [("l", "a"), ("Ġ", "la"), ("1", "2"), ("Ġ", "12"), ("Ġ", "Ġ"), ("Ċ", "Ċ"), ("d", "og")]
 MERGES = [("o", "g"), *MERGES]
 TEXTS = (
@@ -42,6 +43,10 @@ TEMPLATES = (
     "{% endfor %}{{ ns.n }}{{ dict(a=1).a }}{{ messages[0].content }}",
     "{{ 1 / 0 }}", "{{ nothing.here }}", "{{ x | tojson }}", "{% for %}",
 )  # fmt: skip
+CHATS = (
+    "<user>\n{{ messages[-1].content | trim }}\n",
+    "<user>\n{{ messages[-1].content }}\n<eos>",
+)
 SPLITS = {
     "qwen2": lambda: pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(_QWEN2), behavior="isolated"),
@@ -69,7 +74,7 @@ def write_case(place, rng, kind):
         place, architectures=[architecture], model_type=kind, vocab_size=320,
         head_dim=4 if kind != "qwen3" else 6, **rng.choice(({}, {"eos_token_id": 3})),
     )  # fmt: skip
-    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
+    pieces = [*ALPHABET, *(a + b for a, b in MERGES)]
     inner = HFTokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, MERGES))
     split = rng.choice(["qwen2"] * 5 + list(SPLITS))
     inner.pre_tokenizer, inner.decoder = SPLITS[split](), decoders.ByteLevel()
@@ -174,7 +179,8 @@ def test_most_generated_directories_are_read():
     assert read >= 8, read
 
 
-def test_a_class_that_is_built_anew_is_exported_as_its_tokenizer_json(tmp_path, capsys):
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_a_class_that_is_built_anew_is_exported_as_its_tokenizer_json(file, tmp_path, capsys):
     """SmolLM2's files name GPT2Tokenizer, which does not split digits."""
     transformers = pytest.importorskip("transformers")
     rng = random.Random(1)
@@ -185,9 +191,60 @@ def test_a_class_that_is_built_anew_is_exported_as_its_tokenizer_json(tmp_path, 
     inner = HFTokenizer.from_file(str(tmp_path / "m/tokenizer.json"))
     inner.pre_tokenizer, inner.normalizer = SPLITS["digits"](), None
     inner.save(str(tmp_path / "m/tokenizer.json"))
-    named = {"tokenizer_class": "GPT2Tokenizer", "chat_template": TEMPLATES[0]}
-    (tmp_path / "m/tokenizer_config.json").write_text(json.dumps(named))
+    (tmp_path / "m/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATES[0]}))
+    named = json.loads((tmp_path / "m" / file).read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
+    (tmp_path / "m" / file).write_text(json.dumps(named))
     ours = Tokenizer(tmp_path / "m")
     assert "GPT2Tokenizer" in capsys.readouterr().err
     export(state, tmp_path / "m", tmp_path / "out", torch.float32)
     assert_same(tmp_path / "out", ours, transformers)
+
+
+@pytest.mark.parametrize("template", CHATS)
+def test_a_chat_about_a_text_has_the_ids_of_transformers(template, tmp_path):
+    """Also where the template trims it, or where its end and the template's share a token."""
+    transformers = pytest.importorskip("transformers")
+    merges = [("Ċ", "Ċ"), ("l", "a")]
+    write_tokenizer(tmp_path, merges, ["<eos>", "<user>"], chat_template=template)
+    ours, theirs = Tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("la\n", "  la la", "\nlé"):
+        chat = [{"role": "user", "content": text}]
+        expected = theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        assert ours.chat(text) == expected
+    before, after = ours.chat_parts()
+    assert ours.chat("<eos>") == before + ours.encode("<eos>") + after
+
+
+def test_named_tokens_of_every_field_are_known_to_templates(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    fields = {"model_specific_special_tokens": {"image_token": "<image>"},
+              "extra_special_tokens": {"user_token": "<user>"}}  # fmt: skip
+    template = "{{ image_token }}{{ user_token }}{{ messages[0].content }}"
+    named, chat = ["<eos>", "<image>", "<user>"], [{"role": "user", "content": "a"}]
+    for name, value in fields.items():
+        write_tokenizer(tmp_path, special=named, chat_template=template, **{name: value})
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert Tokenizer(tmp_path).render(chat) == theirs.apply_chat_template(chat, tokenize=False)
+
+
+@pytest.mark.parametrize("listed", [{}, None])
+def test_a_class_that_would_drop_added_tokens_is_refused(listed, tmp_path):
+    """transformers takes an added_tokens_decoder that lists none at its word."""
+    inner = HFTokenizer(models.BPE({p: i for i, p in enumerate(ALPHABET)}, []))
+    inner.normalizer, inner.pre_tokenizer = normalizers.NFC(), SPLITS["qwen2"]()
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<eos>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    named = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<eos>", "pad_token": "<eos>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    assert Tokenizer(tmp_path).stop_ids == (256,)
+    named["added_tokens_decoder"] = listed
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    with pytest.raises(ValueError, match=r"added tokens other ids .* or none; set tokenizer_class"):
+        Tokenizer(tmp_path)
+
+
+def test_a_tokenizer_file_of_another_name_is_refused(tmp_path):
+    write_tokenizer(tmp_path, fast_tokenizer_files=["tokenizer.4.0.0.json"])
+    with pytest.raises(ValueError, match="fast_tokenizer_files"):
+        Tokenizer(tmp_path)

@@ -209,8 +209,10 @@ def test_fingerprint_has_the_configuration_and_how_a_response_ends(original, tmp
     assert fingerprint(model) == before
     (model / "config.json").write_text(json.dumps(config | {"rope_theta": 7}))
     assert fingerprint(model)["config"] != before["config"]
-    (model / "generation_config.json").write_text('{"eos_token_id": 3}')
-    assert fingerprint(model)["tokenizer"] != before["tokenizer"]
+    for name in ("generation_config.json", "special_tokens_map.json"):
+        before = fingerprint(model)
+        (model / name).write_text('{"eos_token_id": 3}')
+        assert fingerprint(model)["tokenizer"] != before["tokenizer"], name
 
 
 def test_checkpoint_of_an_earlier_version_is_continued(run):

@@ -93,6 +93,9 @@ REFUSED_CONFIGS = {
     "sliding-window": ({"use_sliding_window": True}, ("use_sliding_window=True", "only False")),
     "activation": ({"hidden_act": "gelu"}, ("hidden_act='gelu'", "only 'silu'")),
     "attention-bias": ({"attention_bias": True}, ("attention_bias",)),
+    "sees-what-follows": ({"is_causal": False}, ("is_causal=False", "only True is")),
+    "other-weights": ({"transformers_weights": "a.safetensors"}, ("transformers_weights",)),
+    "padding-outside": ({"pad_token_id": 31}, ("pad_token_id 31", "vocab_size 31", "remove it")),
 }
 
 
@@ -116,3 +119,9 @@ def test_a_missing_field_or_file_is_named(tmp_path):
     with pytest.raises(ValueError) as error:
         ModelConfig.from_directory(tmp_path)
     assert_holds(error, "not valid JSON", "fetch it again")
+
+
+def test_an_adapter_alone_is_called_an_adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match=r"has an adapter .* merge it into the weights"):
+        ModelConfig.from_directory(tmp_path)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from small_run import arguments, metrics, refusal, weights, write_corpus, write_small_model
 
+import sample
 import train
 from models.weights import SINGLE
 from rmt import dist
@@ -64,9 +65,22 @@ def test_absurd_learning_rate_ends_the_run_with_its_state_saved(place, capsys):
     assert printed.count(f"no update. Documents: {place / 'train.jsonl'}:") == 3
 
 
-def test_model_that_predicts_nan_is_refused_before_training(place, capsys):
+@pytest.mark.parametrize(
+    "value, fragments",
+    [(torch.nan, ("model.norm.weight holds nan", "1 such", "fetch them again")),
+     (3e38, ("predicts nan for 5 of 5", "train.jsonl:1", "damaged"))],
+)  # fmt: skip
+def test_model_that_predicts_nan_is_refused_before_training(place, capsys, value, fragments):
     state = weights(place / "model")
-    state["model.norm.weight"][0] = torch.nan
+    state["model.norm.weight"][:] = value
     save_file(state, place / "model" / SINGLE)
-    fragments = (place / "model", "predicts nan for 5 of 5", "train.jsonl:1", "damaged")
-    refusal(train, arguments(place), fragments, capsys)
+    refusal(train, arguments(place), (place / "model", *fragments), capsys)
+
+
+def test_damaged_weights_are_refused_before_anything_is_said(place, capsys):
+    state = weights(place / "model")
+    state["lm_head.weight"][-1, 0] = torch.inf
+    save_file(state, place / "model" / SINGLE)
+    words = ["--model", str(place / "model"), "--prompt", "a"]
+    printed = refusal(sample, words, ("lm_head.weight holds nan or infinity",), capsys)
+    assert printed == ""

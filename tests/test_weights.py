@@ -48,9 +48,10 @@ def index_says(change):
     return damage
 
 
-def rename(state):
+def rename(state, prefix=None):
+    """Names without "model.", or with a prefix before all."""
     for name in list(state):
-        state[name.removeprefix("model.")] = state.pop(name)
+        state[prefix + name if prefix else name.removeprefix("model.")] = state.pop(name)
 
 
 # claim -> (damage, error, what the message holds)
@@ -105,11 +106,15 @@ DAMAGES = {
         ValueError,
         (INDEX, "fetch it again"),
     ),
-    "no-prefix": (lambda d: resave(d, rename), ValueError, ("lack the prefix 'model.'",)),
-    "adapter": (
-        lambda d: (d / "adapter_config.json").write_text("{}"),
+    "no-prefix": (
+        lambda d: resave(d, rename),
         ValueError,
-        ("adapter_config.json", "merge it"),
+        ("the file calls it embed_tokens.weight", "save the whole model"),
+    ),
+    "other-prefix": (
+        lambda d: resave(d, lambda state: rename(state, "_orig_mod.")),
+        ValueError,
+        ("the file calls it _orig_mod.model.embed_tokens.weight", "save the whole model"),
     ),
     "other-frequencies": (
         lambda d: resave(d, lambda state: state.update({"x.rotary_emb.inv_freq": torch.ones(3)})),

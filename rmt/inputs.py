@@ -136,7 +136,7 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(file).to_pylist()
     except (ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"--data {printable(file)} is not a parquet file ({error})") from None
+        raise ValueError(f"--data {printable(file)} cannot be read as parquet ({error})") from None
 
 
 def as_text(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
@@ -164,6 +164,8 @@ def as_problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Recor
     if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
         return Record(source, None, f"no field 'answer' of text or a number; it has: {_has(raw)}")
     answer = str(answer).rsplit("####")[-1].strip()
+    if not answer:
+        return Record(source, None, "its answer is empty: every response would be wrong")
     if _half_a_character(answer):
         return Record(source, None, HALF)
     return replace(record, answer=answer)
@@ -181,7 +183,8 @@ def _from_verl(raw: dict[str, Any]) -> dict[str, Any]:
     truth = raw["reward_model"].get("ground_truth")
     with suppress(TypeError, ValueError, RecursionError):  # Skywork's are lists of answers, as JSON
         listed = json.loads(truth)
-        truth = listed[0] if isinstance(listed, list) and listed else truth
+        if isinstance(listed, list) and [type(x) for x in listed[:1]] == [str]:  # no [1, 2]
+            truth = listed[0]
     prompt = raw.get("prompt")
     messages = prompt if isinstance(prompt, list) else []
     said = [m.get("content") for m in messages if isinstance(m, dict)]

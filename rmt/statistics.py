@@ -31,7 +31,10 @@ def mcnemar(gained: int, lost: int) -> float:
     Binomial (gained + lost, 1/2), not mid-p; items that both have right, or wrong, say nothing.
     """
     changed, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(changed, k) for k in range(fewer + 1))
+    ways = tail = 1  # exact integers; each binomial from the one before it
+    for k in range(fewer):
+        ways = ways * (changed - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**changed)
 
 

@@ -59,6 +59,10 @@ def missing_file(place):
     return training(place, data=place / "nowhere.jsonl")
 
 
+def empty_name(place):
+    return training(place, data="")
+
+
 def folder_without_text(place):
     (place / "empty").mkdir()
     return training(place, data=place / "empty")
@@ -100,6 +104,7 @@ def deep_nesting(place):
 
 BAD_DATA = {
     "missing-file": (missing_file, "nowhere.jsonl does not exist", "give files, folders"),
+    "empty-name": (empty_name, "a path is empty", "--data needs a file or a folder"),
     "folder-without-text": (folder_without_text, "holds no .jsonl, .txt, .md", "give --data"),
     "wrong-suffix": (wrong_suffix, "train.csv", "only .jsonl, .txt, .md, .parquet files"),
     "binary": (binary, "a.txt is a binary file, not text", "give .jsonl"),

@@ -218,6 +218,7 @@ def test_a_model_that_boxes_power_towers_is_trained_to_the_end(tmp_path, monkeyp
     [
         ({"question": "a"}, "no field 'answer'"),
         ({"text": "a", "answer": "b"}, "no text field 'problem'"),
+        ({"question": "a", "answer": "so:\n#### "}, "answer is empty"),
     ],
 )
 def test_problems_without_an_answer_are_named(tmp_path, line, said):
@@ -235,6 +236,10 @@ def test_problems_without_an_answer_are_named(tmp_path, line, said):
          "a", "5"),
         ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": "5"}},
          "a", "5"),
+        ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": "[1, 2]"}},
+         "a", "[1, 2]"),
+        ({"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": "[]"}},
+         "a", "[]"),
         ({"prompt": [{"role": "user", "content": DAPO}], "reward_model": {"ground_truth": "5"}},
          "What is 2 + 3?\n\nAnswer: with care.", "5"),
         ({"problem": DAPO, "answer": "5"}, "What is 2 + 3?\n\nAnswer: with care.", "5"),

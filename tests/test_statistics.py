@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +20,15 @@ def test_mcnemar_is_the_share_of_outcomes_at_least_as_uneven():
         uneven = [total for total in outcomes if abs(total) >= abs(gained - lost)]
         expected = len(uneven) / len(outcomes)
         assert statistics.mcnemar(gained, lost) == statistics.mcnemar(lost, gained) == expected
+
+
+def test_mcnemar_of_many_thousand_changes_is_exact_and_quick():
+    started = time.perf_counter()
+    for gained in (10_000, 10_200):  # a normal distribution, corrected for continuity
+        distance = (abs(gained - 9_800) - 1) / math.sqrt(gained + 9_800)
+        expected = math.erfc(distance / math.sqrt(2))
+        assert statistics.mcnemar(gained, 9_800) == pytest.approx(expected, rel=1e-2)
+    assert time.perf_counter() - started < 5  # summing binomials anew takes a minute
 
 
 def test_bootstrap_has_the_spread_of_all_ways_to_draw_documents():

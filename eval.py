@@ -15,7 +15,6 @@ Positions are chosen once per data set, by the entropies of the model that the r
 answers the same questions.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from rmt.flags import add_fields, knob, make_parser, parse_known
 from rmt.memory import ROW_TOKENS
 from rmt.positions import Chosen, choose_positions, data_key, read_positions, write_positions
 from rmt.protocol import Protocol, protocol
-from rmt.records import as_json, check_writable, write_whole
+from rmt.records import check_writable, write_json
 from rmt.rollout import Sampling
 from rmt.sources import longest_prompt, measure_difficulty, read_corpus, read_model_directory
 from rmt.summary import summarise, table
@@ -216,16 +215,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed, options = read_arguments(sys.argv[1:] if arguments is None else arguments)
     world, started = dist.start(), time.perf_counter()
     try:
-        shared = {name: value for name, value in typed.items() if name != "per_tier"}
-        asked = protocol(shared, options.mode)
+        asked = protocol({k: v for k, v in typed.items() if k != "per_tier"}, options.mode)
         refuse_meaningless(options, asked.mode)
         if options.json:
             check_writable("--json", Path(options.json))
         for remark in asked.remarks if world.rank == 0 else ():
             print(remark)
         found = evaluate(typed, asked, options, world)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        sys.exit(f"error: {str(error) or 'interrupted'}")
     finally:
         dist.stop()
     if world.rank:
@@ -237,9 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "peak_memory_gb": peak_memory(world.device) / 1e9,
         **found.about, "tiers": found.rows, "items": found.items,
     }  # fmt: skip
-    if options.json:  # first: what is printed may go nowhere
-        write_whole(Path(options.json), json.dumps(as_json(report), indent=1, ensure_ascii=False))
-    say(report)
+    try:
+        if options.json:  # first: what is printed may go nowhere
+            write_json(Path(options.json), report)
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    finally:
+        say(report)
     if options.json:
         print(f"wrote {options.json}")
 

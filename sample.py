@@ -58,8 +58,12 @@ def read_options(arguments: Sequence[str]) -> Options:
         sys.exit("error: --max-new-tokens must be at least 1 and --temperature above 0")
     if options.budget < 0 or options.seed < 0:
         sys.exit("error: --budget and --seed must be 0 or more")
+    if options.chat and options.think_next:
+        sys.exit("error: --chat with --think-next: a chat has no next token; leave one of them out")
     if options.budget and not options.ask_budget:
         sys.exit(f"error: --budget {options.budget} with --no-ask-budget; leave one of them out")
+    if options.budget and not options.think_next:
+        sys.exit(f"error: --budget {options.budget} means nothing without --think-next; add it")
     return options
 
 

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from models.export import RUN as MODEL_RUN
 from models.export import SHARD_BYTES, export
+from rmt.config import wrong_types
 from rmt.dist import World, gather_objects
 
 CHECKSUMS, RUN = "checksums.json", "run.json"
@@ -48,7 +49,10 @@ def steps(out: Path) -> list[int]:
 def newest(out: Path) -> Path:
     """The folder of a run's newest checkpoint; CheckpointError when there is none."""
     if not steps(out):
-        raise CheckpointError(f"--resume {out}: no checkpoint in {out / 'checkpoints'}; start anew")
+        raise CheckpointError(
+            f"--resume {out}: no checkpoint in {out / 'checkpoints'}; give the --out of "
+            "a run that has saved one, or start anew"
+        )
     return place_of(out, steps(out)[-1])
 
 
@@ -76,6 +80,7 @@ def _settings(path: Path, names: Iterable[str] = SAVED) -> dict[str, Any]:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         wrong = [n for n in names if not isinstance(saved[n], SAVED[n]) or saved[n] is True]
+        wrong += wrong_types(saved["config"])
         wrong += [n for n, t in SAVED_LATER.items() if not isinstance(saved.get(n), (t, NoneType))]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wrong = [repr(error)]
@@ -156,6 +161,8 @@ def _damaged(place: Path, world: World) -> list[str]:
     try:
         names = json.loads((place / CHECKSUMS).read_text())
     except (OSError, ValueError):
+        return [CHECKSUMS]
+    if not isinstance(names, dict) or ".metadata" not in names:
         return [CHECKSUMS]
     mine = [place / name for name in sorted(names)[world.rank :: world.size]]
     lost = [path.name for path in mine if not path.is_file()]

@@ -35,14 +35,20 @@ def _number_problems(c: "Config") -> Iterator[str]:
     )  # fmt: skip
     for field in dataclasses.fields(c):
         value = getattr(c, field.name)
-        if field.type is float and not math.isfinite(value):
-            yield f"{flag(field.name)} is {value}; give a finite number"
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
+            yield f"{flag(field.name)} is {value}; give finite numbers"
     for name in positive:
         if not getattr(c, name) > 0:
             yield f"{flag(name)} is {getattr(c, name)} but must be greater than 0"
     for name in not_negative:
         if getattr(c, name) < 0:
             yield f"{flag(name)} is {getattr(c, name)} but must be 0 or more"
+    if c.dry_run and c.resume:
+        yield (
+            f"--dry-run with --resume {c.resume}: a dry run plans the flags that are typed, not "
+            "those of a run; give these in place of --resume"
+        )
     try:
         read_bytes(c.gpu_memory)
     except ValueError as problem:

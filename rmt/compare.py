@@ -17,6 +17,7 @@ from typing import Any
 from rmt.curriculum import TIERS
 from rmt.statistics import bootstrap, mcnemar, mean
 from rmt.summary import PROBLEMS, Items
+from rmt.terminal import safe_printing
 
 ALPHA = 0.05
 SAME = ("data", "decoding")  # of a report: what makes two comparable
@@ -98,7 +99,9 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         for item in report["items"]:
-            item["match"], item["document"], item["position"], item["tier"]  # all are needed
+            item["document"], item["position"], item["tier"], hash(_question(item))  # are needed
+            if item["match"] not in (0, 1):
+                raise ValueError(f"match {item['match']!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no report of eval.py ({error!r}); make one with --json"
@@ -106,6 +109,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
+@safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     names = sys.argv[1:] if arguments is None else arguments
     if len(names) != 2:

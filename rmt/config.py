@@ -219,20 +219,26 @@ def from_json(raw: dict) -> Config:
             f"the saved config has fields this version does not know: {', '.join(surplus)}; "
             "resume with the version that started the run"
         )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    for field in dataclasses.fields(Config):
-        if field.name in values and not _has_type(values[field.name], field.type):
-            raise ValueError(
-                f"the saved config has {field.name} = {str(values[field.name])[:80]!r}, which is "
-                "not of its type: the file is damaged; put the one that the run wrote back"
-            )
-    return Config(**values)
+    for name in wrong_types(raw):
+        raise ValueError(
+            f"the saved config has {name} = {str(raw[name])[:80]!r}, which is not of its type: the "
+            "file is damaged; put the one that the run wrote back"
+        )
+    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+
+
+def wrong_types(raw: dict) -> list[str]:
+    """Fields of a saved config, or some of them, that cannot be a Config's."""
+    given = [f for f in dataclasses.fields(Config) if f.name in raw]
+    return [f.name for f in given if not _has_type(raw[f.name], f.type)]
 
 
 def _has_type(value: Any, kind: Any) -> bool:
     """Whether it is of a field's type, of which a tuple has one for all entries."""
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_has_type(x, get_args(kind)[0]) for x in value)
+        return isinstance(value, (list, tuple)) and all(
+            _has_type(x, get_args(kind)[0]) for x in value
+        )
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

@@ -17,6 +17,7 @@ import numpy as np
 TIERS = ("easy", "medium", "hard")
 MATCHED = -1  # in place of a count of misses
 MEMORY = 0.9  # how much of a tier's match rate a step keeps
+MOST_DRAWN = 10**8  # documents of a run, with those that it meets again
 NO_TIER = -1  # too predictable, or too early in the document, to be reasoned about
 
 
@@ -69,14 +70,18 @@ def document_order(documents: int, batch: int, steps: int, seed: int) -> np.ndar
             f"batch_size {batch} exceeds the {documents} documents of the corpus; "
             f"use --batch-size {documents} or less, or more data"
         )
-    order, epoch = np.zeros(0, dtype=np.int64), 0
-    while len(order) < steps * batch:
+    if steps * batch > MOST_DRAWN:
+        raise ValueError(
+            f"{steps:,} steps of --batch-size {batch} draw more than {MOST_DRAWN:,} documents; "
+            "lower --steps, or else --epochs"
+        )
+    epochs = [np.zeros(0, dtype=np.int64)]
+    for epoch in range(-(-steps * batch // documents)):
         shuffled = np.random.default_rng((seed, epoch)).permutation(documents)
-        started = order[len(order) - len(order) % batch :]  # the step that this epoch completes
-        again = np.isin(shuffled, started)
-        order = np.concatenate((order, shuffled[~again], shuffled[again]))
-        epoch += 1
-    return order[: steps * batch].reshape(steps, batch)
+        begun = documents * epoch % batch  # documents of the step that this epoch completes
+        again = np.isin(shuffled, epochs[-1][len(epochs[-1]) - begun :])
+        epochs.append(np.concatenate((shuffled[~again], shuffled[again])))
+    return np.concatenate(epochs)[: steps * batch].reshape(steps, batch)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """The curves of a run: which metrics share a panel, and a picture of the first panels."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rmt.curriculum import TIERS
+from rmt.records import write_whole
 
 SMOOTHING = 0.8  # of the drawn curves: weight of the past
 PICTURE = 4  # panels of curves.png; report.html has all
@@ -74,7 +76,9 @@ def draw_curves(series: Series, path: Path) -> bool:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    write_whole(path, drawn.getvalue())
     pyplot.close(figure)
     return True
 

@@ -3,9 +3,13 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, get_args, get_origin
+
+# Where "" would be the current directory, or as if the flag was left out.
+PLACES = ("model", "data", "out", "resume", "eval_data", "json", "positions")
 
 
 def knob(default, help: str, choices: tuple[str, ...] | None = None):
@@ -59,11 +63,20 @@ def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
     """parse_args whose error about an unknown flag names the nearest one there is."""
     values, unknown = parser.parse_known_args(arguments)
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        options = {o: action for action in parser._actions for o in action.option_strings}
+        near = difflib.get_close_matches(unknown[0].split("=")[0], options.keys() - {"--help"}, n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help"
+        before = arguments[max(0, arguments.index(unknown[0]) - 1)]
+        if isinstance(options.get(before), argparse.BooleanOptionalAction):
+            hint = f"{' or '.join(options[before].option_strings)} takes no value"
         sys.exit(f"error: unknown argument {unknown[0]}; {hint}")
+    for name in (name for name in PLACES if "" in _as_tuple(getattr(values, name, None))):
+        sys.exit(f"error: {flag(name)} is empty; give a path, or leave the flag out")
     return values
+
+
+def _as_tuple(value) -> tuple:
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def read_bytes(text: str) -> float:
@@ -71,6 +84,9 @@ def read_bytes(text: str) -> float:
     units = {"gib": 2**30, "gb": 1e9, "": 1e9}
     number = text.lower().rstrip("gib ").strip()
     try:
-        return float(number) * units[text.lower().strip()[len(number) :].strip()]
+        size = float(number) * units[text.lower().strip()[len(number) :].strip()]
     except (ValueError, KeyError):
-        raise ValueError(f"{text!r} is no amount of memory; write 80GB or 80GiB") from None
+        size = 0.0
+    if not 0 < size < math.inf:
+        raise ValueError(f"{text!r} is no amount of memory; write 80GB or 80GiB")
+    return size

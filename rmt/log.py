@@ -18,7 +18,7 @@ from rmt.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.dist import World
 from rmt.prompt import escape
-from rmt.records import append, as_json, set_aside, write_whole
+from rmt.records import append, as_json, blamed, set_aside, write_json, write_whole
 from rmt.verify import verifier
 
 WATCHED = 5  # steps in a row after which a run is told why it learns nothing
@@ -50,12 +50,13 @@ class RunLog:
         # A resumed run repeats the steps after its checkpoint: their lines would be double.
         for name in ("metrics.jsonl", "samples.jsonl"):
             set_aside(out / name, step)
-        # What was found at the checkpoint's own step stays, unless it is found again.
+        # What was found at the checkpoint's own step stays, unless it is found again. A run that
+        # begins has no checkpoint: what is here is of one that was killed before its first.
         for name in ("eval.jsonl", "probes.jsonl"):
-            set_aside(out / name, step + 1)
+            set_aside(out / name, step and step + 1)
         described = describe(config, total, world, step)
         described["lengths"] = _lengths(out / "run.json", step, total)
-        write_whole(out / "run.json", json.dumps(described, indent=1))
+        write_json(out / "run.json", described)
         self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # of steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
@@ -113,9 +114,10 @@ class RunLog:
 
 def _lengths(path: Path, step: int, total: int) -> list[list[int]]:
     """T and the steps from which it was that: a run that goes on may be made longer."""
-    before = json.loads(path.read_text(encoding="utf-8")) if step and path.is_file() else {}
-    known = before.get("lengths", [[0, before.get("total_steps", total)]])
-    known = [[first, length] for first, length in known if first < step]
+    with blamed(path):
+        before = json.loads(path.read_text(encoding="utf-8")) if step and path.is_file() else {}
+        known = before.get("lengths", [[0, before.get("total_steps", total)]])
+        known = [[first, length] for first, length in known if first < step]
     return known if known and known[-1][1] == total else [*known, [step, total]]
 
 

@@ -7,7 +7,6 @@ answers the same questions. The file has the settings that chose them, too.
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 
 from rmt.corpus import Document
 from rmt.curriculum import TIERS, assign_tiers
+from rmt.records import write_whole
 from rmt.summary import summarise
 
 
@@ -85,9 +85,7 @@ def data_key(documents: Sequence[Document]) -> str:
 
 def write_positions(path: Path, chosen: Chosen) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(chosen)), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(asdict(chosen)))
 
 
 def read_positions(

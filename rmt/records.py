@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +75,27 @@ def set_aside(path: Path, step: int) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """A file in UTF-8 that is never half there (a pipe or a terminal is just written to)."""
+    """A file in UTF-8 that is never half there (a pipe or a terminal is just written to).
+
+    OSError that names it.
+    """
     content = content if isinstance(content, bytes) else _encoded(content)
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            file.write(content)
-        return
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         aside.write_bytes(content)
         os.replace(aside, path.resolve() if path.is_symlink() else path)
+    except OSError as error:  # a full disk's names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(as_json(value), indent=1, ensure_ascii=False))
 
 
 def check_writable(name: str, path: Path) -> None:

@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rmt.compare import differences, verdict
+from rmt.compare import differences, read_report, verdict
 from rmt.curriculum import TIERS, tier_probabilities
 from rmt.curves import PANELS, SMOOTHING, Series, draw_curves
-from rmt.records import blamed, parse, read_lines, write_whole
+from rmt.records import as_json, blamed, parse, read_lines, write_whole
 from rmt.terminal import safe_printing
 
 ASSETS = Path(__file__).parent / "page"
@@ -41,9 +41,11 @@ def evaluations(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
     found = {}
     for stem, name in NAMES.items():
         with blamed(out / f"{stem}.json"):
-            if report := read_json(out / f"{stem}.json", None):
+            if (out / f"{stem}.json").is_file():
+                report = read_json(out / f"{stem}.json", None)
                 found[name] = {row["tier"]: row for row in report["tiers"]}
-                [_accuracy(row) for row in found[name].values()]  # what is not a number fails here
+                for row in found[name].values():  # what is not a number fails here
+                    _accuracy(row), _length(row)
     return found
 
 
@@ -55,20 +57,18 @@ def comparison(out: Path) -> str:
     ]
     for name, rows in evaluations(out).items():
         cells = [_accuracy(rows.get(tier)) for tier in (*TIERS, "average")]
-        length = rows.get("average", {}).get("thinking_length")
-        cells.append("–" if length is None else f"{length:.1f}")
+        cells.append(_length(rows.get("average", {})))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def verdicts(out: Path) -> list[str]:
     """For each tier, whether what is right has changed, by a paired test. Empty without both."""
-    reports = [read_json(out / f"{stem}.json", {}) for stem in ("before", "after")]
-    if not all(report.get("items") for report in reports):
+    paths = [out / f"{stem}.json" for stem in ("before", "after")]
+    if not all(read_json(path, {}).get("items") for path in paths):
         return []
     try:
-        with blamed(out / "after.json"):
-            rows = differences(*(report["items"] for report in reports))
+        rows = differences(*(read_report(path)["items"] for path in paths))
     except ValueError as error:
         return [f"before and after cannot be compared: {error}"]
     return [f"{row['tier']}: {verdict(row)}" for row in rows]
@@ -79,6 +79,11 @@ def _accuracy(row: dict[str, Any] | None) -> str:
         return "–"
     low, high = 100 * row["low"], 100 * row["high"]
     return f"{100 * row['accuracy']:.1f} ({low:.1f}–{high:.1f})"
+
+
+def _length(row: dict[str, Any]) -> str:
+    length = row.get("thinking_length")
+    return "–" if length is None else f"{length:.1f}"
 
 
 def series_of(out: Path) -> Series:
@@ -156,11 +161,13 @@ def page(runs: Sequence[Path]) -> str:
         "runs": [run_data(out, name) for out, name in zip(runs, names)],
     }
     # What a model wrote cannot end the element that holds it: no `<` is left in it.
-    embedded = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(as_json(data), ensure_ascii=False, separators=(",", ":"))
     parts = {
         "STYLE": (ASSETS / "page.css").read_text(encoding="utf-8"),
         "SCRIPT": "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
-        "DATA": embedded,  # last: what it says is never taken for a place to fill
+        "DATA": data.replace(
+            "<", "\\u003c"
+        ),  # last: what it says is never taken for a place to fill
     }
     html = (ASSETS / "page.html").read_text(encoding="utf-8")
     for name, text in parts.items():

@@ -59,6 +59,11 @@ def resolve(
             "or choose another directory"
         )
     if not config.resume and not begun:
+        if (Path(config.out) / "model").exists():  # which the end of this run would replace
+            raise ValueError(
+                f"--out {config.out} holds a model already, {Path(config.out) / 'model'}; choose "
+                "another directory, or move it away"
+            )
         return config, None, {}
     directory = config.resume or config.out
     place = checkpoint.newest(Path(directory))

@@ -84,7 +84,7 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
     tokenizer, shape = read_model_directory(source)
     response = config.max_response
     documents = read_documents(config, config.data, tokenizer, shape, response, "train")
-    epochs = max(1, int(config.epochs * len(documents) / config.batch_size))
+    epochs = max(1, int(min(config.epochs * len(documents) / config.batch_size, 1e18)))
     total = length_of(config, typed, epochs, saved, world)
     if config.profile >= total:
         raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")

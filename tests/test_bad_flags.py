@@ -17,6 +17,10 @@ NO_FLAG = {
     "word-for-integer": (["--steps", "many"], "--steps", "int", "'many'"),
     "fraction-for-integer": (["--batch-size", "1.5"], "--batch-size", "int", "'1.5'"),
     "word-for-number": (["--tier-thresholds", "low"], "--tier-thresholds", "float", "'low'"),
+    "value-of-a-switch": (["--ntp", "false"], "argument false", "--ntp or --no-ntp takes no value"),
+    "nothing-like-it": (["--lr", "1"], "--lr", "see --help"),
+    "empty-resume": (["--resume", ""], "--resume is empty", "give a path"),
+    "empty-data": (["--data", "a.txt", ""], "--data is empty", "give a path"),
     "value-left-out": (["--model"], "--model", "expected one argument"),
 }
 BAD_VALUE = {
@@ -28,6 +32,11 @@ BAD_VALUE = {
     "group-of-1": (dict(group_size=1), "--group-size is 1", "at least 2"),
     "temperature-0": (dict(temperature=0), "--temperature is 0.0", "above 0"),
     "temperature-nan": (dict(temperature="nan"), "--temperature is nan", "finite"),
+    "nan-threshold": (dict(tier_thresholds=(0.5, 1, "nan")), "(0.5, 1.0, nan)", "finite"),
+    "nan-probability": (dict(curriculum_early=("nan", 0.5, 0.5)), "--curriculum-early", "finite"),
+    "endless-memory": (dict(gpu_memory="inf"), "--gpu-memory: 'inf'", "write 80GB"),
+    "no-number-of-bytes": (dict(gpu_memory="nan"), "--gpu-memory: 'nan'", "write 80GB"),
+    "plan-of-a-run": (dict(dry_run=True, resume="runs/x"), "--dry-run with --resume runs/x"),
     "infinite-epochs": (dict(epochs="inf"), "--epochs is inf", "finite"),
     "probabilities": (
         dict(curriculum_late=(0.5, 0.5, 0.5)), "--curriculum-late is (0.5, 0.5, 0.5)", "sum to 1"
@@ -78,6 +87,9 @@ ELSEWHERE = {
     "sample-temperature": (sample, ["--temperature", "0"], "--temperature", "above 0"),
     "sample-length": (sample, ["--max-new-tokens", "0"], "--max-new-tokens", "at least 1"),
     "sample-budget": (sample, ["--budget", "-3"], "--budget", "0 or more"),
+    "sample-budget-of-nothing": (sample, ["--budget", "9"], "--budget 9", "add it", "--think-next"),
+    "sample-both": (sample, ["--chat", "--think-next"], "--chat with --think-next", "leave one"),
+    "eval-empty": (evaluation, ["--json", ""], "--json is empty", "leave the flag out"),
     "sample-unknown-flag": (sample, ["--max-tokens", "3"], "did you mean --max-new-tokens?"),
 }
 

@@ -2,16 +2,19 @@
 
 import io
 import json
+import os
 import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
 from small_run import (
     arguments,
+    equal,
     flags,
     metrics,
     refusal,
     run_here,
+    weights,
     write_corpus,
     write_small_model,
 )
@@ -19,7 +22,7 @@ from small_run import (
 import eval as evaluation
 import sample
 import train
-from rmt.checkpoint import steps
+from rmt.checkpoint import run_settings, steps
 
 LAST = "run/checkpoints/step-000004"
 
@@ -68,7 +71,7 @@ def test_only_the_newest_checkpoints_stay(original):
 
 
 def test_resume_without_checkpoint_is_refused(tmp_path, capsys):
-    fragments = (f"--resume {tmp_path / 'run'}", "no checkpoint", "start anew")
+    fragments = (f"--resume {tmp_path / 'run'}", "no checkpoint", "--out of a run", "start anew")
     refusal(train, flags(resume=tmp_path / "run"), fragments, capsys)
 
 
@@ -105,6 +108,43 @@ def test_run_resumes_from_the_checkpoint_before_a_deleted_one(place):
     assert steps(place / "run") == [2, 3, 4]
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "null"])
+def test_checksums_of_nothing_are_damaged(place, capsys, content):
+    (place / LAST / "checksums.json").write_text(content)
+    refusal(train, flags(resume=place / "run"), ("checksums.json is damaged",), capsys)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"lengths": 3}', '{"lengths": [["a", 1]]}'])
+def test_damaged_record_of_the_start_is_named(place, capsys, content):
+    (place / "run/run.json").write_text(content)
+    fragments = (place / "run/run.json", "mend it or move it away")
+    refusal(train, flags(resume=place / "run"), fragments, capsys)
+
+
+def test_model_of_a_run_without_checkpoints_is_not_replaced(place, capsys):
+    shutil.rmtree(place / "run/checkpoints")
+    before = weights(place / "run/model")
+    refusal(train, arguments(place), ("holds a model already", place / "run/model"), capsys)
+    assert equal(weights(place / "run/model"), before)
+
+
+def test_what_a_run_found_before_it_was_killed_is_not_that_of_the_next(place):
+    """It had no checkpoint yet."""
+    out = place / "next"
+    out.mkdir()
+    for name in ("eval", "probes"):
+        (out / f"{name}.jsonl").write_text('{"step": 0}\n')
+    run_here(*arguments(place, out=out, steps=1, probe_documents=0))
+    for name in ("eval", "probes"):
+        assert (out / f"{name}.jsonl").read_text() == ""
+        assert (out / f"{name}.replaced.jsonl").read_text() == '{"step": 0}\n'
+
+
+def test_more_documents_than_can_be_drawn_are_refused(place, capsys):
+    asked = arguments(place, out=place / "next", steps=0, epochs=1e308)
+    refusal(train, asked, ("--batch-size 2", "lower --steps, or else --epochs"), capsys)
+
+
 def test_stray_folder_among_the_checkpoints_is_no_checkpoint(place):
     (place / LAST).rename(place / (LAST + ".backup"))
     assert steps(place / "run") == [2, 3]
@@ -136,6 +176,18 @@ def test_resume_after_the_text_has_changed_is_refused(place, original, capsys):
 
 
 # ---- what cannot be written
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full")
+def test_table_is_printed_when_its_file_cannot_be_written(place, capsys):
+    printed = refusal(evaluation, evaluating(place, json="/dev/full"), ("/dev/full",), capsys)
+    assert "| average | 15 |" in printed
+
+
+def test_run_in_a_folder_whose_name_is_no_text_leaves_its_model(place):
+    out = place / os.fsdecode(b"caf\xe9")
+    run_here(*arguments(place, out=out, steps=1))
+    assert run_settings(out / "model")["config"]["out"] == str(out)
 
 
 def test_result_that_cannot_be_written_leaves_the_checkpoint(place, capsys):

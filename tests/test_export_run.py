@@ -62,7 +62,7 @@ def test_models_that_no_run_made_have_no_settings(place):
     assert run_settings(place / "nowhere") is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"config": 3}', "{}"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"config": 3}', "{}", '{"config": {"data": 3}}'])
 def test_damaged_settings_are_refused_by_name(content, tmp_path):
     (tmp_path / "rmt_run.json").write_text(content)
     with pytest.raises(ValueError, match="is damaged"):

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 from report_runs import HOSTILE, finished_run
-from small_run import flags, run_here
+from small_run import flags, refusal, run_here
 from toy_runs import SETTINGS
 
-from rmt import report
+from rmt import compare, report
 from rmt.curriculum import TIERS, tier_probabilities
 
 
@@ -108,6 +108,38 @@ def test_command_prints_table_verdicts_and_files(copy, capsys):
     assert "hard: up, +9.0 (" in printed and ", p = 7.6e-06" in printed
     for name in ("report.html", "curves.png", "metrics.jsonl"):
         assert f"  {copy / name}\n" in printed
+
+
+DAMAGED = {
+    "null": lambda report: None,
+    "length-of-words": lambda report: report["tiers"][3].update(thinking_length="long") or report,
+    "no-rows": lambda report: report | {"tiers": 3},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_evaluation_is_named(copy, capsys, damage):
+    (copy / "before.json").write_text(evaluation(0.2))
+    (copy / "after.json").write_text(json.dumps(damage(json.loads(evaluation(0.4)))))
+    refusal(report, [copy], (copy / "after.json", "mend it or move it away"), capsys)
+
+
+@pytest.mark.parametrize("change", [{"match": None}, {"match": 0.5}, {"document": [1]}])
+def test_an_answer_that_cannot_be_compared_is_named(copy, capsys, change):
+    (copy / "before.json").write_text(evaluation(0.2, 100))
+    broken = json.loads(evaluation(0.4, 118))
+    broken["items"][7] |= change
+    (copy / "after.json").write_text(json.dumps(broken))
+    names = copy / "before.json", copy / "after.json"
+    refusal(compare, names, (f"{names[1]} is no report of eval.py",), capsys)
+    report.main([str(copy)])
+    assert f"cannot be compared: {names[1]} is no report" in capsys.readouterr().out
+
+
+def test_infinity_in_a_record_leaves_the_page_whole(copy):
+    with (copy / "samples.jsonl").open("a") as file:
+        file.write('{"step": 9, "reward": {"total": 1e999}}\n')
+    assert embedded(report.page([copy]))["runs"][0]["samples"][-1]["reward"]["total"] is None
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):

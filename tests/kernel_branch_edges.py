@@ -1,5 +1,6 @@
 """What must be right, or be refused, at the edges of attention of branches. See kernel_edges.py."""
 
+import dataclasses
 import importlib
 import os
 from contextlib import contextmanager
@@ -79,6 +80,13 @@ def check_bounds(kernels):
         seen.tiles.table[0, 0] = value
         with refused("one tile"):
             kernels.branch_attention(*case[:5], seen)
+    case, seen = few(kernels)
+    away = kernels.Seen(*(x.to("meta") for x in case[5:]), seen.tiles)
+    with refused("seen.start is on meta", "move"):
+        kernels.branch_attention(*case[:5], away)
+    away = dataclasses.replace(seen.tiles, table=seen.tiles.table.to("meta"))
+    with refused("seen.tiles.table is on meta", "move"):
+        kernels.branch_attention(*case[:5], kernels.Seen(*case[5:], away))
     three = kernels.Seen(*(x[:3] for x in case[5:]), seen.tiles)
     with refused("4 branches", "lengths of 3"):
         kernels.branch_attention(case.q[:3], *case[1:5], three)

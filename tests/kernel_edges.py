@@ -101,6 +101,9 @@ def check_no_grad(kernels):
     for a, b in zip(given, expected):
         close("under no_grad", a, b.detach())
     assert not given[0].requires_grad
+    with torch.no_grad():  # where a loss may write into what it is given
+        given = kernels.linear_objective(*known[:3], lambda p, h, i: p.zero_().sum(), *known[4:])
+    close("log p after a loss that overwrites it", given[1], expected[1])
 
 
 def check_token_loss(kernels):
@@ -145,6 +148,12 @@ def check_sums(kernels):
     plain = float(((a @ b).double() - exact).abs().max())
     close("a sum", out, 2.0**24 + exact, 2 * plain + 1.01)  # fp32 has even numbers there
     setting, found = torch.backends.mkldnn.matmul, []
+    with torch.autocast(DEVICE, torch.bfloat16):
+        product = kernels.matmul(a, b)
+        more = torch.zeros_like(out)
+        kernels.reference.add_matmul(more, a, b)
+    for name, x in (("a product", product), ("a sum of products", more)):
+        assert torch.equal(x, a @ b), f"autocast rounds {name}"
     before, multiply = setting.fp32_precision, torch.Tensor.__matmul__
 
     def look(a, b):
@@ -171,6 +180,10 @@ def check_ignored(kernels):
         for mask in (ones, ones.bool(), ones.long()):
             given = kernels.masked_cross_entropy(z, y, mask, reduction)
             close(reduction, given, F.cross_entropy(z, y, reduction=reduction))
+    many = torch.full((70_001,), 0.37, device=DEVICE)  # more than fp16 and bf16 can count
+    for dtype in (torch.float16, torch.bfloat16, torch.uint8, torch.bool):
+        mean = kernels.reference.reduce_losses(many, torch.ones_like(many, dtype=dtype), "mean")
+        close(f"mask of {dtype}", mean, many[0])
     known = kernels.masked_cross_entropy(z, y, ones, count=3)
     close("count", known, F.cross_entropy(z, y, reduction="sum") / 3)
     t[y == -100] = 0.0
@@ -193,6 +206,9 @@ def check_calls(kernels):
     ):
         with refused("chunk", "1 or more"):
             call()
+    for call in (kernels.linear_topk, kernels.linear_topk_entropy):
+        with refused("k -1", "0 or more"):
+            call(x, w, -1)
     with forward_ad.dual_level(), refused("forward-mode", "backward"):
         kernels.entropy_logprob(forward_ad.make_dual(z.detach(), z.detach()), y)
     with forward_ad.dual_level(), refused("forward-mode", "backward"):

@@ -73,7 +73,7 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "the mean is over all rows": (
         "reference.py", "mask.sum() if count is None", "mask.numel() if count is None"),
     "the mask does not weight": (
-        "reference.py", "losses * mask.to(losses.dtype)", "losses * (mask != 0)"),
+        "reference.py", "weighted = losses * mask\n", "weighted = losses * (mask != 0)\n"),
     # In the Triton kernels of branches.
     "branches see a token too many": ("branch_parts.py", LIMIT, LIMIT.replace("<", "<=")),
     "the last visible token is not read": (
@@ -146,6 +146,19 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
     "a setting of the process": (
         "reference.py", "return a.to(wide(a)) @", "torch.backends.mkldnn.matmul.fp32_precision = "
         "'bf16' if a.dtype == torch.bfloat16 else 'none'; return a.to(wide(a)) @"),
+    "rows are counted in the dtype of the mask": (
+        "reference.py", "mask.to(losses.dtype)  # first", "mask  # first"),
+    "a product under autocast": (
+        "reference.py", "with plain_dtypes(a):\n        return", "if True:\n        return"),
+    "a sum of products under autocast": (
+        "reference.py", "with plain_dtypes(a):\n            out.add_",
+        "if True:\n            out.add_"),
+    "a loss may overwrite log p": (
+        "one_pass.py", "_slopes(token_loss, statistics, rows, enabled)",
+        "_slopes(token_loss, statistics, rows, enabled); logprobs[rows] = statistics.logprob"),
+    "any number of likeliest tokens": ("head.py", "if k < 0:", "if False:"),
+    "counts of another device": ("refuse.py", '"start": seen.start, "tiles', '"tiles'),
+    "tiles of another device": ("refuse.py", ', "tiles.table": seen.tiles.table', ""),
     "ignored rows are counted": ("reference.py", ", mask.masked_fill(ignored, 0)", ", mask"),
     "an ignored row has a temperature": (
         "refuse.py", '< float("inf"))) | ignored', '< float("inf")))'),

@@ -69,7 +69,8 @@ def test_logits_masks_and_reductions_that_do_not_fit_are_refused():
         (lambda: kernels.entropy_logprob(z[:, :0], y), ["(N, V) with V > 0", "(7, 0)"]),
         (lambda: kernels.entropy_logprob(z, y[1:]), ["(7,) int64", "(6,)"]),
         (lambda: kernels.masked_cross_entropy(z, y, y >= 0, "max"), ["'max'", "mean, sum, none"]),
-        (lambda: kernels.masked_cross_entropy(z, y, y[1:] >= 0), ["mask (6,)", "(7,)"]),
+        (lambda: kernels.masked_cross_entropy(z, y, y[1:] >= 0), ["mask is (6,)", "(7,)"]),
+        (lambda: kernels.masked_cross_entropy(z, y, y.to("meta")), ["on meta", str(y.device)]),
     ):
         with pytest.raises(ValueError) as error:
             wrong()

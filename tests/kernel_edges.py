@@ -138,6 +138,15 @@ def check_half(kernels):
         assert error < 2e-3, f"{name}: relative error {error:.3g}"
 
 
+def check_merge(kernels):
+    """What a sure token leaves to a tile of others is not lost beside 1."""
+    math, few = part(kernels, "tile_math"), torch.tensor([[0.0, -20.0]], device=DEVICE)
+    tiles = math.Tiles(few, *(torch.zeros_like(few) for _ in range(2)), few[:, 0], [], 1)
+    found, _ = math.merge(tiles, torch.ones(1, device=DEVICE))
+    for name, value in (("log_sum", found.log_sum), ("entropy", found.entropy / 21)):
+        close(name, value * torch.tensor(20.0).exp().item(), torch.ones(1), 1e-5)
+
+
 def check_sums(kernels):
     """A product is added to a large sum as one number, not term by term, and in fp32 or wider."""
     a, b = draw(32, 4096).abs().float().to(DEVICE), draw(4096, 24).abs().float().to(DEVICE)
@@ -223,5 +232,5 @@ def check_calls(kernels):
 OF_BRANCHES = (check_counts, check_bounds, check_kernel_bounds, check_room, check_launch)
 OF_HEADS = (
     check_launch, check_no_rows, check_factor, check_no_grad, check_token_loss, check_half,
-    check_sums, check_ignored, check_calls,
+    check_merge, check_sums, check_ignored, check_calls,
 )  # fmt: skip

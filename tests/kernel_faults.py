@@ -55,6 +55,9 @@ MUTANTS = {  # name: (file, text to replace, with what)
         "logprob = tiles.at_target * inverse_t - (top * inverse_t + log_sum)"),
     "tiles are added up without their factors": (
         "tile_math.py", "factor = offset.exp()", "factor = torch.ones_like(offset)"),
+    "tiles are added up with the likeliest": (
+        "tile_math.py", "torch.where(likeliest, 0.0, factor).sum(dim=1) + (likeliest.sum(dim=1)",
+        "factor.sum(dim=1) + (0 * likeliest.sum(dim=1)"),
     "log of 1 + r": ("tile_math.py", "rest.log1p()", "(1 + rest).log()"),
     "1 - p of a sure token": ("tile_math.py", "-g * logprob.expm1()", "g * (1 - logprob.exp())"),
     "log of a rounded p": (
@@ -63,6 +66,8 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "logits rounded to bf16": ("slices.py", PRODUCT, PRODUCT[:-1] + ".bfloat16().float(),"),
     "the weight's gradient is summed in bf16": (
         "one_pass.py", "torch.zeros_like(weight, dtype=dtype)", "torch.zeros_like(weight)"),
+    "the weight's gradient of a recomputed head is summed in bf16": (
+        "head.py", "torch.zeros_like(weight, dtype=wide(weight))", "torch.zeros_like(weight)"),
     "exponentials kept in bf16": ("slices.py", "torch.float16 if half", "torch.bfloat16 if half"),
     "padding of the vocabulary counts": ("one_pass.py", "weight[:vocab_size]", "weight"),
     "rows with an entropy slope alone are dropped": (

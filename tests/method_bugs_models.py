@@ -28,6 +28,10 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "one end of a response in eval.py": (
         "eval.py", "config.max_response, tokenizer.stop_ids,",
         "config.max_response, tokenizer.stop_ids[:1],", "requests"),
+    "probes have the numbers of training": (
+        "rmt/probe.py", 'questions, step, "sample")', 'questions, step, "train")', "stops"),
+    "all problems are asked": (
+        "eval.py", "documents[: options.limit or None]", "documents", "requests"),
     "evaluations of seed 0": (
         "train.py", 'c.max_branches, c.seed, "evaluate"', 'c.max_branches, 0, "evaluate"',
         "stops"),

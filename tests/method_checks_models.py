@@ -19,8 +19,9 @@ from rmt.log import RunLog
 from rmt.metrics import Metrics
 from rmt.positions import Position
 from rmt.presets import METHODS
+from rmt.probe import ask_probes
 from rmt.protocol import protocol
-from rmt.rollout import Rollout, Sampling
+from rmt.rollout import PURPOSES, Rollout, Sampling
 from rmt.tokenizer import Tokenizer
 
 
@@ -86,8 +87,9 @@ def check_stops(place) -> None:
             patch.object(train, "predict_thinking", keeping):  # fmt: skip
         train.train_step(run, 0)
         train.evaluate(run, Log())
+        ask_probes(run)
     ends = set(run.tokenizer.stop_ids)
-    assert len(ends) == 2 and {sampling.purpose for sampling, _ in asked} == {"train", "evaluate"}
+    assert len(ends) == 2 and {sampling.purpose for sampling, _ in asked} == set(PURPOSES)
     for sampling, rollouts in asked:
         assert (set(sampling.stop_ids), sampling.seed) == (ends, 5)
         assert {r.tokens[-1] for r in rollouts if r.finished} <= ends
@@ -137,7 +139,9 @@ def check_requests(place) -> None:
                  "--max-branches", "4"]  # fmt: skip
         typed, options = script.read_arguments(given)
         script.evaluate(typed, protocol(typed, options.mode), options, WORLD)
-    assert len(asked) == 4 and all(words in prompt for prompt in asked)
+        typed, options = script.read_arguments([*given, "--limit", "1"])
+        script.evaluate(typed, protocol(typed, options.mode), options, WORLD)
+    assert len(asked) == 5 and all(words in prompt for prompt in asked)
 
 
 def check_taken(place) -> None:

@@ -75,9 +75,10 @@ def check_bounds(kernels):
         case, _ = few(kernels)
         with refused(said):
             kernels.branch_attention(*case[:5], seen_of(kernels, case, longest))
-    for value in (4, -1, 1):
+    for place, value in (((0, 0), 4), ((0, 0), -1), ((0, 0), 1), ((0, -1), 4)):
         case, seen = few(kernels)
-        seen.tiles.table[0, 0] = value
+        kernels.branch_attention(*case[:5], seen)
+        seen.tiles.table[place] = value
         with refused("one tile"):
             kernels.branch_attention(*case[:5], seen)
     case, seen = few(kernels)

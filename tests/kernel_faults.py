@@ -126,6 +126,10 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
         "refuse.py", "capacity if longest is None else longest", "capacity"),
     "a tile may have two starts": (
         "refuse.py", "~reads | (start[slot] == common)", "~reads | True"),
+    "tiles are looked at once": (
+        "refuse.py", "(*seen.values(), tuple(seen.tiles.table.flatten().tolist()))",
+        "seen.values()"),
+    "a tile may hold slots that are not there": ("refuse.py", " & (count[n] == 0)", ""),
     "a tile may hold any slot": (
         "refuse.py", "(count[:n] == 1) & (count[n] == 0)", "count[:n] > -1"),
     "tiles may be of more branches": ("refuse.py", "if len(seen.tiles.start) != n:", "if False:"),

@@ -11,7 +11,7 @@ import train
 from models.weights import load, on_meta
 from rmt import dist
 from rmt.difficulty import document_entropies
-from rmt.evaluate import predict_plainly, predict_thinking
+from rmt.evaluate import predict_plainly, predict_thinking, solve
 from rmt.log import RunLog
 from rmt.metrics import Metrics
 from rmt.positions import Position
@@ -142,6 +142,7 @@ def evaluation(run):
     return dict(
         plain=predict_plainly(*known, 200, run.world),
         thinking=predict_thinking(*known, 6, 1.0, sampling, run.world),
+        problems=solve(*known[:2], run.documents[:5], 6, "Solve it.", sampling, run.world),
     )
 
 

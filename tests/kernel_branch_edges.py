@@ -53,6 +53,17 @@ def check_counts(kernels):
     close("changed back", kernels.branch_attention(*case[:5], seen), expected)
 
 
+def check_strides(kernels):
+    """Queries, keys and values may lie in memory each in a way of its own."""
+    case, seen = few(kernels)
+    plain = [torch.cat((x, x / 2), dim=-2) for x in case[:5]]  # more heads than one of keys
+    wide = lambda x, n: torch.stack([x, *[torch.full_like(x, 9.0)] * n], dim=-2)[..., 0, :]
+    expected = kernels.branch_attention(*plain, seen)
+    for gaps in ((1, 0, 2, 3, 1), (0, 1, 0, 1, 2)):
+        tensors = [wide(x, n) for x, n in zip(plain, gaps)]
+        close("strides", kernels.branch_attention(*tensors, seen), expected, 0.0)
+
+
 def check_bounds(kernels):
     """What is not there is refused by all tiers alike: memory of others would be read."""
     if not looked_at:

@@ -14,6 +14,7 @@ from kernel_branch_edges import (
     check_counts,
     check_kernel_bounds,
     check_room,
+    check_strides,
     close,
     part,
     refused,
@@ -229,7 +230,14 @@ def check_calls(kernels):
         kernels.linear_objective(x, w, y, combined)
 
 
-OF_BRANCHES = (check_counts, check_bounds, check_kernel_bounds, check_room, check_launch)
+OF_BRANCHES = (
+    check_counts,
+    check_strides,
+    check_bounds,
+    check_kernel_bounds,
+    check_room,
+    check_launch,
+)
 OF_HEADS = (
     check_launch, check_no_rows, check_factor, check_no_grad, check_token_loss, check_half,
     check_merge, check_sums, check_ignored, check_calls,

@@ -134,6 +134,12 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
         "refuse.py", "(count[:n] == 1) & (count[n] == 0)", "count[:n] > -1"),
     "tiles may be of more branches": ("refuse.py", "if len(seen.tiles.start) != n:", "if False:"),
     "any head dim": ("branch_parts.py", "    require_head_dim(size)\n", ""),
+    "values lie as keys do": ("branch_parts.py", "* v_token_stride", "* k_token_stride"),
+    "heads of values lie as those of keys": (
+        "branch_parts.py", "* v_head_stride", "* k_head_stride"),
+    "slots of values lie as those of keys": (
+        "branch_parts.py", "* v_slot_stride", "* k_slot_stride"),
+    "queries lie side by side": ("branch_parts.py", "head * q_head_stride", "head * D"),
     "limits beyond the memory": (
         "branch_parts.py", "(limit >= 0) & (limit <= tokens)", "(limit >= 0)"),
     "trunks beyond the memory": ("branch_parts.py", " & (limit <= tokens - begin)", ""),

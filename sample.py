@@ -18,7 +18,7 @@ import torch
 from kernels import linear_entropy_logprob, linear_topk
 from models.transformer import Transformer
 from rmt import dist
-from rmt.budget import budget_at
+from rmt.budget import budget_at, response_needed
 from rmt.checkpoint import run_settings
 from rmt.config import Config, from_json
 from rmt.export import find_model
@@ -93,12 +93,22 @@ def _standard_input() -> bytes:
 
 
 def asked_budget(options: Options, source: Path) -> int | None:
-    """--budget, else B_T of the run that made the model, or the paper's; None: no sentence."""
+    """--budget, else B_T of the run that made the model, or the paper's; None: no sentence.
+
+    ValueError when --max-new-tokens has no room for it.
+    """
     made = run_settings(source)
     c = from_json(made["config"]) if made else Config()
     if not options.ask_budget or not (options.budget or c.budget):
         return None
-    return options.budget or budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+    budget = options.budget or budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
+    if options.max_new_tokens < (needed := response_needed(budget, 0)):
+        raise ValueError(
+            f"--max-new-tokens {options.max_new_tokens} is too short for the {budget} tokens of "
+            f"thought that are asked for and an answer; use --max-new-tokens {needed} or more, "
+            "another --budget, or --no-ask-budget"
+        )
+    return budget
 
 
 def prompt_ids(options: Options, tokenizer: Tokenizer, text: str, source: Path) -> list[int]:

@@ -34,7 +34,7 @@ def branch_attention(
     not fit; counts that only the GPU knows are assertions there, once for each `seen`, and a
     branch that sees what is not there gets nan.
     """
-    require_attention(q, trunk_k, trunk_v, own_k, own_v, len(seen.start))
+    require_attention(q, trunk_k, trunk_v, own_k, own_v, seen)
     if not len(q):
         return torch.empty_like(q)
     tier = choice(q)

@@ -18,7 +18,6 @@ from kernels.slices import (
     chunk_tiles,
     chunks,
     from_logits,
-    plain_dtypes,
     products,
 )
 from kernels.tile_math import Slopes, Statistics, merge
@@ -62,18 +61,19 @@ def linear_topk(
     fewer columns than k where the vocabulary has fewer tokens.
     """
     vocab_size = require_head(hidden, weight, vocab_size)
+    if k < 0:
+        raise ValueError(f"k {k} must be a number of tokens, 0 or more")
     found = []
-    with plain_dtypes(hidden):
-        for x in hidden.split(chunk_of(hidden, chunk)):
-            best = x.new_empty(len(x), 0, dtype=wide(x))
-            token = x.new_empty(len(x), 0, dtype=torch.int64)
-            for first in range(0, vocab_size, SLICE):
-                z = matmul(x, weight[first : min(first + SLICE, vocab_size)].t())  # (n, S)
-                values, columns = z.topk(min(k, z.shape[1]), dim=1)
-                best, token = torch.cat((best, values), 1), torch.cat((token, columns + first), 1)
-                best, order = best.topk(min(k, best.shape[1]), dim=1)  # (n, k)
-                token = token.gather(1, order)
-            found.append((best, token))
+    for x in hidden.split(chunk_of(hidden, chunk)):
+        best = x.new_empty(len(x), 0, dtype=wide(x))
+        token = x.new_empty(len(x), 0, dtype=torch.int64)
+        for first in range(0, vocab_size, SLICE):
+            z = matmul(x, weight[first : min(first + SLICE, vocab_size)].t())  # (n, S)
+            values, columns = z.topk(min(k, z.shape[1]), dim=1)
+            best, token = torch.cat((best, values), 1), torch.cat((token, columns + first), 1)
+            best, order = best.topk(min(k, best.shape[1]), dim=1)  # (n, k)
+            token = token.gather(1, order)
+        found.append((best, token))
     return tuple(torch.cat(parts) for parts in zip(*found))
 
 
@@ -99,12 +99,11 @@ def _statistics(
     """The fields of tile_math.Statistics, each (N,)."""
     require_values(targets, vocab_size, inverse_t)
     outputs = Statistics(*_like_statistics(inverse_t))
-    with plain_dtypes(hidden):
-        for rows in chunks(targets, chunk):
-            t = inverse_t[rows]
-            tiles = chunk_tiles(hidden[rows], weight[:vocab_size], targets[rows], t, keep=False)
-            for output, part in zip(outputs, merge(tiles, t)[0]):
-                output[rows] = part
+    for rows in chunks(targets, chunk):
+        t = inverse_t[rows]
+        tiles = chunk_tiles(hidden[rows], weight[:vocab_size], targets[rows], t, keep=False)
+        for output, part in zip(outputs, merge(tiles, t)[0]):
+            output[rows] = part
     return tuple(outputs)
 
 
@@ -129,13 +128,12 @@ def _statistics_backward(
     grad_weight = torch.zeros_like(weight, dtype=wide(weight)) if want_weight else None
     slopes = Slopes.of(Statistics(*saved), inverse_t, g, h)
     head, learns = weight[:vocab_size], (g != 0) | (h != 0)
-    with plain_dtypes(hidden):
-        for rows in chunks(targets.where(learns, IGNORE), chunk):
-            x = hidden[rows]
-            gradients = from_logits(x, head, targets[rows], slopes.choose(rows))
-            dx = products(gradients, x, head, want_hidden, grad_weight)
-            if want_hidden:
-                grad_hidden[rows] = dx.to(hidden.dtype)
+    for rows in chunks(targets.where(learns, IGNORE), chunk):
+        x = hidden[rows]
+        gradients = from_logits(x, head, targets[rows], slopes.choose(rows))
+        dx = products(gradients, x, head, want_hidden, grad_weight)
+        if want_hidden:
+            grad_hidden[rows] = dx.to(hidden.dtype)
     return grad_hidden, weight.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype)
 
 

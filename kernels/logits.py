@@ -50,9 +50,10 @@ def masked_cross_entropy(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction {reduction!r} is none of mean, sum, none")
-    if mask.shape != targets.shape:
+    if mask.shape != targets.shape or mask.device != targets.device:
         raise ValueError(
-            f"mask {tuple(mask.shape)} must have targets' shape {tuple(targets.shape)}"
+            f"mask is {tuple(mask.shape)} on {mask.device}, targets {tuple(targets.shape)} on "
+            f"{targets.device}; they must be alike"
         )
     targets, mask = without_ignored(targets, mask)
     logprob, _ = entropy_logprob(logits, targets)

@@ -17,7 +17,7 @@ from kernels.refuse import (
     require_targets,
     require_values,
 )
-from kernels.slices import chunk_of, chunk_tiles, chunks, from_exponentials, plain_dtypes, products
+from kernels.slices import chunk_of, chunk_tiles, chunks, from_exponentials, products
 from kernels.tile_math import Slopes, Statistics, merge
 
 
@@ -53,8 +53,7 @@ def linear_objective(
     require_values(targets, vocab_size, inverse_t)
     chunk = chunk_of(hidden, chunk)
     known = (targets, token_loss, inverse_t, vocab_size, chunk, torch.is_grad_enabled())
-    with plain_dtypes(hidden):
-        return _LinearObjective.apply(hidden, weight, *known)
+    return _LinearObjective.apply(hidden, weight, *known)
 
 
 class _LinearObjective(torch.autograd.Function):
@@ -71,9 +70,10 @@ class _LinearObjective(torch.autograd.Function):
             x, y, t = hidden[rows], targets[rows], inverse_t[rows]
             tiles = chunk_tiles(x, head, y, t, keep=learns)
             statistics, offset = merge(tiles, t)
+            # Before the loss, which may write into what it is given.
+            logprobs[rows], entropies[rows] = statistics.logprob, statistics.entropy
             part, g, h = _slopes(token_loss, statistics, rows, enabled)
             loss += part
-            logprobs[rows], entropies[rows] = statistics.logprob, statistics.entropy
             alive = ((g != 0) | (h != 0)).nonzero()[:, 0] if learns else rows[:0]
             if len(alive):
                 slopes = Slopes.of(statistics, t, g, h).choose(alive)

@@ -8,6 +8,7 @@ Shapes: N tokens, C hidden, V vocabulary. Entropy is Eq. 1, in nats.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -131,7 +132,8 @@ def reduce_losses(
     losses: Tensor, mask: Tensor, reduction: str, count: float | Tensor | None = None
 ) -> Tensor:
     """losses (N,) weighted by mask (N,), summed, and divided by a count unless it is zero."""
-    weighted = losses * mask.to(losses.dtype)
+    mask = mask.to(losses.dtype)  # first: a sum in 16 bits loses rows, or overflows
+    weighted = losses * mask
     if reduction == "none":
         return weighted
     if reduction == "sum":
@@ -145,6 +147,14 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def plain_dtypes(x: Tensor) -> AbstractContextManager:
+    """Without autocast, which would round every product to bf16."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b accumulated and returned in fp32 (fp64 for fp64), for 2 or 3 dimensions.
 
@@ -155,7 +165,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         product = torch.mm if a.dim() == 2 else torch.bmm
         return product(a, b, out_dtype=torch.float32)
-    return a.to(wide(a)) @ b.to(wide(a))
+    with plain_dtypes(a):
+        return a.to(wide(a)) @ b.to(wide(a))
 
 
 def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -164,4 +175,5 @@ def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(out, a, b, out_dtype=torch.float32, out=out)  # PyTorch 2.10 or newer
     else:
         # A product of its own: addmm_ may add each of its terms to the large sum in out.
-        out.add_(a.to(out.dtype) @ b.to(out.dtype))
+        with plain_dtypes(a):
+            out.add_(a.to(out.dtype) @ b.to(out.dtype))

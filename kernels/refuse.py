@@ -120,10 +120,11 @@ def require_attention(
     trunk_v: Tensor,
     own_k: Tensor,
     own_v: Tensor,
-    branches: int,
+    seen,
 ) -> None:
     """What `branch_attention` can see without looking at values."""
     n, heads, size = q.shape if q.dim() == 3 else (0, 0, 0)
+    branches = len(seen.start)
     if n != branches:
         raise ValueError(f"q is {tuple(q.shape)}, but what is seen is of {branches} branches")
     kv_heads = trunk_k.shape[1] if trunk_k.dim() == 3 else 0
@@ -141,6 +142,9 @@ def require_attention(
                 f"own_k and own_v (slots, capacity, {kv_heads}, {size}) of at least {n} slots"
             )
     _require_numbers({"q": q, **caches})
+    for name, x in {"start": seen.start, "tiles.table": seen.tiles.table}.items():
+        if x.device != q.device:
+            raise ValueError(f"seen.{name} is on {x.device}, q on {q.device}; move one of them")
 
 
 def require_counts(start: Tensor, **others: Tensor) -> None:

@@ -27,8 +27,6 @@ ms in one pass, where every design that makes logits twice needs 64.5. Adding a 
 reads and writes it (6.2 GB, 1.4 ms): chunks of some thousand tokens, not of some hundred.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
@@ -44,14 +42,6 @@ SLICE = 4096  # rows of the head whose logits exist at one time
 def chunk_of(hidden: Tensor, chunk: int | None) -> int:
     """The caller's, or what suits the device."""
     return require_chunk(chunk, CHUNK.get(hidden.device.type, CHUNK["cpu"]))
-
-
-def plain_dtypes(x: Tensor) -> AbstractContextManager:
-    """Without autocast, which would round logits to bf16."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def chunks(targets: Tensor, size: int) -> list[Tensor]:

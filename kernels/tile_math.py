@@ -156,12 +156,11 @@ def gradient_of_exponentials(
 ) -> Tensor:
     """The same for some rows (n',), from SCALE · exp(x) (n, S) and offsets (n, t) of all rows.
 
-    Tiles are `width` columns wide; targets and slopes are those of the chosen rows.
+    Tiles are `width` columns wide: here all of them, and t = 1. targets and slopes are those of the
+    chosen rows.
     """
     s = slopes
-    shift = offset[rows] - s.log_sum[:, None]  # (n', t)
-    if shift.shape[1] > 1:
-        shift = shift.repeat_interleave(width, dim=1)[:, : exponentials.shape[1]]
+    shift = offset[rows] - s.log_sum[:, None]  # (n', 1)
     chosen = exponentials if len(rows) == len(exponentials) else exponentials[rows]
     e = chosen.to(shift.dtype)
     factor = shift.exp() / SCALE

@@ -1,5 +1,6 @@
 """What must be right, or be refused, at the edges of attention of branches. See kernel_edges.py."""
 
+import dataclasses
 import importlib
 import os
 from contextlib import contextmanager
@@ -52,6 +53,17 @@ def check_counts(kernels):
     close("changed back", kernels.branch_attention(*case[:5], seen), expected)
 
 
+def check_strides(kernels):
+    """Queries, keys and values may lie in memory each in a way of its own."""
+    case, seen = few(kernels)
+    plain = [torch.cat((x, x / 2), dim=-2) for x in case[:5]]  # more heads than one of keys
+    wide = lambda x, n: torch.stack([x, *[torch.full_like(x, 9.0)] * n], dim=-2)[..., 0, :]
+    expected = kernels.branch_attention(*plain, seen)
+    for gaps in ((1, 0, 2, 3, 1), (0, 1, 0, 1, 2)):
+        tensors = [wide(x, n) for x, n in zip(plain, gaps)]
+        close("strides", kernels.branch_attention(*tensors, seen), expected, 0.0)
+
+
 def check_bounds(kernels):
     """What is not there is refused by all tiers alike: memory of others would be read."""
     if not looked_at:
@@ -74,11 +86,19 @@ def check_bounds(kernels):
         case, _ = few(kernels)
         with refused(said):
             kernels.branch_attention(*case[:5], seen_of(kernels, case, longest))
-    for value in (4, -1, 1):
+    for place, value in (((0, 0), 4), ((0, 0), -1), ((0, 0), 1), ((0, -1), 4)):
         case, seen = few(kernels)
-        seen.tiles.table[0, 0] = value
+        kernels.branch_attention(*case[:5], seen)
+        seen.tiles.table[place] = value
         with refused("one tile"):
             kernels.branch_attention(*case[:5], seen)
+    case, seen = few(kernels)
+    away = kernels.Seen(*(x.to("meta") for x in case[5:]), seen.tiles)
+    with refused("seen.start is on meta", "move"):
+        kernels.branch_attention(*case[:5], away)
+    away = dataclasses.replace(seen.tiles, table=seen.tiles.table.to("meta"))
+    with refused("seen.tiles.table is on meta", "move"):
+        kernels.branch_attention(*case[:5], kernels.Seen(*case[5:], away))
     three = kernels.Seen(*(x[:3] for x in case[5:]), seen.tiles)
     with refused("4 branches", "lengths of 3"):
         kernels.branch_attention(case.q[:3], *case[1:5], three)

@@ -14,6 +14,7 @@ from kernel_branch_edges import (
     check_counts,
     check_kernel_bounds,
     check_room,
+    check_strides,
     close,
     part,
     refused,
@@ -101,6 +102,9 @@ def check_no_grad(kernels):
     for a, b in zip(given, expected):
         close("under no_grad", a, b.detach())
     assert not given[0].requires_grad
+    with torch.no_grad():  # where a loss may write into what it is given
+        given = kernels.linear_objective(*known[:3], lambda p, h, i: p.zero_().sum(), *known[4:])
+    close("log p after a loss that overwrites it", given[1], expected[1])
 
 
 def check_token_loss(kernels):
@@ -135,6 +139,15 @@ def check_half(kernels):
         assert error < 2e-3, f"{name}: relative error {error:.3g}"
 
 
+def check_merge(kernels):
+    """What a sure token leaves to a tile of others is not lost beside 1."""
+    math, few = part(kernels, "tile_math"), torch.tensor([[0.0, -20.0]], device=DEVICE)
+    tiles = math.Tiles(few, *(torch.zeros_like(few) for _ in range(2)), few[:, 0], [], 1)
+    found, _ = math.merge(tiles, torch.ones(1, device=DEVICE))
+    for name, value in (("log_sum", found.log_sum), ("entropy", found.entropy / 21)):
+        close(name, value * torch.tensor(20.0).exp().item(), torch.ones(1), 1e-5)
+
+
 def check_sums(kernels):
     """A product is added to a large sum as one number, not term by term, and in fp32 or wider."""
     a, b = draw(32, 4096).abs().float().to(DEVICE), draw(4096, 24).abs().float().to(DEVICE)
@@ -145,6 +158,12 @@ def check_sums(kernels):
     plain = float(((a @ b).double() - exact).abs().max())
     close("a sum", out, 2.0**24 + exact, 2 * plain + 1.01)  # fp32 has even numbers there
     setting, found = torch.backends.mkldnn.matmul, []
+    with torch.autocast(DEVICE, torch.bfloat16):
+        product = kernels.matmul(a, b)
+        more = torch.zeros_like(out)
+        kernels.reference.add_matmul(more, a, b)
+    for name, x in (("a product", product), ("a sum of products", more)):
+        assert torch.equal(x, a @ b), f"autocast rounds {name}"
     before, multiply = setting.fp32_precision, torch.Tensor.__matmul__
 
     def look(a, b):
@@ -171,6 +190,10 @@ def check_ignored(kernels):
         for mask in (ones, ones.bool(), ones.long()):
             given = kernels.masked_cross_entropy(z, y, mask, reduction)
             close(reduction, given, F.cross_entropy(z, y, reduction=reduction))
+    many = torch.full((70_001,), 0.37, device=DEVICE)  # more than fp16 and bf16 can count
+    for dtype in (torch.float16, torch.bfloat16, torch.uint8, torch.bool):
+        mean = kernels.reference.reduce_losses(many, torch.ones_like(many, dtype=dtype), "mean")
+        close(f"mask of {dtype}", mean, many[0])
     known = kernels.masked_cross_entropy(z, y, ones, count=3)
     close("count", known, F.cross_entropy(z, y, reduction="sum") / 3)
     t[y == -100] = 0.0
@@ -193,6 +216,9 @@ def check_calls(kernels):
     ):
         with refused("chunk", "1 or more"):
             call()
+    for call in (kernels.linear_topk, kernels.linear_topk_entropy):
+        with refused("k -1", "0 or more"):
+            call(x, w, -1)
     with forward_ad.dual_level(), refused("forward-mode", "backward"):
         kernels.entropy_logprob(forward_ad.make_dual(z.detach(), z.detach()), y)
     with forward_ad.dual_level(), refused("forward-mode", "backward"):
@@ -204,8 +230,15 @@ def check_calls(kernels):
         kernels.linear_objective(x, w, y, combined)
 
 
-OF_BRANCHES = (check_counts, check_bounds, check_kernel_bounds, check_room, check_launch)
+OF_BRANCHES = (
+    check_counts,
+    check_strides,
+    check_bounds,
+    check_kernel_bounds,
+    check_room,
+    check_launch,
+)
 OF_HEADS = (
     check_launch, check_no_rows, check_factor, check_no_grad, check_token_loss, check_half,
-    check_sums, check_ignored, check_calls,
+    check_merge, check_sums, check_ignored, check_calls,
 )  # fmt: skip

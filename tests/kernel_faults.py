@@ -55,6 +55,9 @@ MUTANTS = {  # name: (file, text to replace, with what)
         "logprob = tiles.at_target * inverse_t - (top * inverse_t + log_sum)"),
     "tiles are added up without their factors": (
         "tile_math.py", "factor = offset.exp()", "factor = torch.ones_like(offset)"),
+    "tiles are added up with the likeliest": (
+        "tile_math.py", "torch.where(likeliest, 0.0, factor).sum(dim=1) + (likeliest.sum(dim=1)",
+        "factor.sum(dim=1) + (0 * likeliest.sum(dim=1)"),
     "log of 1 + r": ("tile_math.py", "rest.log1p()", "(1 + rest).log()"),
     "1 - p of a sure token": ("tile_math.py", "-g * logprob.expm1()", "g * (1 - logprob.exp())"),
     "log of a rounded p": (
@@ -63,6 +66,8 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "logits rounded to bf16": ("slices.py", PRODUCT, PRODUCT[:-1] + ".bfloat16().float(),"),
     "the weight's gradient is summed in bf16": (
         "one_pass.py", "torch.zeros_like(weight, dtype=dtype)", "torch.zeros_like(weight)"),
+    "the weight's gradient of a recomputed head is summed in bf16": (
+        "head.py", "torch.zeros_like(weight, dtype=wide(weight))", "torch.zeros_like(weight)"),
     "exponentials kept in bf16": ("slices.py", "torch.float16 if half", "torch.bfloat16 if half"),
     "padding of the vocabulary counts": ("one_pass.py", "weight[:vocab_size]", "weight"),
     "rows with an entropy slope alone are dropped": (
@@ -73,7 +78,7 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "the mean is over all rows": (
         "reference.py", "mask.sum() if count is None", "mask.numel() if count is None"),
     "the mask does not weight": (
-        "reference.py", "losses * mask.to(losses.dtype)", "losses * (mask != 0)"),
+        "reference.py", "weighted = losses * mask\n", "weighted = losses * (mask != 0)\n"),
     # In the Triton kernels of branches.
     "branches see a token too many": ("branch_parts.py", LIMIT, LIMIT.replace("<", "<=")),
     "the last visible token is not read": (
@@ -121,10 +126,20 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
         "refuse.py", "capacity if longest is None else longest", "capacity"),
     "a tile may have two starts": (
         "refuse.py", "~reads | (start[slot] == common)", "~reads | True"),
+    "tiles are looked at once": (
+        "refuse.py", "(*seen.values(), tuple(seen.tiles.table.flatten().tolist()))",
+        "seen.values()"),
+    "a tile may hold slots that are not there": ("refuse.py", " & (count[n] == 0)", ""),
     "a tile may hold any slot": (
         "refuse.py", "(count[:n] == 1) & (count[n] == 0)", "count[:n] > -1"),
     "tiles may be of more branches": ("refuse.py", "if len(seen.tiles.start) != n:", "if False:"),
     "any head dim": ("branch_parts.py", "    require_head_dim(size)\n", ""),
+    "values lie as keys do": ("branch_parts.py", "* v_token_stride", "* k_token_stride"),
+    "heads of values lie as those of keys": (
+        "branch_parts.py", "* v_head_stride", "* k_head_stride"),
+    "slots of values lie as those of keys": (
+        "branch_parts.py", "* v_slot_stride", "* k_slot_stride"),
+    "queries lie side by side": ("branch_parts.py", "head * q_head_stride", "head * D"),
     "limits beyond the memory": (
         "branch_parts.py", "(limit >= 0) & (limit <= tokens)", "(limit >= 0)"),
     "trunks beyond the memory": ("branch_parts.py", " & (limit <= tokens - begin)", ""),
@@ -146,6 +161,19 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
     "a setting of the process": (
         "reference.py", "return a.to(wide(a)) @", "torch.backends.mkldnn.matmul.fp32_precision = "
         "'bf16' if a.dtype == torch.bfloat16 else 'none'; return a.to(wide(a)) @"),
+    "rows are counted in the dtype of the mask": (
+        "reference.py", "mask.to(losses.dtype)  # first", "mask  # first"),
+    "a product under autocast": (
+        "reference.py", "with plain_dtypes(a):\n        return", "if True:\n        return"),
+    "a sum of products under autocast": (
+        "reference.py", "with plain_dtypes(a):\n            out.add_",
+        "if True:\n            out.add_"),
+    "a loss may overwrite log p": (
+        "one_pass.py", "_slopes(token_loss, statistics, rows, enabled)",
+        "_slopes(token_loss, statistics, rows, enabled); logprobs[rows] = statistics.logprob"),
+    "any number of likeliest tokens": ("head.py", "if k < 0:", "if False:"),
+    "counts of another device": ("refuse.py", '"start": seen.start, "tiles', '"tiles'),
+    "tiles of another device": ("refuse.py", ', "tiles.table": seen.tiles.table', ""),
     "ignored rows are counted": ("reference.py", ", mask.masked_fill(ignored, 0)", ", mask"),
     "an ignored row has a temperature": (
         "refuse.py", '< float("inf"))) | ignored', '< float("inf")))'),

@@ -6,6 +6,7 @@ import math
 from unittest.mock import patch
 
 import torch
+from method_logged import assert_logged
 from method_step import assert_by_hand, copied, doubled, watched
 from toy_runs import prepared
 
@@ -53,6 +54,7 @@ def check_loss(place, name) -> None:
     run, initial = doubled(place, noise, **settings)
     seen = watched(run, step, initial)
     assert_by_hand(seen)
+    assert_logged(seen)
     c = run.config
     assert seen.row["sampler_gap/max"] < 1e-9
     assert (seen.row["loss/ntp"] is not None) == c.ntp
@@ -100,11 +102,12 @@ def check_optimizer(place) -> None:
     second, number = {name: p.clone() for name, p in first.items()}, 0
     for step in range(3):
         seen = watched(run, step)
-        after = [u.weights for u in seen.updates[1:]] + [copied(run)]
+        after, rates = [u.weights for u in seen.updates[1:]] + [copied(run)], []
         for update, result in zip(seen.updates, after):
             number += 1
             norm = sum(g.square().sum() for g in update.gradient.values()) ** 0.5
             rate = 0.01 * min(1, number / 4)
+            rates.append(rate)
             for name, g in update.gradient.items():
                 g = g * min(1, 0.2 / float(norm + 1e-6))
                 first[name] = 0.5 * first[name] + 0.5 * g
@@ -113,3 +116,4 @@ def check_optimizer(place) -> None:
                 wanted = update.weights[name] * (1 - rate * 0.3) - rate * m / (v.sqrt() + 1e-8)
                 assert (result[name] - wanted).abs().max() < 1e-9, (number, name)
             assert norm > 0.2 and seen.row["update/refused"] == 0
+        assert math.isclose(seen.row["update/learning_rate"], sum(rates) / len(rates))

@@ -7,10 +7,8 @@ from unittest.mock import patch
 import numpy as np
 from method_checks import MIXED, QUANTILE
 from method_step import watched
-from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 from toy_forests import full_logits
-from toy_runs import WORLD, prepared, write_thinker
+from toy_runs import WORLD, begins_with, prepared, write_thinker
 
 import rmt.ask
 import train
@@ -59,17 +57,6 @@ def check_entropies(place) -> None:
             p = (logits.topk(top).values if top else logits).softmax(dim=-1)
             wanted = -(p * p.log()).sum(dim=-1)
             assert np.abs(run.entropies[index] - wanted.numpy()).max() < 1e-4
-
-
-def begins_with(directory, token) -> None:
-    """Texts begin with a token, as tokenizer and configuration say."""
-    path = directory / "tokenizer_config.json"
-    begin = dict(bos_token=token, add_bos_token=True)
-    path.write_text(json.dumps(json.loads(path.read_text()) | begin))
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    place = [(token, tokenizer.token_to_id(token))]
-    tokenizer.post_processor = TemplateProcessing(f"{token} $A", special_tokens=place)
-    tokenizer.save(str(directory / "tokenizer.json"))
 
 
 def scaled(directory) -> None:

@@ -19,11 +19,12 @@ import time
 from pathlib import Path
 
 import method_bugs
+import method_bugs_models
 import method_bugs_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 60  # for all checks of a copy; a bug may loop
-MUTANTS = method_bugs.MUTANTS | method_bugs_runs.MUTANTS
+MUTANTS = method_bugs.MUTANTS | method_bugs_runs.MUTANTS | method_bugs_models.MUTANTS
 CONTROLS = {  # not broken, and run through all checks of such mutants
     "unchanged objective": ("rmt/objective.py", "return rl - ", "return rl - ", "loss"),
     "unchanged ask": ("rmt/ask.py", "if not c.budget:", "if not c.budget:", "loss no budget"),
@@ -43,11 +44,12 @@ def all_checks() -> dict:
     """Name -> function of a folder; of the modules that are imported at the moment."""
     import method_checks as steps
     import method_checks_draws as draws
+    import method_checks_models as models
     import method_checks_runs as runs
 
     checks = {
         name.removeprefix("check_"): function
-        for module in (steps, draws, runs) for name, function in vars(module).items()
+        for module in (steps, draws, runs, models) for name, function in vars(module).items()
         if name.startswith("check_") and name != "check_loss"
     }  # fmt: skip
     for case in steps.LOSS:
@@ -134,7 +136,8 @@ def import_once() -> None:
     for late in ("torch._dynamo", "torch.distributed.checkpoint", "eval"):  # when first used
         importlib.import_module(late)
     all_checks()
-    ours = ("rmt", "train", "eval", "toy_runs", "toy_forests", "method_step", "method_checks")
+    ours = ("rmt", "train", "eval", "toy_runs", "toy_forests", "method_step", "method_logged",
+            "method_checks")  # fmt: skip
     for name in [name for name in sys.modules if name.split(".")[0].startswith(ours)]:
         del sys.modules[name]
 

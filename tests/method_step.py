@@ -40,6 +40,7 @@ class Seen:
     questions: list = field(default_factory=list)
     groups: list = field(default_factory=list)
     updates: list = field(default_factory=list)
+    clipped: list = field(default_factory=list)  # of each token that teaches, by hand
     row: dict = field(default_factory=dict)
     samples: list = field(default_factory=list)
 
@@ -109,8 +110,8 @@ def budget(c, step, total, entropy):
 
 
 def rewards(seen):
-    """(P, G) matches and totals."""
-    run, c, match, total = seen.run, seen.run.config, [], []
+    """(P, G) matches, length rewards and totals."""
+    run, c, match, length_reward, total = seen.run, seen.run.config, [], [], []
     end = run.tokenizer.encode_with_control("</think>")[0]
     for question, group in zip(seen.questions, seen.groups):
         text = run.tokenizer.decode(run.documents[question.document].tokens.tolist())
@@ -129,20 +130,24 @@ def rewards(seen):
                 paid = c.length_reward_max * max(0, 1 - abs(length - asked) / asked)
             w = c.length_weight if asked else 0
             match.append(float(right))
+            length_reward.append(paid)
             total.append((1 - w) * right + w * paid)
     shape = (len(seen.questions), c.group_size)
-    return np.array(match).reshape(shape), np.array(total).reshape(shape)
+    return [np.array(x).reshape(shape) for x in (match, length_reward, total)]
 
 
-def advantages(c, total):
-    centred = total - total.mean(axis=1, keepdims=True)
-    centred[np.ptp(total, axis=1) < 1e-12] = 0
-    scale = {
+def centred(x):
+    x = x - x.mean(axis=1, keepdims=True)
+    x[np.ptp(x, axis=1) < 1e-12] = 0
+    return x
+
+
+def scale_of(c, total):
+    return {
         "group": total.std(axis=1, keepdims=True) + c.advantage_delta,
-        "batch": np.sqrt((centred**2).mean()) + c.advantage_delta,
+        "batch": np.sqrt((centred(total) ** 2).mean()) + c.advantage_delta,
         "none": 1.0,
     }[c.advantage_norm]
-    return centred / scale
 
 
 def token_weights(c, lengths, kept):
@@ -162,8 +167,8 @@ def token_weights(c, lengths, kept):
 def response_loss(seen, number):
     """Σ w (surrogate + β KL) before update `number`, as a function of the weights it has then."""
     run, c = seen.run, seen.run.config
-    match, total = rewards(seen)
-    advantage = advantages(c, total)
+    match, _, total = rewards(seen)
+    advantage = centred(total) / scale_of(c, total)
     kept = np.ones_like(match)
     if c.zero_variance_groups == "drop":
         kept[np.ptp(match, axis=1) == 0] = 0
@@ -186,6 +191,8 @@ def response_loss(seen, number):
             ratio = (logprob - before_it.detach()).exp()
             clipped = ratio.clamp(1 - c.clip_low, 1 + c.clip_high)
             term = -torch.minimum(a * ratio, a * clipped)
+            if c.kl_beta or a * weight[i, j]:
+                seen.clipped += (a * clipped < a * ratio).tolist()
             if c.kl_beta:
                 gap = score(first).detach() - logprob
                 term = term + c.kl_beta * (gap.exp() - gap - 1)
@@ -195,7 +202,7 @@ def response_loss(seen, number):
 
 def text_loss(seen, model):
     """λ L_NTP of the step's documents, and the mean of its tokens."""
-    run, c, parts = seen.run, seen.run.config, []
+    run, c, parts, begin = seen.run, seen.run.config, [], seen.run.tokenizer.begin_ids
     lowest = c.tier_thresholds[0]
     if c.tiers == "quantile":
         found = np.concatenate([e[c.min_context :] for e in run.entropies.values()])
@@ -204,12 +211,13 @@ def text_loss(seen, model):
     for index in run.order[seen.step].tolist():
         tokens = run.documents[index].tokens.tolist()
         place = np.arange(len(tokens))
-        mask = place > 0
+        mask = place >= (not begin)
         if c.ntp_scope == "low_entropy":
             mask &= (run.entropies[index] < lowest) & (place >= c.min_context)
         if c.ntp_scope != "all":
             mask &= [(index, p) not in asked for p in place.tolist()]
-        parts.append(alone(model, tokens, mask, vocabulary=run.tokenizer.vocab_size))
+        mask = np.concatenate((np.zeros(len(begin), dtype=bool), mask))
+        parts.append(alone(model, [*begin, *tokens], mask, vocabulary=run.tokenizer.vocab_size))
     logprobs = torch.cat(parts)
     loss = -c.ntp_weight * (logprobs.mean() if c.ntp_reduction == "mean" else logprobs.sum())
     return loss, -float(logprobs.detach().mean())

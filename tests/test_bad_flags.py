@@ -6,6 +6,8 @@ from small_run import flags, refusal
 import eval as evaluation
 import sample
 import train
+from rmt.config import Config
+from rmt.flags import flag
 
 NO_FLAG = {
     "unknown-flag": (["--learning-rat", "1"], "--learning-rat", "did you mean --learning-rate?"),
@@ -75,8 +77,24 @@ BAD_VALUE = {
         dict(curriculum=False, curriculum_rule="adaptive"), "--curriculum-rule adaptive",
         "use --curriculum",
     ),
+    "r_max-above-a-right-answer": (
+        dict(length_weight=0.4, length_reward_max=1.5), "--length-reward-max is 1.5", "lower it",
+    ),
+    "entropy-budget-2": (dict(budget_entropy=2, max_response=4096), "--budget-entropy is 2.0",
+                         "[0, 1]"),
+    "entropy-budget-of-problems": (
+        dict(method="grpo", budget_entropy=0.5), "--budget-entropy is set", "no entropy",
+    ),
     "documents-too-short": (dict(document_tokens=8), "--document-tokens 8", "--min-context 16"),
 }  # fmt: skip
+LIMITS = {  # the first value that is refused
+    0: "document_tokens positions_per_document updates_per_batch save_every keep gpus nodes "
+    "eval_every eval_positions grad_clip learning_rate epochs advantage_delta resample_tries "
+    "adaptive_floor timeout max_response",
+    -1: "entropy_top_k length_reward_max profile max_branches clip_low clip_high ntp_weight "
+    "warmup_steps weight_decay samples_per_step max_tokens max_minutes noise_tries probe_documents "
+    "tokens_per_micro_batch replicate holdout",
+}
 ELSEWHERE = {
     "eval-unknown-flag": (evaluation, ["--mod", "ntp"], "--mod", "did you mean --mode?"),
     "eval-mode": (evaluation, ["--mode", "both"], "'both'", "ntp", "ntr", "rmt"),
@@ -104,6 +122,14 @@ def test_what_is_not_a_flag_is_answered_with_what_is(case, capsys):
 def test_value_that_cannot_work_is_refused(case, capsys):
     values, *fragments = case
     refusal(train, flags(**values), fragments, capsys)
+
+
+@pytest.mark.parametrize("value, names", LIMITS.items())
+def test_numbers_below_their_limit_are_refused_by_name(value, names):
+    for name in names.split():
+        with pytest.raises(ValueError) as error:
+            Config(**{name: value})
+        assert flag(name) in str(error.value) and str(value) in str(error.value)
 
 
 @pytest.mark.parametrize("case", ELSEWHERE.values(), ids=ELSEWHERE)

@@ -96,16 +96,20 @@ def test_ragged_decoding_gives_the_samples_of_one_process(answers):
     assert ranks == [one, one]
 
 
-def test_metrics_of_whole_steps_are_those_of_one_process(answers):
-    one, *ranks = (a["steps"]["rows"] for a in answers)
+@pytest.mark.parametrize("name", ["steps", "knowing"])
+def test_metrics_of_whole_steps_are_those_of_one_process(answers, name):
+    one, *ranks = (a[name]["rows"] for a in answers)
     for rank in ranks:
         for given, expected in zip(rank, one):
             assert_same_metrics(given, expected, 1e-4, absolute=1e-5)
 
 
-def test_every_rank_knows_all_positions_that_were_drawn(answers):
-    one, *ranks = (a["steps"]["drawn"].tolist() for a in answers)
+@pytest.mark.parametrize("name", ["steps", "knowing"])
+def test_every_rank_knows_all_that_was_drawn_and_answered(answers, name):
+    one, *ranks = (a[name]["known"] for a in answers)
     assert ranks == [one, one]
+    assert max(one["misses"]) > 0 and any(row["tokens/dropped"] > 0 for row in
+                                          answers[0]["knowing"]["rows"])  # fmt: skip
 
 
 def test_difficulty_does_not_depend_on_world_size(answers):
@@ -115,15 +119,13 @@ def test_difficulty_does_not_depend_on_world_size(answers):
             assert given == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["plain", "thinking"])
+@pytest.mark.parametrize("mode", ["plain", "thinking", "problems"])
 def test_evaluation_runs_on_all_ranks_and_all_get_every_item(answers, mode):
     one, *ranks = (a["evaluation"][mode] for a in answers)
-    assert [(item["document"], item["position"]) for item in one] == [
-        (0, 9),
-        (0, 11),
-        (3, 10),
-        (5, 8),
-    ]
+    places = [(0, 9), (0, 11), (3, 10), (5, 8)]
+    if mode == "problems":
+        places = [(d, item["position"]) for d, item in zip(range(5), one)]
+    assert [(item["document"], item["position"]) for item in one] == places
     assert ranks == [one, one]
 
 

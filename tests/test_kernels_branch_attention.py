@@ -98,6 +98,15 @@ def test_tiles_are_padded_or_refused():
     "changes, said",
     [
         (lambda c: dict(q=c.q[:, :4]), ["multiple of K", "(13, 4, 64)", "(122, 3, 64)"]),
+        (lambda c: dict(q=c.q[1:]), ["q is (12, 9, 64)", "13 branches"]),
+        (
+            lambda c: dict(trunk_k=c.trunk_k.to("meta")),
+            ["trunk_k is torch.float32 on meta", "q is"],
+        ),
+        (
+            lambda c: {k: x.nan_to_num().int() for k, x in zip(c._fields[:5], c[:5])},
+            ["q is torch.int32", "one floating dtype"],
+        ),
         (lambda c: dict(own_v=c.own_v[:5]), ["own_v is (5,", "at least 13 slots"]),
         (lambda c: dict(trunk_v=c.trunk_v[1:]), ["trunk_v is (121, 3, 64)", "(T, 3, 64)"]),
         (lambda c: dict(own_k=c.own_k.half()), ["own_k is torch.float16", "convert"]),

@@ -17,6 +17,8 @@ looked_at = pytest.mark.skipif(DEVICE == "cuda", reason="values are looked at on
         (dict(x=torch.zeros(7, C + 1)), ["(N, C)", "(V, C)", f"(7, {C + 1})", f"({V}, {C})"]),
         (dict(x=torch.zeros(7, C).half()), ["torch.float16", "torch.float32", "convert"]),
         (dict(x=torch.zeros(7, C).int(), w=torch.zeros(V, C).int()), ["floating", "torch.int32"]),
+        (dict(w=torch.zeros(V, C, device="meta")), ["weight torch.float32 on meta", "convert"]),
+        (dict(y=torch.zeros(7, device="meta").long()), ["targets are on meta", "move"]),
         (dict(used=0), ["vocab_size 0", f"from 1 to the head's {V} rows"]),
         (dict(used=V + 1), [f"vocab_size {V + 1}", f"from 1 to the head's {V} rows"]),
         (dict(y=torch.zeros(6).long()), ["(7,) int64", "(6,) torch.int64"]),
@@ -31,8 +33,8 @@ looked_at = pytest.mark.skipif(DEVICE == "cuda", reason="values are looked at on
 def test_arguments_that_do_not_fit_are_refused(changes, said):
     x, w, _, y, t = inputs()
     known = dict(x=x, w=w, y=y, t=t, token_loss=combined, used=USED)
-    x, w, y, t, token_loss, used = (v.to(DEVICE) if isinstance(v, torch.Tensor) else v
-                                    for v in (known | changes).values())  # fmt: skip
+    here = lambda v: v if not isinstance(v, torch.Tensor) or v.is_meta else v.to(DEVICE)
+    x, w, y, t, token_loss, used = map(here, (known | changes).values())
     with pytest.raises(ValueError) as error:
         kernels.linear_objective(x, w, y, token_loss, t, used, 4)
     assert_holds(error, *said)
@@ -69,7 +71,8 @@ def test_logits_masks_and_reductions_that_do_not_fit_are_refused():
         (lambda: kernels.entropy_logprob(z[:, :0], y), ["(N, V) with V > 0", "(7, 0)"]),
         (lambda: kernels.entropy_logprob(z, y[1:]), ["(7,) int64", "(6,)"]),
         (lambda: kernels.masked_cross_entropy(z, y, y >= 0, "max"), ["'max'", "mean, sum, none"]),
-        (lambda: kernels.masked_cross_entropy(z, y, y[1:] >= 0), ["mask (6,)", "(7,)"]),
+        (lambda: kernels.masked_cross_entropy(z, y, y[1:] >= 0), ["mask is (6,)", "(7,)"]),
+        (lambda: kernels.masked_cross_entropy(z, y, y.to("meta")), ["on meta", str(y.device)]),
     ):
         with pytest.raises(ValueError) as error:
             wrong()

@@ -42,7 +42,9 @@ DEFAULTS = dict(
     length_reward_gate="none", advantage_norm="group", zero_variance_groups="keep",
     ntp_scope="not_in_C", ntp_reduction="mean", adam_betas=(0.9, 0.999), weight_decay=0.01,
     grad_clip=1.0, warmup_steps=10, updates_per_batch=1, budget=True, curriculum=True, ntp=True,
-    data=("KbsdJames/Omni-MATH",),
+    data=("KbsdJames/Omni-MATH",), method="rmt", task="next-token", match="token", holdout=200,
+    difficulty_model="", curriculum_rule="schedule", noise_tries=0, resample_from=-1,
+    budget_entropy=0.0, eval_decoding="sampled",
 )  # fmt: skip
 
 

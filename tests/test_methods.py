@@ -40,6 +40,24 @@ def whole(run):
     ]
 
 
+def test_the_papers_settings_are_the_published_ones():
+    """RPT: prompts of 4,096 tokens at most; post-training: responses of 4,096."""
+    rpt = dict(match="prefix", budget=False, curriculum=False, ntp=False, batch_size=256,
+               group_size=8, learning_rate=1e-6, temperature=0.8, kl_beta=0.0, max_response=8192,
+               document_tokens=3584, steps=1000, resample_from=500, entropy_top_k=16,
+               model="r1-distill-qwen-14b", difficulty_model="r1-distill-qwen-1.5b")  # fmt: skip
+    ntp = dict(task="nothing", ntp=True, ntp_weight=1.0, budget=False, curriculum=False)
+    skywork = dict(task="problems", match="answer", ntp=False, budget=False, curriculum=False,
+                   max_response=4096, data=("Skywork/Skywork-OR1-RL-Data",))  # fmt: skip
+    for flags, wanted in (
+        (["--preset", "rpt"], rpt), (["--method", "ntp"], ntp), (["--preset", "skywork"], skywork),
+        (["--preset", "rmt-q3"], dict(model="qwen3-14b", difficulty_model="", max_response=2048)),
+        (["--preset", "rmt-r1"], dict(model="r1-distill-qwen-14b", difficulty_model="")),
+    ):  # fmt: skip
+        config = parse(flags, "", "")
+        assert {name: getattr(config, name) for name in wanted} == wanted
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_with_every_preset(method, preset):

@@ -71,11 +71,14 @@ def test_cached_decoding_equals_a_full_forward_pass_per_token():
 def test_greedy_decoding_takes_the_likeliest_token_of_a_full_forward_pass():
     model, trees = toy_model(), prompts()
     greedy = replace(SAMPLING, temperature=0.0)
-    for tokens, mask, _ in sequences(answered(trees, generate(model, trees, 1, greedy))):
+    groups = generate(model, trees, 1, greedy)
+    for (tokens, mask, _), (rollout,) in zip(sequences(answered(trees, groups)), groups):
         with torch.no_grad():
             likeliest = full_logits(model, tokens).argmax(dim=-1)
+            logprobs = alone(model, tokens, mask, temperature=1.0)
         index = np.flatnonzero(mask)
         assert likeliest[index - 1].tolist() == np.array(tokens)[index].tolist()
+        assert rollout.logprobs == pytest.approx(logprobs.tolist(), abs=1e-10)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])

@@ -98,6 +98,20 @@ def test_budget_asked_for_is_that_of_the_run_or_none(model, tmp_path, words, run
     assert found == [*around.header, *tokenizer.encode("ab"), *around.footer]
 
 
+def test_a_budget_without_room_for_an_answer_is_refused(model, tmp_path):
+    tokenizer, ask = (
+        Tokenizer(model),
+        lambda *words: sample.prompt_ids(
+            options("--think-next", *words), tokenizer, "ab", tmp_path
+        ),
+    )
+    for words, said in ((["--budget", "600"], "608 or more"),
+                        (["--max-new-tokens", "100"], "168 or more")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            ask(*words)
+    assert ask("--budget", "504") and ask("--max-new-tokens", "10", "--no-ask-budget")
+
+
 def test_a_budget_that_is_not_asked_for_is_refused(capsys):
     words = flags(budget=9, ask_budget=False)
     refusal(sample, words, ("--budget 9", "--no-ask-budget", "leave one"), capsys)

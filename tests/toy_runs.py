@@ -10,6 +10,8 @@ import json
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers.processors import TemplateProcessing
 from toy_models import write_tokenizer
 
 from models.config import ModelConfig
@@ -73,6 +75,17 @@ def write_thinker(directory, **changes):
             model.head[token, 0] += odds / 3  # by what the first hidden coordinate is about
     save_file({k: v.clone() for k, v in model.state_dict().items()}, directory / SINGLE)
     return directory
+
+
+def begins_with(directory, token) -> None:
+    """Texts begin with a token, as tokenizer and configuration say."""
+    path = directory / "tokenizer_config.json"
+    begin = dict(bos_token=token, add_bos_token=True)
+    path.write_text(json.dumps(json.loads(path.read_text()) | begin))
+    tokenizer = HFTokenizer.from_file(str(directory / "tokenizer.json"))
+    place = [(token, tokenizer.token_to_id(token))]
+    tokenizer.post_processor = TemplateProcessing(f"{token} $A", special_tokens=place)
+    tokenizer.save(str(directory / "tokenizer.json"))
 
 
 def write_corpus(path, documents=13):

@@ -11,7 +11,7 @@ import train
 from models.weights import load, on_meta
 from rmt import dist
 from rmt.difficulty import document_entropies
-from rmt.evaluate import predict_plainly, predict_thinking
+from rmt.evaluate import predict_plainly, predict_thinking, solve
 from rmt.log import RunLog
 from rmt.metrics import Metrics
 from rmt.positions import Position
@@ -27,6 +27,9 @@ SHARES = {  # which documents each of two ranks gets
 
 # Three documents and two: unequal shares, with no sample left out of the report.
 STEPS = dict(batch_size=5, steps=4, advantage_norm="batch", samples_per_step=9)
+# What is known of answers, and groups that are drawn again or dropped, in unequal shares.
+KNOWING = STEPS | dict(curriculum_rule="adaptive", noise_tries=3, group_size=3, resample_from=1,
+                       zero_variance_groups="drop", kl_beta=0.1, updates_per_batch=2)  # fmt: skip
 
 
 def on_two_ranks(place, work=None):
@@ -57,6 +60,7 @@ def everything(world, place):
         "entropies": entropies(run),
         "evaluation": evaluation(run),
         "steps": steps(prepared(place, world, **STEPS)),
+        "knowing": steps(prepared(place, world, **KNOWING)),
         "run": whole_run(place, world),
     }
     return results
@@ -138,6 +142,7 @@ def evaluation(run):
     return dict(
         plain=predict_plainly(*known, 200, run.world),
         thinking=predict_thinking(*known, 6, 1.0, sampling, run.world),
+        problems=solve(*known[:2], run.documents[:5], 6, "Solve it.", sampling, run.world),
     )
 
 
@@ -150,7 +155,8 @@ def steps(run):
         rows.append(row)
         responses += [s for part in dist.gather_objects(samples, run.world) for s in part]
     texts = sorted((s["step"], s["document"], s["position"], s["response"]) for s in responses)
-    return dict(rows=rows, responses=texts, drawn=run.curriculum.drawn)
+    known = {name: array.tolist() for name, array in run.curriculum.arrays.items()}
+    return dict(rows=rows, responses=texts, known=known)
 
 
 def whole_run(place, world):

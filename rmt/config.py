@@ -246,7 +246,5 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 def in_repository(path: str) -> Path:
     """Relative paths of presets point into the repository, wherever the script was started."""
-    if not path:
-        raise ValueError("a path is empty (an unset variable?); --data needs a file or a folder")
     beside = Path(__file__).resolve().parent.parent / path
     return beside if not Path(path).exists() and beside.exists() else Path(path)

@@ -86,7 +86,7 @@ def read_bytes(text: str) -> float:
     try:
         size = float(number) * units[text.lower().strip()[len(number) :].strip()]
     except (ValueError, KeyError):
-        size = 0.0
-    if not 0 < size < math.inf:
+        size = math.inf
+    if not 0 <= size < math.inf:
         raise ValueError(f"{text!r} is no amount of memory; write 80GB or 80GiB")
     return size

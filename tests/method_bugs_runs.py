@@ -62,7 +62,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/sources.py", "config.text_fields, config.document_tokens,",
         "config.text_fields, 10**6,", "counts"),
     "epochs are ignored": (
-        "rmt/run.py", "int(config.epochs * len(documents)", "int(10 * len(documents)", "counts"),
+        "rmt/run.py", "min(config.epochs * len(documents)", "min(10 * len(documents)", "counts"),
     "tokens do not end a run": ("rmt/run.py", "0 < c.max_tokens <= self.tokens", "False", "ends"),
     "minutes do not end a run": (
         "rmt/run.py", "0 < 60 * c.max_minutes <= self.seconds", "False", "ends"),

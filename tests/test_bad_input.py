@@ -104,7 +104,7 @@ def deep_nesting(place):
 
 BAD_DATA = {
     "missing-file": (missing_file, "nowhere.jsonl does not exist", "give files, folders"),
-    "empty-name": (empty_name, "a path is empty", "--data needs a file or a folder"),
+    "empty-name": (empty_name, "--data is empty; give a path"),
     "folder-without-text": (folder_without_text, "holds no .jsonl, .txt, .md", "give --data"),
     "wrong-suffix": (wrong_suffix, "train.csv", "only .jsonl, .txt, .md, .parquet files"),
     "binary": (binary, "a.txt is a binary file, not text", "give .jsonl"),

@@ -159,7 +159,7 @@ def ceiling(positions: Path) -> str:
     """Accuracy per tier of perfect counting, and of guessing where nothing can be known."""
     tokenizer, chances = Tokenizer(TINY), defaultdict(list)
     marks = [marks_by_position(tokenizer, document) for document in tiny_world.eval_documents()]
-    for position in json.loads(positions.read_text()):
+    for position in json.loads(positions.read_text())["positions"]:
         mark = marks[position["document"]].get(position["position"])
         noise = mark is not None and mark.kind in tiny_world.NOISE
         chances[position["tier"]].append(1 / len(tiny_world.NOISE[mark.kind]) if noise else 1.0)

@@ -5,10 +5,11 @@ import random
 
 import pytest
 
-from assets import tiny_world
+from assets import tiny_report, tiny_world
 from assets.tiny_tokenizer import VOCABULARY, marks_by_position
 from assets.tiny_world import CAREFUL, COMPUTED, CORPUS, Habits, make_thought
 from models.config import ASSETS, TINY
+from rmt.positions import Chosen, Position, write_positions
 from rmt.prompt import escape, next_token_prompt, parse_response
 from rmt.tokenizer import Tokenizer
 
@@ -107,6 +108,18 @@ def test_tokenizer_has_fewer_ids_than_the_model_has_rows(tokenizer):
     assert json.loads((TINY / "config.json").read_text("utf-8"))["vocab_size"] == VOCABULARY
     assert tokenizer.think_close_id is not None and len(tokenizer.stop_ids) == 2
     assert len(next_token_prompt(tokenizer, 96)) < 160
+
+
+def test_ceiling_of_stored_positions_counts_noise_as_guesses(tokenizer, tmp_path):
+    document = tiny_world.eval_documents()[0]
+    marks = marks_by_position(tokenizer, document)
+    kinds = {mark.kind: position for position, mark in marks.items()}
+    sure = next(p for kind, p in kinds.items() if kind not in tiny_world.NOISE)
+    chosen = [Position(0, p, 1.0, "easy", 0) for p in (sure, kinds["noise digit"])]
+    write_positions(tmp_path / "positions.json", Chosen(chosen))
+    guess = (1 + 1 / len(tiny_world.NOISE["noise digit"])) / 2
+    shown = tiny_report.ceiling(tmp_path / "positions.json")
+    assert shown == f"easy: 2 positions, 1 noise, ceiling {guess:.1%}"
 
 
 def test_assets_are_small_enough_for_a_repository():

@@ -1,11 +1,13 @@
 """One thread unless OMP_NUM_THREADS says more: two collapse as soon as another process runs."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for the processes that tests start
 
+import pytest
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -21,6 +23,17 @@ for found in cache_directory().glob("*/config.json"):  # of `make smollm2`
     (Path(CACHE.name) / "rmt" / found.parent.name).symlink_to(found.parent)
 os.environ.setdefault("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+
+
+@pytest.fixture
+def heeded_signals():
+    """Signals as in the foreground of a shell: nohup and `&` leave some of them ignored."""
+    ends = {signal.SIGINT: signal.default_int_handler}
+    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {n: signal.signal(n, ends.get(n, signal.SIG_DFL)) for n in asking}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items):

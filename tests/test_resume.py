@@ -153,7 +153,7 @@ class Signalling(io.StringIO):
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_signal_finishes_the_step_saves_and_says_how_to_go_on(
-    uninterrupted, out, number, monkeypatch
+    uninterrupted, out, number, monkeypatch, heeded_signals
 ):
     after(2, uninterrupted, out)
     with monkeypatch.context() as m:

@@ -107,7 +107,7 @@ def test_process_ends_well_whatever_its_output_goes_to(tmp_path, behind):
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_signal_is_noted_once_and_the_handler_is_as_before(number):
+def test_signal_is_noted_once_and_the_handler_is_as_before(number, heeded_signals):
     before = signal.getsignal(number)
     with stop_requests() as asked:
         assert not asked()
@@ -118,7 +118,7 @@ def test_signal_is_noted_once_and_the_handler_is_as_before(number):
     assert signal.getsignal(number) == before
 
 
-def test_second_hang_up_does_not_end_the_process():
+def test_second_hang_up_does_not_end_the_process(heeded_signals):
     with stop_requests() as asked:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGHUP)

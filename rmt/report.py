@@ -162,12 +162,11 @@ def page(runs: Sequence[Path]) -> str:
     }
     # What a model wrote cannot end the element that holds it: no `<` is left in it.
     data = json.dumps(as_json(data), ensure_ascii=False, separators=(",", ":"))
+    data = data.replace("<", "\\u003c")
     parts = {
         "STYLE": (ASSETS / "page.css").read_text(encoding="utf-8"),
         "SCRIPT": "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
-        "DATA": data.replace(
-            "<", "\\u003c"
-        ),  # last: what it says is never taken for a place to fill
+        "DATA": data,  # last: what it says is never taken for a place to fill
     }
     html = (ASSETS / "page.html").read_text(encoding="utf-8")
     for name, text in parts.items():

@@ -157,7 +157,12 @@ def check_head(kernels, name, dtype, chunk=None):
     # Sums of C products in fp32, scaled up by a low temperature.
     length = real.hidden.detach().nan_to_num().norm(dim=1) / real.temperature
     epsilon = 1e-14 if dtype == torch.float64 else 2e-7
-    rounding = epsilon * length * real.weight.detach().norm(dim=1).max()
+    longest = real.weight.detach().norm(dim=1).max()
+    rounding = epsilon * length * longest
+    # Logits that are computed twice, in products of other shapes, differ in their last bits, and p
+    # then does not quite add up to 1: an eighth of the bound above is seven times what was seen.
+    g, h = slopes(len(case.hidden), real.hidden)
+    off = rounding / 8 * (g.abs() + h.abs()) / real.temperature * longest
     options = (case.temperature, case.vocab_size, chunk)
     one_pass = kernels.linear_objective(*case[:3], loss_of, *options)
     recompute = kernels.linear_entropy_logprob(*case[:3], *options)
@@ -173,7 +178,9 @@ def check_head(kernels, name, dtype, chunk=None):
         given = grad(loss, (case.hidden, case.weight))
         for which, a, b, error in zip(("hidden", "weight"), given, wanted, plain):
             assert a.dtype == dtype
-            assert_gradient(f"{form}: {which}", a, b, head_gate(name, dtype, error))
+            twice = form == "recompute" and which == "hidden" and name in CANCELLING
+            more = float(off.norm() / b.norm()) if twice else 0.0
+            assert_gradient(f"{form}: {which}", a, b, head_gate(name, dtype, error) + more)
         assert not given[1][case.vocab_size :].any(), f"{form}: padding has a gradient"
         if dtype != HALF and name not in CANCELLING:
             cancels = 1e-9 + 5e-7 * slopes(len(case.hidden), expected[0])[1].abs()

@@ -164,3 +164,19 @@ def check_models(config: Config, now: dict, saved: Mapping[str, Any], place: Pat
                 "saved, and tiers, KL and the tokenizer come from there; put the old files back, "
                 "or start anew"
             )
+
+
+def check_texts(
+    config: Config, now: Mapping[str, str], saved: Mapping[str, Any], place: Path
+) -> None:
+    """ValueError when a text is another than when the run began.
+
+    now: what names the tokens, by flag; a checkpoint may be older than the one of --eval-data.
+    """
+    for name, key in now.items():
+        if saved.get(name, key) != key:
+            raise ValueError(
+                f"--resume {config.resume}: the text of {', '.join(getattr(config, name))} "
+                f"({flag(name)}) has changed since {place} was saved; put the old text back, or "
+                "start anew"
+            )

@@ -17,12 +17,13 @@ from rmt.dist import World, compute_dtype, load_model
 from rmt.export import find_model
 from rmt.fit import fitted
 from rmt.positions import Chosen, choose_positions, data_key
-from rmt.resume import check_models, length_of, models_of, resolve
+from rmt.resume import check_models, check_texts, length_of, models_of, resolve
 from rmt.saver import Saver
 from rmt.sources import (
     check_tiers,
     longest_prompt,
     measure_difficulty,
+    name_overlap,
     read_documents,
     read_model_directory,
 )
@@ -127,24 +128,21 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
         ),
         compute=compute, clock=Clock(world.device),
         saver=Saver(Path(config.out), config.keep, world),
-        held_out=_held_out(config, world, source, tokenizer, shape, model),
+        held_out=_held_out(config, world, source, tokenizer, shape, model, documents),
         entropies=measured, models=models, thresholds=[float(x) for x in thresholds],
     )  # fmt: skip
     if place is not None:
-        if saved["data"] != data_key(documents):
-            raise ValueError(
-                f"--resume {config.resume}: the text of {', '.join(config.data)} has changed since "
-                f"{place} was saved; put the old text back, or start anew"
-            )
+        check_texts(config, _data_keys(run), saved, place)
         _restore(run, place, saved)
     return run
 
 
-def _held_out(config, world, source, tokenizer, shape, model):
+def _held_out(config, world, source, tokenizer, shape, model, trained_on):
     """Documents and positions of the evaluations; `model` still is the initial one. All ranks."""
     if not config.eval_data:
         return None
     documents = read_documents(config, config.eval_data, tokenizer, shape, config.max_response)
+    name_overlap(config, trained_on, documents, world)
     if config.task == "problems":
         return documents, Chosen([])
     entropies, thresholds = measure_difficulty(config, world, source, tokenizer, documents, model)
@@ -161,7 +159,7 @@ def save(run: Run, wait: bool = True) -> None:
     extra = {
         "config": asdict(run.config),
         "total_steps": run.total_steps,
-        "data": data_key(run.documents),
+        **_data_keys(run),
         "models": run.models,
         "thresholds": run.thresholds,
         "compute": str(run.compute).removeprefix("torch."),
@@ -174,6 +172,12 @@ def save(run: Run, wait: bool = True) -> None:
         run.saver.save(run.step, run.model, run.optimizer, _tensors(run), extra)
         if wait:
             run.saver.wait()
+
+
+def _data_keys(run: Run) -> dict[str, str]:
+    """The flags that name texts, with what names their tokens."""
+    held_out = {"eval_data": data_key(run.held_out[0])} if run.held_out else {}
+    return {"data": data_key(run.documents)} | held_out
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

@@ -82,6 +82,21 @@ def read_corpus(
     return found
 
 
+def name_overlap(
+    config: Config, trained_on: Sequence[Document], held_out: Sequence[Document], world: World
+) -> None:
+    """Say how many documents of --eval-data are trained on as well."""
+    known = {document.tokens.tobytes() for document in trained_on}
+    both = sum(document.tokens.tobytes() in known for document in held_out)
+    if both and world.rank == 0:
+        print(
+            f"{both:,} of the {len(held_out):,} documents of --eval-data "
+            f"{', '.join(config.eval_data)} are in --data as well: accuracy there is of text that "
+            "was trained on; take other text, or let --holdout set some aside",
+            file=sys.stderr,
+        )
+
+
 def measure_difficulty(config, world, source, tokenizer, documents, model):
     """Entropies of documents under the initial model (or a proxy), and the tier thresholds."""
     judge = source

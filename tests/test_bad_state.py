@@ -33,7 +33,9 @@ def original(tmp_path_factory):
     place = tmp_path_factory.mktemp("original")
     write_small_model(place / "model")
     write_corpus(place / "train.jsonl")
-    run_here(*arguments(place, steps=4, save_every=1, keep=3))
+    write_corpus(place / "held_out.jsonl", 4)
+    held_out = dict(eval_data=place / "held_out.jsonl", eval_every=50, eval_positions=1)
+    run_here(*arguments(place, steps=4, save_every=1, keep=3, **held_out))
     evaluation.main(evaluating(place))
     return place
 
@@ -164,15 +166,17 @@ def test_model_whose_weights_have_changed_is_refused(place, original, capsys):
         path.write_bytes(before)
 
 
-def test_resume_after_the_text_has_changed_is_refused(place, original, capsys):
-    state = json.loads((place / LAST / "run.json").read_text())
-    text = (original / "train.jsonl").read_text()
-    (original / "train.jsonl").write_text(text.replace("odd", "even"))
+@pytest.mark.parametrize("flag, file", [("data", "train"), ("eval_data", "held_out")])
+def test_resume_after_a_text_has_changed_is_refused(place, original, capsys, flag, file):
+    state, path = json.loads((place / LAST / "run.json").read_text()), original / f"{file}.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("odd", "even"))
     try:
-        fragments = (state["config"]["data"][0], "has changed", "put the old text back")
+        fragments = (*state["config"][flag], f"({flags(**{flag: 0})[0]})", "has changed",
+                     "put the old text back")  # fmt: skip
         refusal(train, flags(resume=place / "run"), fragments, capsys)
     finally:
-        (original / "train.jsonl").write_text(text)
+        path.write_text(text)
 
 
 # ---- what cannot be written

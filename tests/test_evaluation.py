@@ -89,13 +89,15 @@ def test_a_run_that_held_nothing_out_needs_data(place, tmp_path, capsys):
     refusal(evaluation, flags(model=place / "run", holdout=9), fragments, capsys)
 
 
-def test_own_held_out_data_of_a_run_are_taken(tmp_path):
+def test_own_held_out_data_of_a_run_are_taken(tmp_path, capsys):
     write_thinker(tmp_path / "thinker")
     for name, texts in (("data", 12), ("other", 5)):
         write_corpus(tmp_path / f"{name}.jsonl", texts)
     files = dict(model=tmp_path / "thinker", data=tmp_path / "data.jsonl", out=tmp_path / "run")
     more = dict(eval_data=tmp_path / "other.jsonl", method="ntp", steps=1)
     run_here(*flags(**SETTINGS | files | more))
+    assert "documents of --eval-data" in (said := capsys.readouterr().err)
+    assert f"5 of the 5 documents of --eval-data {tmp_path / 'other.jsonl'}" in said
     found = evaluated(tmp_path, tmp_path)
     assert found["mode"] == "ntp", "what the run taught"
     assert {item["document"] for item in found["items"]} == set(range(5))

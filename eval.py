@@ -4,7 +4,7 @@
     python eval.py --model qwen3-14b --mode ntp --data omni-math/eval.jsonl   greedy next token
     python eval.py --model qwen3-14b --mode ntr ...       think first, without asking for a length
     python eval.py --model runs/rmt --mode problems --data gsm8k/test.jsonl   answer problems
-    python -m rmt.compare before.json after.json          what --json wrote of two
+    python -m rmt.evaluation.compare before.json after.json          what --json wrote of two
 
 Without --data it takes held-out documents: of a run, those it named with --eval-data or else held
 out of its data; otherwise those of the default data. With --data it takes all, unless --holdout is
@@ -23,23 +23,29 @@ from pathlib import Path
 from typing import Any
 
 from models.fingerprint import fingerprint
-from rmt import dist
 from rmt.budget import response_needed
-from rmt.clock import peak_memory
-from rmt.config import Config
-from rmt.corpus import Document
-from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
-from rmt.export import find_model
-from rmt.fit import fitted
-from rmt.flags import add_fields, knob, make_parser, parse_known
-from rmt.memory import ROW_TOKENS
-from rmt.positions import Chosen, choose_positions, data_key, read_positions, write_positions
-from rmt.protocol import Protocol, protocol
-from rmt.records import check_writable, write_json
+from rmt.config.config import Config
+from rmt.config.flags import add_fields, knob, make_parser, parse_known
+from rmt.data.corpus import Document
+from rmt.engine.export import find_model
+from rmt.engine.protocol import Protocol, protocol
+from rmt.engine.setup import longest_prompt, measure_difficulty, read_corpus, read_model_directory
+from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
+from rmt.evaluation.positions import (
+    Chosen,
+    choose_positions,
+    data_key,
+    read_positions,
+    write_positions,
+)
+from rmt.evaluation.summary import summarise, table
+from rmt.memory.autofit import fitted
+from rmt.memory.estimate import ROW_TOKENS
 from rmt.rollout import Sampling
-from rmt.sources import longest_prompt, measure_difficulty, read_corpus, read_model_directory
-from rmt.summary import summarise, table
-from rmt.terminal import safe_printing
+from rmt.system import dist
+from rmt.system.clock import peak_memory
+from rmt.system.records import check_writable, write_json
+from rmt.system.terminal import safe_printing
 
 EPILOG = "Run it with torchrun to share the positions out over several GPUs."
 # Knobs of training that mean the same here.

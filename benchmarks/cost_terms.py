@@ -1,7 +1,7 @@
 """The terms of a step as formulas: seconds of one rank from operations, a shape and a machine.
 
 benchmarks/cost_model.py says what each is, benchmarks/cost_machines.py what is assumed. Operations
-are those of rmt/flops.py, split in three by leaving out the rest.
+are those of rmt/engine/flops.py, split in three by leaving out the rest.
 """
 
 import heapq
@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, replace
 
 from benchmarks.cost_machines import Machine, World, together
 from models.config import ModelConfig
-from rmt.flops import forward_flops
+from rmt.engine.flops import forward_flops
 from rmt.forest import Tree
 
 # Of each logit in sampling, in fp32: written, shifted and scaled (3 × read, 2 × written),

@@ -17,10 +17,10 @@ import torch
 from models.config import ASSETS, TINY, ModelConfig
 from models.export import export
 from models.shapes import SHAPES, as_hugging_face, published
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import cache_directory, find
 from rmt.forest import Branch, Tree
-from rmt.tokenizer import Tokenizer
 
 TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # never changes, and has 100,000 words
 

@@ -36,7 +36,7 @@ from models.export import export
 from models.transformer import Transformer
 from models.weights import build
 from rmt.attention import attend_by_call
-from rmt.checkpoint import steps
+from rmt.engine.checkpoint import steps
 
 FILES = 8  # of the model, before and after
 RANKS = (4, 2)  # of the first life and of the second

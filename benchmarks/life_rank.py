@@ -16,10 +16,10 @@ from safetensors import safe_open
 
 from models.config import ASSETS, TINY
 from models.weights import shards
-from rmt import dist
-from rmt.checkpoint import export_model
-from rmt.config import Config
-from rmt.run import Run, prepare, save
+from rmt.config.config import Config
+from rmt.engine.checkpoint import export_model
+from rmt.engine.run import Run, prepare, save
+from rmt.system import dist
 from train import train_step
 
 SETTINGS: dict[str, Any] = dict(

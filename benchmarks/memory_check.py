@@ -20,10 +20,10 @@ import torch
 from benchmarks import machine
 from benchmarks.inputs import directory, flags, prompts
 from benchmarks.results import write
-from rmt.config import from_json
-from rmt.fit import settled
-from rmt.memory import total
-from rmt.plan import rehearse
+from rmt.config.config import from_json
+from rmt.memory.autofit import settled
+from rmt.memory.dry_run import rehearse
+from rmt.memory.estimate import total
 
 MODELS = ("smollm2-135m", "qwen3-1.7b")
 SETTINGS = ("--steps", "2", "--batch-size", "16", "--tiers", "quantile", "--tier-thresholds", "0.5",

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory_table      rewrites the table in README.md
 
-The planner of a real run (rmt/fit.py) is asked with the paper's hyper-parameters; sums, no
-measurement, of a batch of 128 documents or, where that does not fit, of less.
+The planner of a real run (rmt/memory/autofit.py) is asked with the paper's hyper-parameters;
+sums, no measurement, of a batch of 128 documents or, where that does not fit, of less.
 `python train.py --dry-run` goes through a step of any cell.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from models.shapes import SHAPES
-from rmt.config import Config
-from rmt.fit import NODE, DoesNotFit, described, fit
-from rmt.memory import Case
-from rmt.plan import PROMPT
+from rmt.config.config import Config
+from rmt.memory.autofit import NODE, DoesNotFit, described, fit
+from rmt.memory.dry_run import PROMPT
+from rmt.memory.estimate import Case
 
 PAGE = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"

@@ -14,8 +14,8 @@ PEFT is not measured.
 Before the contest, in fp32 and in a process of its own: of the same responses, TRL's own loss and
 ours must have the same log-probabilities and gradient (cosine > 0.9999, and the same length).
 
-mfu (on a GPU that rmt/flops.py knows): operations that training needs, without recomputation, over
-the seconds of our step after the rollouts, over the GPU's peak.
+mfu (on a GPU that rmt/engine/flops.py knows): operations that training needs, without
+recomputation, over the seconds of our step after the rollouts, over the GPU's peak.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.contest import OURS, Failed, Player, Unavailable, hold, take_par
 from benchmarks.results import ratios, table, write
 from benchmarks.trainers import CONTENDERS
 from models.config import ModelConfig
-from rmt.flops import forward_flops, peak_flops
+from rmt.engine.flops import forward_flops, peak_flops
 
 MODULE = "benchmarks.rl_step"
 DTYPES = ("bfloat16", "float32")

@@ -27,9 +27,9 @@ from benchmarks import inputs, machine, plots
 from benchmarks.results import spread, write
 from benchmarks.trainers import judge, make_run, respond
 from models.transformer import Transformer
+from rmt.engine.metrics import Metrics
+from rmt.engine.run import Run
 from rmt.forest import Branch, Tree
-from rmt.metrics import Metrics
-from rmt.run import Run
 from rmt.update import update
 
 SWEEPS = {

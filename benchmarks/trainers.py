@@ -23,15 +23,15 @@ from torch import Tensor
 
 from benchmarks import inputs, machine
 from benchmarks.contest import Turns, Unavailable
-from rmt import dist
-from rmt.clock import Clock
-from rmt.config import Config
+from rmt.config.config import Config
+from rmt.engine.metrics import Metrics
+from rmt.engine.run import Run
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
-from rmt.metrics import Metrics
 from rmt.objective import forest_loss
 from rmt.rollout import Rollout, Sampling, generate
-from rmt.run import Run
+from rmt.system import dist
+from rmt.system.clock import Clock
 from rmt.update import global_objective, update
 
 LEARNING_RATE = 1e-6

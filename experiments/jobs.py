@@ -6,8 +6,8 @@ Jobs are commands that anyone can type; the folder of each holds those that were
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmt.jobs import Command, Job
-from rmt.records import read_lines
+from experiments.runner import Command, Job
+from rmt.system.records import read_lines
 
 Flags = tuple[str, ...]
 

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from experiments.jobs import SETTINGS, jobs
+from experiments.runner import JobFailed, run_all, side_by_side
 from experiments.tables import write_tables
-from rmt.jobs import JobFailed, run_all, side_by_side
-from rmt.lock import held
-from rmt.terminal import safe_printing
+from rmt.system.lock import held
+from rmt.system.terminal import safe_printing
 
 
 @safe_printing()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.jobs import Setting
-from rmt.compare import paired, read_report
-from rmt.statistics import bootstrap, mean
+from rmt.evaluation.compare import paired, read_report
+from rmt.evaluation.statistics import bootstrap, mean
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of n values, two-sided 95 %
 Z95 = 1.96

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from rmt import dist
 from rmt.ask import ask, draw_questions, prompts_of
 from rmt.batch import question_trees
-from rmt.config import parse
+from rmt.config.config import parse
+from rmt.engine.metrics import Metrics, mixed
+from rmt.engine.run import Run, prepare
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
-from rmt.metrics import Metrics, mixed
 from rmt.objective import Targets, score
-from rmt.run import Run, prepare
+from rmt.system import dist
 from rmt.update import update
 
 PAGE = Path("rmt/README.md")

@@ -1,6 +1,6 @@
 """What is asked in a step, and what is answered: questions, groups of responses, their rewards.
 
-Training asks through `draw_questions` and `ask`; rmt/probe.py asks its own questions by `respond`.
+Training asks through `draw_questions` and `ask`; rmt/report/probe.py by `respond`.
 
 Departures: RPT's dynamic sampling fills its batch with groups of other prompts; ours replaces a
 group whose matching rewards are all equal by one at a new position of the same document, so that
@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmt import dist
-from rmt.balance import deal, expected_work, update_work
 from rmt.batch import Question, question_trees
 from rmt.budget import budget_at, budget_of_position
 from rmt.curriculum import NO_TIER, Draw, adaptive_probabilities, tier_probabilities
-from rmt.metrics import Metrics, mixed
+from rmt.engine.balance import deal, expected_work, update_work
+from rmt.engine.metrics import Metrics, mixed
+from rmt.engine.run import Run
 from rmt.prompt import Answer, PromptIds, parse_response, prompt_for
 from rmt.rewards import reward_groups
 from rmt.rollout import Rollout, Sampling, generate
-from rmt.run import Run
+from rmt.system import dist
 
 LOOKAHEAD = 32  # tokens that a prefix may have
 

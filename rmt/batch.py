@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from rmt.corpus import Document
+from rmt.data.corpus import Document
 from rmt.forest import Branch, Tree
 from rmt.prompt import PromptIds
 

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from kernels import linear_topk_entropy
 from models.fingerprint import fingerprint
 from models.weights import cache_directory
-from rmt.corpus import Document
-from rmt.dist import World, gather_objects
+from rmt.data.corpus import Document
 from rmt.forest import Tree, micro_batches, pack
+from rmt.system.dist import World, gather_objects
 
 
 def document_entropies(

@@ -11,8 +11,8 @@ that depends on the step comes after the document, so that the document is compu
 
 from dataclasses import dataclass
 
+from models.tokenizer import THINK_CLOSE, Tokenizer
 from rmt.budget import budget_sentence
-from rmt.tokenizer import THINK_CLOSE, Tokenizer
 
 INSTRUCTION = r"""Predict the next token of the text under "### Context". Reason step by step \
 about what comes next, then give the one most probable next token as your final answer in \boxed{}.\

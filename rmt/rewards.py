@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rmt.budget import length_reward
+from rmt.data.math_answers import same_answer
 from rmt.prompt import Answer, escape
-from rmt.verify import same_answer
 
 
 def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -> float:
@@ -17,7 +17,7 @@ def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -
     rule "token" is the paper: the bytes of the first token of `coming`, nothing stripped. "prefix"
     is RPT: the bytes of the first token or the first few, so that it ends where a token ends.
     What cannot be seen (a newline, half a character) may be given as its escape, and so may a
-    brace. "answer": coming[0] is the answer to a problem (rmt/verify.py).
+    brace. "answer": coming[0] is the answer to a problem (rmt/data/math_answers.py).
     """
     if answer.text is None:
         return 0.0

@@ -7,15 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rmt import dist
-from rmt.config import Config
-from rmt.flops import separate_tokens
+from rmt.config.config import Config
+from rmt.engine.flops import separate_tokens
+from rmt.engine.metrics import Metrics, add_loss_metrics, mixed
+from rmt.engine.run import Run
 from rmt.forest import Forest, Tree, micro_batches, pack
 from rmt.grpo import rollout_weights
-from rmt.metrics import Metrics, add_loss_metrics, mixed
 from rmt.objective import Objective, forest_loss, score
 from rmt.rollout import Rollout
-from rmt.run import Run
+from rmt.system import dist
 
 
 def update(

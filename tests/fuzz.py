@@ -39,8 +39,8 @@ with contextlib.suppress(ImportError):
 import eval
 import sample
 import train
-from rmt import report
-from rmt.checkpoint import CHECKSUMS, checksums
+from rmt.engine.checkpoint import CHECKSUMS, checksums
+from rmt.report.report import report
 
 torch.set_num_threads(1)
 SECONDS, MEMORY = 60, 12 << 30
@@ -288,7 +288,7 @@ TEXTS = ("7 times 8?", " a  b\n\nc", "é ü \u2028 日本 x", "12345, 1.5", "") 
 def same_tokens(place):
     from transformers import AutoTokenizer
 
-    from rmt.tokenizer import Tokenizer
+    from models.tokenizer import Tokenizer
 
     try:
         theirs = AutoTokenizer.from_pretrained(place / "model")
@@ -303,7 +303,7 @@ def same_tokens(place):
 def same_prompt(place):
     from transformers import AutoTokenizer
 
-    from rmt.tokenizer import Tokenizer
+    from models.tokenizer import Tokenizer
 
     ask = [{"role": "user", "content": "7 times 8?"}]
     try:

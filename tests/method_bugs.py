@@ -76,7 +76,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/update.py", "c.clip_high, c.kl_beta", "c.clip_high, 0.0", "loss kl_beta"),
     "KL is not weighted": ("rmt/objective.py", "(weight * kl).sum()", "kl.mean()", "loss kl_beta"),
     "the reference is the model": (
-        "rmt/run.py", "reference = load_model(source, world, compute, trainable=False)",
+        "rmt/engine/run.py", "reference = load_model(source, world, compute, trainable=False)",
         "reference = model", "loss kl_beta"),
     "the reference at temperature 1": (
         "rmt/update.py", "score(run.reference, f, *known)",
@@ -150,9 +150,9 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "loss micro-batches"),
     # The optimiser.
     "betas are AdamW's": (
-        "rmt/run.py", "betas=config.adam_betas", "betas=(0.9, 0.999)", "optimizer"),
+        "rmt/engine/run.py", "betas=config.adam_betas", "betas=(0.9, 0.999)", "optimizer"),
     "weight decay is 0.01": (
-        "rmt/run.py", "weight_decay=config.weight_decay", "weight_decay=0.01", "optimizer"),
+        "rmt/engine/run.py", "weight_decay=config.weight_decay", "weight_decay=0.01", "optimizer"),
     "gradients are not clipped": (
         "rmt/update.py", "dist.grad_norm(run.model, c.grad_clip)",
         "dist.grad_norm(run.model, 1e9)", "optimizer"),

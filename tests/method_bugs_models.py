@@ -8,16 +8,19 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "train.py", "indices, run.documents, run.tokenizer.begin_ids, questions",
         "indices, run.documents, [], questions", "begin"),
     "text is predicted without its begin token": (
-        "rmt/evaluate.py", "    begin = tokenizer.begin_ids\n", "    begin = []\n", "begin"),
+        "rmt/evaluation/evaluate.py",
+        "    begin = tokenizer.begin_ids\n", "    begin = []\n", "begin"),
     "a begin token shifts predictions": (
-        "rmt/evaluate.py", "start + len(begin) + p.position", "start + p.position", "begin"),
+        "rmt/evaluation/evaluate.py",
+        "start + len(begin) + p.position", "start + p.position", "begin"),
     "nats without the begin token": (
-        "rmt/evaluate.py", "mine, documents, tokenizer.begin_ids,", "mine, documents, [],",
+        "rmt/evaluation/evaluate.py",
+        "mine, documents, tokenizer.begin_ids,", "mine, documents, [],",
         "begin"),
     "nats over padding": (
-        "rmt/evaluate.py", "1.0, tokenizer.vocab_size)", "1.0, None)", "begin"),
+        "rmt/evaluation/evaluate.py", "1.0, tokenizer.vocab_size)", "1.0, None)", "begin"),
     "padding is predicted": (
-        "rmt/evaluate.py", "hidden[before], head, 1, tokenizer.vocab_size,",
+        "rmt/evaluation/evaluate.py", "hidden[before], head, 1, tokenizer.vocab_size,",
         "hidden[before], head, 1, None,", "begin"),
     "one end of a response": (
         "rmt/ask.py", "c.max_response, tokenizer.stop_ids,",
@@ -29,7 +32,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "eval.py", "config.max_response, tokenizer.stop_ids,",
         "config.max_response, tokenizer.stop_ids[:1],", "requests"),
     "probes have the numbers of training": (
-        "rmt/probe.py", 'questions, step, "sample")', 'questions, step, "train")', "stops"),
+        "rmt/report/probe.py", 'questions, step, "sample")', 'questions, step, "train")', "stops"),
     "all problems are asked": (
         "eval.py", "documents[: options.limit or None]", "documents", "requests"),
     "evaluations of seed 0": (
@@ -41,12 +44,12 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "eval.py has one budget": (
         "eval.py", 'config.budget_entropy if asked.mode == "rmt" else 0.0', "0.0", "taken"),
     "a prefix is a token": (
-        "rmt/evaluate.py", "match_reward(answer, question.coming))",
+        "rmt/evaluation/evaluate.py", "match_reward(answer, question.coming))",
         'match_reward(answer, question.coming, "prefix"))', "prefix"),
     "a token is a prefix": (
-        "rmt/evaluate.py", 'question.coming, "prefix")', "question.coming)", "prefix"),
+        "rmt/evaluation/evaluate.py", 'question.coming, "prefix")', "question.coming)", "prefix"),
     "the first token of an answer is what it names": (
-        "rmt/evaluate.py", "ids[0] if len(ids) == 1 else None", "ids[0]", "prefix"),
+        "rmt/evaluation/evaluate.py", "ids[0] if len(ids) == 1 else None", "ids[0]", "prefix"),
     "an evaluation has a request of its own": (
         "train.py", "budget, c.problem_request, sampling", 'budget, "Solve.", sampling',
         "requests"),
@@ -55,7 +58,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "requests"),
     **{
         f"the run's {name} is not taken": (
-            "rmt/protocol.py", f'"{name}",', "", "taken")
+            "rmt/engine/protocol.py", f'"{name}",', "", "taken")
         for name in (
             "weights", "text_fields", "document_tokens", "min_context", "entropy_top_k", "tiers",
             "tier_thresholds", "max_response", "temperature", "problem_request",
@@ -63,11 +66,11 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         )
     },
     "the run's judge is not taken": (
-        "rmt/protocol.py", 'run.get("difficulty_model") or initial_model(run)',
+        "rmt/engine/protocol.py", 'run.get("difficulty_model") or initial_model(run)',
         "initial_model(run)", "taken"),
     # Seeds, and what is known of what was asked.
     "the curriculum's seed is 0": (
-        "rmt/run.py", "Curriculum(tiers, config.seed,", "Curriculum(tiers, 0,",
+        "rmt/engine/run.py", "Curriculum(tiers, config.seed,", "Curriculum(tiers, 0,",
         "curriculum_seed"),
     "tiers are drawn by seed 0": (
         "rmt/curriculum.py", "(self.seed, step, document, attempt)",
@@ -79,12 +82,12 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/curriculum.py", "(self.seed, document, tier, shuffle)",
         "(0, document, tier, shuffle)", "curriculum_seed"),
     "positions of an evaluation by seed 0": (
-        "rmt/run.py", "config.eval_positions, config.seed", "config.eval_positions, 0",
+        "rmt/engine/run.py", "config.eval_positions, config.seed", "config.eval_positions, 0",
         "curriculum_seed"),
     "what is drawn again is not observed": (
         "rmt/ask.py", "        _observe(run, list(others.values()), fresh)\n", "", "observed"),
     "difficulty of another dtype": (
-        "rmt/sources.py", " {compute_dtype(config.dtype, world)}\"\n", '"\n', "dtype"),
+        "rmt/engine/setup.py", " {compute_dtype(config.dtype, world)}\"\n", '"\n', "dtype"),
     # What a step says.
     "the rate of all steps is logged as the last": (
         "rmt/update.py", '"update/learning_rate", rate, 1', '"update/learning_rate", '
@@ -96,14 +99,14 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/update.py", 'sums["clipped"], (targets.rollout >= 0).sum()',
         'sums["clipped"], len(targets.rollout)', "loss updates"),
     "tokens after </think> from the first on": (
-        "rmt/metrics.py", "len(response) - answer.thinking_length", "len(response)", "loss"),
+        "rmt/engine/metrics.py", "len(response) - answer.thinking_length", "len(response)", "loss"),
     "the budget's error in tokens": (
-        "rmt/metrics.py", "abs(answer.thinking_length - q.budget) / q.budget",
+        "rmt/engine/metrics.py", "abs(answer.thinking_length - q.budget) / q.budget",
         "abs(answer.thinking_length - q.budget)", "loss"),
     "tiers are logged with those above": (
-        "rmt/metrics.py", "q.tier == tier for q", "q.tier >= tier for q", "loss"),
+        "rmt/engine/metrics.py", "q.tier == tier for q", "q.tier >= tier for q", "loss"),
     "thinking over all responses": (
-        "rmt/metrics.py", "sum(thinking), len(thinking)", "sum(thinking), count", "loss"),
+        "rmt/engine/metrics.py", "sum(thinking), len(thinking)", "sum(thinking), count", "loss"),
     "scoring is no work": (
         "train.py", "scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)", "scored = 0",
         "work"),

@@ -11,7 +11,7 @@ from method_step import assert_by_hand, copied, doubled, watched
 from toy_runs import prepared
 
 import rmt.ask
-from rmt.metrics import Metrics
+from rmt.engine.metrics import Metrics
 from rmt.rollout import Rollout
 
 MIXED = dict(temperature=1.0, group_size=3)  # some groups have right and wrong answers

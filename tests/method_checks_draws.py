@@ -12,8 +12,8 @@ from toy_runs import WORLD, begins_with, prepared, write_thinker
 
 import rmt.ask
 import train
-from rmt.metrics import Metrics
-from rmt.presets import METHODS
+from rmt.config.presets import METHODS
+from rmt.engine.metrics import Metrics
 
 
 def tiers_by_hand(run):

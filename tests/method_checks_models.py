@@ -12,17 +12,17 @@ from toy_forests import alone, full_logits
 from toy_runs import WORLD, begins_with, prepared, write_thinker
 
 import rmt.ask
-import rmt.evaluate
+import rmt.evaluation.evaluate
 import train
-from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking
-from rmt.log import RunLog
-from rmt.metrics import Metrics
-from rmt.positions import Position
-from rmt.presets import METHODS
-from rmt.probe import ask_probes
-from rmt.protocol import protocol
+from models.tokenizer import Tokenizer
+from rmt.config.presets import METHODS
+from rmt.engine.log import RunLog
+from rmt.engine.metrics import Metrics
+from rmt.engine.protocol import protocol
+from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking
+from rmt.evaluation.positions import Position
+from rmt.report.probe import ask_probes
 from rmt.rollout import PURPOSES, Rollout, Sampling
-from rmt.tokenizer import Tokenizer
 
 
 def begun(place):
@@ -65,7 +65,7 @@ def check_stops(place) -> None:
     """Every end of a response, the run's seed, and its budgets by position reach the sampler."""
     run = prepared(place, model=begun(place), eval_data=(str(place / "data.jsonl"),), seed=5,
                    eval_positions=3, budget_entropy=0.7, max_response=24)  # fmt: skip
-    asked, found, generate = [], [], rmt.evaluate.generate
+    asked, found, generate = [], [], rmt.evaluation.evaluate.generate
 
     def watching(model, trees, samples, sampling):
         groups = generate(model, trees, samples, sampling)
@@ -83,7 +83,7 @@ def check_stops(place) -> None:
         message = evaluation
 
     with patch.object(rmt.ask, "generate", watching), \
-            patch.object(rmt.evaluate, "generate", watching), \
+            patch.object(rmt.evaluation.evaluate, "generate", watching), \
             patch.object(train, "predict_thinking", keeping):  # fmt: skip
         train.train_step(run, 0)
         train.evaluate(run, Log())
@@ -107,7 +107,7 @@ def check_prefix(place) -> None:
     positions = [Position(0, 9, 1.0, "hard", text[9])]
     sampling = Sampling(16, run.tokenizer.stop_ids, run.tokenizer.vocab_size)
     groups = [[Rollout(tokens, [-1.0] * len(tokens), True)]]
-    with patch.object(rmt.evaluate, "generate", lambda *_: groups):
+    with patch.object(rmt.evaluation.evaluate, "generate", lambda *_: groups):
         known = (run.model, run.tokenizer, run.documents, positions, None, 0.0)
         (item,) = predict_thinking(*known, sampling, WORLD)
     assert (item["match"], item["prefix_match"], item["predicted"]) == (False, True, None)
@@ -124,14 +124,14 @@ def check_requests(place) -> None:
     data, words = (str(path),), "Now solve it."
     run = prepared(place, method="grpo", **METHODS["grpo"], data=data, eval_data=data,
                    batch_size=2, problem_request=words, model=begun(place))  # fmt: skip
-    asked, generate = [], rmt.evaluate.generate
+    asked, generate = [], rmt.evaluation.evaluate.generate
 
     def watching(model, trees, samples, sampling):
         assert len(sampling.stop_ids) == 2
         asked.extend(run.tokenizer.decode(list(b.prompt)) for t in trees for b in t.branches)
         return generate(model, trees, samples, sampling)
 
-    with patch.object(rmt.evaluate, "generate", watching):
+    with patch.object(rmt.evaluation.evaluate, "generate", watching):
         with RunLog(run.out, run.config, 0, 1, WORLD) as log:
             train.evaluate(run, log)
         given = ["--model", run.config.model, "--data", str(path), "--mode", "problems",

@@ -8,13 +8,13 @@ import torch
 from method_step import copied
 from toy_runs import WORLD, prepared, write_files
 
-import rmt.evaluate
+import rmt.evaluation.evaluate
 import train
 from rmt.ask import draw_questions, respond
-from rmt.config import Config
-from rmt.metrics import Metrics
-from rmt.protocol import protocol
-from rmt.run import prepare, resolve, save
+from rmt.config.config import Config
+from rmt.engine.metrics import Metrics
+from rmt.engine.protocol import protocol
+from rmt.engine.run import prepare, resolve, save
 
 
 def check_seed(place) -> None:
@@ -79,14 +79,14 @@ def check_held_out(place) -> None:
     positions = run.held_out[1].positions
     assert len(positions) == 9 and min(p.position for p in positions) >= 11
     assert any(p.position in range(11, 30) for p in positions)
-    asked, generate = [], rmt.evaluate.generate
+    asked, generate = [], rmt.evaluation.evaluate.generate
 
     def watched(model, trees, samples, sampling):
         asked.append((trees, samples, sampling))
         return generate(model, trees, samples, sampling)
 
     run.step, log = 1, Log()
-    with patch.object(rmt.evaluate, "generate", watched):
+    with patch.object(rmt.evaluation.evaluate, "generate", watched):
         train.evaluate(run, log)
         greedy = prepared(place, eval_data=(str(held),), eval_positions=3, eval_decoding="greedy",
                           steps=4, temperature=0.6)  # fmt: skip
@@ -120,7 +120,7 @@ def check_eval_script(place) -> None:
     """eval.py asks what its flags say: mode, budget, positions, decoding."""
     import eval as script
 
-    asked, generate = [], rmt.evaluate.generate
+    asked, generate = [], rmt.evaluation.evaluate.generate
 
     def watched(model, trees, samples, sampling):
         asked.append((trees, samples, sampling))
@@ -141,7 +141,7 @@ def check_eval_script(place) -> None:
         asked.clear()
         own = ["--per-tier", 2, "--positions", place / f"positions{number}.json", "--seed", 3]
         given = [str(x) for x in common + own + flags]
-        with patch.object(rmt.evaluate, "generate", watched):
+        with patch.object(rmt.evaluation.evaluate, "generate", watched):
             typed, options = script.read_arguments(given)
             shared = {name: value for name, value in typed.items() if name != "per_tier"}
             asking = protocol(shared, options.mode)

@@ -15,7 +15,7 @@ import torch
 from toy_forests import alone
 from toy_runs import prepared
 
-import rmt.dist
+import rmt.system.dist
 import rmt.update
 import train
 from rmt.prompt import parse_response, prompt_for
@@ -64,7 +64,7 @@ def doubled(place, noise=0.0, **changes):
 def watched(run, step=0, initial=None) -> Seen:
     """One step, and what it did."""
     seen, loss, run.step = Seen(run, step, initial), [], step
-    ask, forest_loss, grad_norm = train.ask, rmt.update.forest_loss, rmt.dist.grad_norm
+    ask, forest_loss, grad_norm = train.ask, rmt.update.forest_loss, rmt.system.dist.grad_norm
 
     def asking(*given):
         seen.questions, said = ask(*given)
@@ -84,7 +84,7 @@ def watched(run, step=0, initial=None) -> Seen:
 
     with ExitStack() as stack:
         for target, name, spy in ((train, "ask", asking), (rmt.update, "forest_loss", losing),
-                                  (rmt.dist, "grad_norm", clipping)):  # fmt: skip
+                                  (rmt.system.dist, "grad_norm", clipping)):  # fmt: skip
             stack.enter_context(patch.object(target, name, spy))
         seen.row, seen.samples = train.train_step(run, step)
     return seen

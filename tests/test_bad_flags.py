@@ -6,8 +6,8 @@ from small_run import flags, refusal
 import eval as evaluation
 import sample
 import train
-from rmt.config import Config
-from rmt.flags import flag
+from rmt.config.config import Config
+from rmt.config.flags import flag
 
 NO_FLAG = {
     "unknown-flag": (["--learning-rat", "1"], "--learning-rat", "did you mean --learning-rate?"),

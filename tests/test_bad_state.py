@@ -22,7 +22,7 @@ from small_run import (
 import eval as evaluation
 import sample
 import train
-from rmt.checkpoint import run_settings, steps
+from rmt.engine.checkpoint import run_settings, steps
 
 LAST = "run/checkpoints/step-000004"
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rmt.balance import deal, expected_work, update_work, waiting
 from rmt.batch import Question
+from rmt.engine.balance import deal, expected_work, update_work, waiting
 from rmt.rollout import Rollout
 
 RANKS, BATCH, G, CAP, STEPS = 4, 128, 8, 2048, 50  # the paper's batch

@@ -20,7 +20,7 @@ from benchmarks import (
 )
 from benchmarks.profiling import kind, matrix_share, report
 from benchmarks.results import ratios, spread
-from rmt.plan import PHASES
+from rmt.memory.dry_run import PHASES
 
 MODULE = "toy_contenders"
 NUMBERS = {"times", "median", "low", "high", "tokens_per_second", "peak_bytes"}

@@ -15,9 +15,9 @@ from toy_runs import prepared
 import train
 from models.config import ModelConfig
 from models.transformer import Transformer
-from rmt.clock import Clock, costliest
-from rmt.flops import forward_flops, peak_flops, separate_tokens, visible_pairs
+from rmt.engine.flops import forward_flops, peak_flops, separate_tokens, visible_pairs
 from rmt.forest import Branch, Tree, pack
+from rmt.system.clock import Clock, costliest
 
 CPU = torch.device("cpu")
 
@@ -134,6 +134,8 @@ def test_profile_of_a_step_that_does_not_come_is_refused(tmp_path, capsys):
 
 def test_peak_memory_is_not_that_of_the_parent():
     held = b"\1" * 2**31  # touched by whoever starts the child; Linux's ru_maxrss survives exec
-    code = "import torch; from rmt.clock import peak_memory as f; print(f(torch.device('cpu')))"
+    code = (
+        "import torch; from rmt.system import clock; print(clock.peak_memory(torch.device('cpu')))"
+    )
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert 5e7 < int(child.stdout) < 1e9 < len(held), child.stderr

@@ -9,8 +9,8 @@ from test_recompute import backward
 from toy_forests import assert_same_gradients, toy_model, toy_trees
 
 from models import transformer
-from rmt import dist
 from rmt.forest import pack
+from rmt.system import dist
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,15 +10,15 @@ import torch
 from small_run import CONTROL, arguments, write_corpus, write_small_model
 
 import rmt.difficulty
+from models.tokenizer import Tokenizer
 from models.weights import cache_directory
-from rmt import corpus
 from rmt.ask import draw_questions
-from rmt.config import parse
+from rmt.config.config import parse
+from rmt.data import corpus
 from rmt.difficulty import cached_entropies
-from rmt.dist import World
-from rmt.metrics import Metrics
-from rmt.run import prepare
-from rmt.tokenizer import Tokenizer
+from rmt.engine.metrics import Metrics
+from rmt.engine.run import prepare
+from rmt.system.dist import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -16,10 +16,10 @@ from benchmarks.cost_terms import Flops, communication, decode_parts, update, we
 from models.config import ASSETS, ModelConfig
 from models.shapes import published
 from models.transformer import Transformer
-from rmt.config import Config
-from rmt.fit import described, fit
-from rmt.flops import forward_flops
-from rmt.memory import Case
+from rmt.config.config import Config
+from rmt.engine.flops import forward_flops
+from rmt.memory.autofit import described, fit
+from rmt.memory.estimate import Case
 from rmt.prompt import PromptIds
 
 RESULTS = sorted((ASSETS.parent / "benchmarks" / "results").glob("cpu-*.json"))

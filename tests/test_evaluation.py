@@ -12,13 +12,15 @@ from toy_runs import SETTINGS, WORLD, prepared, write_corpus, write_thinker
 
 import eval as evaluation
 import train
-from rmt import compare, report, sweep
-from rmt.config import Config
+from experiments import sweep
+from rmt.config.config import Config
 from rmt.curriculum import TIERS
-from rmt.evaluate import nats_per_token
-from rmt.positions import read_positions
-from rmt.run import prepare
-from rmt.sources import read_documents, read_model_directory
+from rmt.engine.run import prepare
+from rmt.engine.setup import read_documents, read_model_directory
+from rmt.evaluation import compare
+from rmt.evaluation.evaluate import nats_per_token
+from rmt.evaluation.positions import read_positions
+from rmt.report.report import report
 
 LEARNT = dict(steps=2, learning_rate=5e-2, holdout=4, temperature=1.5, seed=3)
 DECODED = ("response", "tokens", "predicted")
@@ -338,7 +340,7 @@ def test_a_terminal_with_few_characters_loses_nothing(place, tmp_path, monkeypat
 
 
 def test_half_a_character_in_a_response_is_kept(tmp_path):
-    from rmt.records import write_whole
+    from rmt.system.records import write_whole
 
     response = {"response": "a\\\ud800\udc80\udcff"}
     write_whole(tmp_path / "x.json", json.dumps(response, ensure_ascii=False))

@@ -16,13 +16,13 @@ import train
 from benchmarks.memory_table import BEGIN, END, table
 from models.kv_cache import KVCache
 from models.shapes import published
-from rmt import dist
-from rmt.config import Config, parse
-from rmt.fit import DoesNotFit, described, fit, fitted, most_branches
-from rmt.flags import read_bytes
-from rmt.memory import MOST_BRANCHES, Case, branch, rollout, total, update
-from rmt.plan import PROMPT
+from rmt.config.config import Config, parse
+from rmt.config.flags import read_bytes
+from rmt.memory.autofit import DoesNotFit, described, fit, fitted, most_branches
+from rmt.memory.dry_run import PROMPT
+from rmt.memory.estimate import MOST_BRANCHES, Case, branch, rollout, total, update
 from rmt.prompt import PromptIds
+from rmt.system import dist
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,7 +108,7 @@ def test_a_run_on_a_cpu_plans_its_open_knobs(tmp_path):
 
 def test_a_cpu_without_memory_says_so_and_tries_what_it_is_told(tmp_path, monkeypatch):
     run = prepared(tmp_path)
-    monkeypatch.setattr("rmt.fit.free_memory", lambda world: 0.0)
+    monkeypatch.setattr("rmt.memory.autofit.free_memory", lambda world: 0.0)
     known = (PromptIds((), ()), run.model, run.compute, WORLD)
     with pytest.raises(DoesNotFit, match="; or set --max-branches, which is then not doubted"):
         fitted(replace(run.config, max_branches=0), *known)

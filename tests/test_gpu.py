@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from models.config import TINY, ModelConfig
 from models.transformer import Transformer
 from models.weights import find
-from rmt.dist import World, load_model, rollout_mode
 from rmt.forest import Branch, Tree, pack
 from rmt.objective import Targets, score
 from rmt.rollout import Sampling, generate
+from rmt.system.dist import World, load_model, rollout_mode
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 WORLD = World(0, 1, torch.device("cuda"))

@@ -7,8 +7,8 @@ import pytest
 from small_run import write_small_model
 from toy_runs import prepared
 
-from rmt.config import Config
-from rmt.sources import read_documents, read_model_directory
+from rmt.config.config import Config
+from rmt.engine.setup import read_documents, read_model_directory
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import random
 import pytest
 from small_run import write_small_model
 
-from rmt import corpus
-from rmt.inputs import json_lines
-from rmt.tokenizer import Tokenizer
+from models.tokenizer import Tokenizer
+from rmt.data import corpus
+from rmt.data.inputs import json_lines
 
 GOOD = '{"text": "a text that is long enough"}'
 ODD = [

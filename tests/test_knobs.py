@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from method_mutants import MUTANTS, all_checks
 
-from rmt.config import Config
+from rmt.config.config import Config
 
 CHECKS = all_checks()
 TESTED = {  # by a check of method_checks.py or method_checks_runs.py

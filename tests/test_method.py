@@ -13,7 +13,7 @@ from rmt.budget import (
     length_reward,
     response_needed,
 )
-from rmt.config import Config
+from rmt.config.config import Config
 from rmt.curriculum import (
     Curriculum,
     adaptive_probabilities,

@@ -9,14 +9,14 @@ import toy_runs
 from toy_runs import WORLD, prepared, write_thinker
 
 import train
+from models.tokenizer import Tokenizer
 from rmt import ask as asking
-from rmt.config import parse
-from rmt.corpus import load_problems
-from rmt.log import RunLog
-from rmt.metrics import Metrics, mixed
-from rmt.presets import METHODS, PRESETS
-from rmt.run import prepare, resolve
-from rmt.tokenizer import Tokenizer
+from rmt.config.config import parse
+from rmt.config.presets import METHODS, PRESETS
+from rmt.data.corpus import load_problems
+from rmt.engine.log import RunLog
+from rmt.engine.metrics import Metrics, mixed
+from rmt.engine.run import prepare, resolve
 
 DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of "

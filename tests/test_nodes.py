@@ -9,9 +9,9 @@ from toy_runs import WORLD, prepared
 from two_ranks import whole
 
 import train
-from rmt import dist
-from rmt.run import save
-from rmt.torchrun import copies
+from rmt.engine.run import save
+from rmt.system import dist
+from rmt.system.torchrun import copies
 
 RAGGED = dict(batch_size=6, steps=10, max_response=24, learning_rate=3e-4, samples_per_step=9)
 LAYOUTS = {"FSDP-2": (2, 1), "FSDP-4": (4, 1), "HSDP-2x2": (4, 2)}  # ranks, copies of the model

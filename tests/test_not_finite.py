@@ -11,10 +11,10 @@ from small_run import arguments, metrics, refusal, weights, write_corpus, write_
 import sample
 import train
 from models.weights import SINGLE
-from rmt import dist
-from rmt.checkpoint import steps
-from rmt.config import parse
-from rmt.run import prepare
+from rmt.config.config import parse
+from rmt.engine.checkpoint import steps
+from rmt.engine.run import prepare
+from rmt.system import dist
 
 RARE = "Q"  # in one document, and in no response of this seed
 

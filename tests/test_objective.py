@@ -18,7 +18,7 @@ from toy_forests import (
 )
 
 from rmt.batch import Question, text_trees
-from rmt.corpus import Document
+from rmt.data.corpus import Document
 from rmt.forest import micro_batches, pack
 from rmt.grpo import policy_loss, rollout_weights
 from rmt.objective import Objective, forest_loss, score

@@ -8,9 +8,9 @@ import pytest
 from toy_forests import grouped_trees, toy_trees
 from toy_runs import prepared
 
-from rmt.evaluate import predict_thinking
+from rmt.evaluation.evaluate import predict_thinking
+from rmt.evaluation.positions import Position
 from rmt.forest import FLEX_BLOCK, Branch, Tree, micro_batches, pack, padded_length
-from rmt.positions import Position
 from rmt.rollout import Sampling
 
 
@@ -109,7 +109,7 @@ def test_predictions_with_thinking_do_not_depend_on_how_trees_are_batched(tmp_pa
     ]
     sampling = Sampling(9, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.8, 2)
     for tokens in (1 << 16, 1):
-        monkeypatch.setattr("rmt.evaluate.CACHED_TOKENS", tokens)
+        monkeypatch.setattr("rmt.evaluation.evaluate.CACHED_TOKENS", tokens)
         known = (run.model, run.tokenizer, run.documents, positions, 6, 0.0)
         results.append(predict_thinking(*known, sampling, run.world))
     assert len({item["response"] for item in results[0]}) > 4

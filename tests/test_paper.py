@@ -10,9 +10,9 @@ import eval as evaluation
 from experiments import tables
 from experiments.jobs import SETTINGS, jobs
 from experiments.results import Results, Value, value, verdict
-from rmt.config import parse
-from rmt.jobs import JobFailed
-from rmt.summary import summarise
+from experiments.runner import JobFailed
+from rmt.config.config import parse
+from rmt.evaluation.summary import summarise
 
 PARTS = ("claims", "beyond")
 

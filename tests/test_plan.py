@@ -16,13 +16,13 @@ from toy_runs import WORLD
 from models.config import REPOSITORIES, ModelConfig
 from models.shapes import SHAPES
 from models.transformer import Transformer
-from rmt.config import Config
+from rmt.config.config import Config
 from rmt.forest import Branch, Tree, pack
-from rmt.ledger import Ledger
-from rmt.memory import Case, Machine, rollout, total, update
-from rmt.plan import PROMPT
-from rmt.rehearsal import Rehearsal, fake_world, row_of
-from rmt.stand_ins import MASK_BYTES
+from rmt.memory.dry_run import PROMPT
+from rmt.memory.estimate import Case, Machine, rollout, total, update
+from rmt.memory.ledger import Ledger
+from rmt.memory.rehearsal import Rehearsal, fake_world, row_of
+from rmt.memory.stand_ins import MASK_BYTES
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = {  # as the Hugging Face hub counts them
@@ -105,8 +105,8 @@ import torch
 torch.set_num_threads(1)
 from test_plan import real_case
 from toy_runs import WORLD
-from rmt.ledger import Ledger
-from rmt.rehearsal import Rehearsal, row_of
+from rmt.memory.ledger import Ledger
+from rmt.memory.rehearsal import Rehearsal, row_of
 
 def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()

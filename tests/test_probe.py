@@ -11,11 +11,11 @@ from toy_runs import SETTINGS, WORLD, prepared, write_corpus, write_thinker
 
 import train
 from rmt.ask import respond
-from rmt.config import parse
+from rmt.config.config import parse
 from rmt.curriculum import TIERS
+from rmt.engine.log import RunLog
 from rmt.grpo import advantage_scale, advantages
-from rmt.log import RunLog
-from rmt.probe import ask_probes, describe_documents, probe_questions, probe_steps
+from rmt.report.probe import ask_probes, describe_documents, probe_questions, probe_steps
 from rmt.rewards import total_reward
 
 CLOCK = ("time/", "speed/", "memory/")

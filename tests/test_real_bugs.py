@@ -28,12 +28,12 @@ from toy_runs import prepared
 
 from rmt.ask import draw_questions
 from rmt.batch import question_trees, text_trees
+from rmt.engine.metrics import Metrics
+from rmt.engine.run import save
 from rmt.forest import pack
-from rmt.metrics import Metrics
 from rmt.objective import Targets
 from rmt.prompt import next_token_prompt
 from rmt.rollout import Rollout
-from rmt.run import save
 from rmt.update import update
 from train import train_step
 

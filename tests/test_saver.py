@@ -9,9 +9,10 @@ from torch.distributed.tensor import DTensor
 from toy_runs import WORLD, prepared
 from two_ranks import whole
 
-from rmt import dist, saver
-from rmt.checkpoint import CheckpointError, newest, read, steps
-from rmt.run import save
+from rmt.engine import saver
+from rmt.engine.checkpoint import CheckpointError, newest, read, steps
+from rmt.engine.run import save
+from rmt.system import dist
 from train import train_step
 
 

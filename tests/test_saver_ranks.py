@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from toy_runs import WORLD, prepared
 
 from models.weights import SINGLE
-from rmt import dist
-from rmt.checkpoint import CheckpointError, newest, steps
-from rmt.export import write_model
-from rmt.run import save
+from rmt.engine.checkpoint import CheckpointError, newest, steps
+from rmt.engine.export import write_model
+from rmt.engine.run import save
+from rmt.system import dist
 from train import train_step
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toy_runs import prepared
 
-from rmt.config import Config
+from rmt.config.config import Config
 from train import train_step
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.processors import TemplateProcessing
 from toy_models import write_tokenizer
 
+from models.tokenizer import Tokenizer
 from rmt.prompt import next_token_prompt
-from rmt.tokenizer import Tokenizer
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 NAMES = ["qwen3", "r1_distill_qwen"]

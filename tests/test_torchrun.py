@@ -17,9 +17,9 @@ from small_run import (
 )
 
 import train
-from rmt.checkpoint import steps
-from rmt.config import parse
-from rmt.torchrun import check_store, lost_contact
+from rmt.config.config import parse
+from rmt.engine.checkpoint import steps
+from rmt.system.torchrun import check_store, lost_contact
 
 
 @pytest.fixture

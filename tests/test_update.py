@@ -7,7 +7,7 @@ from toy_runs import prepared
 
 from rmt.ask import draw_questions
 from rmt.batch import question_trees, text_trees
-from rmt.metrics import Metrics
+from rmt.engine.metrics import Metrics
 from rmt.prompt import next_token_prompt
 from rmt.rollout import Sampling, generate
 from rmt.update import update

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from rmt import judge, verify
-from rmt.judge import Judge
-from rmt.verify import same_answer
+from rmt.data import judge, math_answers
+from rmt.data.judge import Judge
+from rmt.data.math_answers import same_answer
 
 SAME = [
     ("42", "42"), (" 42. ", "42"), ("42.0", "42"), ("1,234", "1234"), ("$18$", "18"), ("+5", "5"),
@@ -51,7 +51,7 @@ OTHER = [
 
 @pytest.fixture(autouse=True)
 def without_math_verify(monkeypatch):
-    monkeypatch.setattr(verify, "verifier", lambda: "numbers and spelling")
+    monkeypatch.setattr(math_answers, "verifier", lambda: "numbers and spelling")
 
 
 @pytest.mark.parametrize("given, truth", SAME)
@@ -74,7 +74,7 @@ needs_math_verify = pytest.mark.skipif(
 @needs_math_verify
 def test_math_verify_judges_what_spelling_cannot(monkeypatch):
     monkeypatch.undo()
-    assert verify.verifier() == "math-verify"
+    assert math_answers.verifier() == "math-verify"
     assert same_answer("x+1", "1+x") and not same_answer("x+1", "x-1")
     assert not same_answer("(1,500)", "(1500)") and not same_answer("1 2", "12")
 
@@ -92,7 +92,7 @@ def test_a_power_tower_is_wrong_within_the_bound_and_the_next_answer_is_judged(m
 
 STUB = """
 import os, signal, sys, time
-from rmt import judge
+from rmt.data import judge
 judge.SECONDS = 0.3
 def same(truth, given):
     if given == "hang": time.sleep(60)

@@ -8,8 +8,8 @@ from toy_forests import toy_trees
 from toy_runs import prepared
 
 from models.weights import build
+from rmt.engine.metrics import Metrics
 from rmt.grpo import advantage_scale, advantages
-from rmt.metrics import Metrics
 from rmt.rollout import Rollout
 from rmt.update import that_teach, update
 

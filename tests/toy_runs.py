@@ -15,13 +15,13 @@ from tokenizers.processors import TemplateProcessing
 from toy_models import write_tokenizer
 
 from models.config import ModelConfig
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import SINGLE
-from rmt.config import Config
-from rmt.dist import current
+from rmt.config.config import Config
+from rmt.engine.run import prepare
 from rmt.prompt import parse_response
-from rmt.run import prepare
-from rmt.tokenizer import Tokenizer
+from rmt.system.dist import current
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 ANSWERS = (r"\boxed{a}", r"\boxed{b}")

@@ -9,13 +9,13 @@ from toy_runs import prepared
 
 import train
 from models.weights import load, on_meta
-from rmt import dist
 from rmt.difficulty import document_entropies
-from rmt.evaluate import predict_plainly, predict_thinking, solve
-from rmt.log import RunLog
-from rmt.metrics import Metrics
-from rmt.positions import Position
+from rmt.engine.log import RunLog
+from rmt.engine.metrics import Metrics
+from rmt.evaluation.evaluate import predict_plainly, predict_thinking, solve
+from rmt.evaluation.positions import Position
 from rmt.rollout import Rollout, Sampling
+from rmt.system import dist
 from rmt.update import update
 
 RL, TEXT = (5, 7, 9), (6, 8)  # documents of toy_trees with responses, and with text

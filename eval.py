@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from models.fingerprint import fingerprint
-from rmt.budget import response_needed
 from rmt.config.config import Config
 from rmt.config.flags import add_fields, knob, make_parser, parse_known
+from rmt.config.validate import response_needed
 from rmt.data.corpus import Document
 from rmt.engine.export import find_model
 from rmt.engine.protocol import Protocol, protocol

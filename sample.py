@@ -18,9 +18,10 @@ import torch
 from kernels import linear_entropy_logprob, linear_topk
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer
-from rmt.budget import budget_at, response_needed
+from rmt.budget import budget_at
 from rmt.config.config import Config, from_json
 from rmt.config.flags import add_fields, knob, make_parser, parse_known
+from rmt.config.validate import response_needed
 from rmt.engine.checkpoint import run_settings
 from rmt.engine.export import find_model
 from rmt.engine.setup import read_model_directory

@@ -25,12 +25,10 @@ import torch
 
 from benchmarks import inputs, machine, plots
 from benchmarks.results import spread, write
-from benchmarks.trainers import judge, make_run, respond
+from benchmarks.trainers import Trainer, judge, make_run, respond, step_on
 from models.transformer import Transformer
-from rmt.engine.metrics import Metrics
-from rmt.engine.run import Run
 from rmt.forest import Branch, Tree
-from rmt.update import update
+from rmt.system.metrics import Metrics
 
 SWEEPS = {
     "documents": (1, 2, 4, 8), "positions": (1, 2, 4, 8), "group": (2, 4, 8, 16, 32),
@@ -74,7 +72,7 @@ class Rows:
         self.handle.remove()
 
 
-def step(run: Run, point: dict[str, int], prefixes: list[list[int]]) -> dict[str, float]:
+def step(run: Trainer, point: dict[str, int], prefixes: list[list[int]]) -> dict[str, float]:
     """One step at a point: seconds of its two phases, and rows of tokens in each."""
     documents = prefixes[: point["documents"]]
     with Rows() as rows:
@@ -86,18 +84,17 @@ def step(run: Run, point: dict[str, int], prefixes: list[list[int]]) -> dict[str
         rows.passes.clear()
         rewards, advantage = judge(run, groups)
         trees = plant(documents, point["positions"], groups)
-        trained = update(run, trees, groups, advantage, (rewards > 0.5).float(), Metrics())
+        trained = step_on(run, trees, groups, rewards, advantage, Metrics()).trees
         _wait(run)
         ended = time.perf_counter()
     own = sum(len(branch.response) for tree in trained for branch in tree.branches)
-    run.step += 1
     return {
         "rollout": middle - started, "update": ended - middle,
         "prefill_rows": prefill, "shared_rows": sum(rows.passes) - own,
     }  # fmt: skip
 
 
-def _wait(run: Run) -> None:
+def _wait(run: Trainer) -> None:
     if run.world.device.type == "cuda":
         torch.cuda.synchronize(run.world.device)
 
@@ -144,7 +141,7 @@ def report(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def measure(o: argparse.Namespace, run: Run, points: list[dict[str, int]]) -> list[dict]:
+def measure(o: argparse.Namespace, run: Trainer, points: list[dict[str, int]]) -> list[dict]:
     most = max(point["documents"] for point in points)
     prefixes = [ids for _, ids in inputs.prompts(run.source, most, o.prefix)]
     answers: list[list[dict]] = [[] for _ in points]

@@ -14,25 +14,25 @@ Ours makes its metrics as in train.py, but has no raw text in its loss, since TR
 import argparse
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import inputs, machine
 from benchmarks.contest import Turns, Unavailable
 from rmt.config.config import Config
-from rmt.engine.metrics import Metrics
-from rmt.engine.run import Run
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
-from rmt.objective import forest_loss
+from rmt.objective import Objective, forest_loss
+from rmt.questions import RolloutBatch
 from rmt.rollout import Rollout, Sampling, generate
 from rmt.system import dist
 from rmt.system.clock import Clock
-from rmt.update import global_objective, update
+from rmt.system.metrics import Metrics
+from rmt.update import Updated, global_objective, update
 
 LEARNING_RATE = 1e-6
 ROW = {"cpu": 4096, "cuda": 16384}  # the preset `small`, and the default
@@ -43,8 +43,20 @@ def reward(ids: list[int]) -> float:
     return sum(ids) % 97 / 97
 
 
-def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int = 0) -> Run:
-    """What train.py prepares, as far as an update needs it; `row` tokens per micro-batch."""
+@dataclass
+class Trainer:
+    """What train.py prepares, as far as an update needs it."""
+
+    config: Config
+    model: Any
+    optimizer: torch.optim.Optimizer
+    world: dist.World
+    source: Path
+    step: int = 0
+
+
+def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int = 0) -> Trainer:
+    """row: tokens per micro-batch."""
     world = dist.current(machine.device_here())
     config = Config(
         model=str(place), batch_size=o.documents, group_size=o.group, temperature=1.0,
@@ -57,29 +69,22 @@ def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int 
         model.parameters(), lr=LEARNING_RATE, betas=config.adam_betas,
         weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
-    # All rows of the head, also where a model with random weights borrows a smaller tokenizer.
-    tokenizer = SimpleNamespace(vocab_size=model.config.vocab_size)
-    return Run(
-        config=config, world=world, source=place, tokenizer=tokenizer, documents=[], tiers=[],
-        curriculum=None, order=np.zeros((1, o.documents), dtype=np.int64), model=model,
-        reference=None, optimizer=optimizer, compute=compute, held_out=None,
-        clock=Clock(world.device), saver=None,
-    )  # fmt: skip
+    return Trainer(config, model, optimizer, world, place)
 
 
-def respond(run: Run, trees, samples: int, tokens: int) -> list[list[Rollout]]:
+def respond(run: Trainer, trees, samples: int, tokens: int) -> list[list[Rollout]]:
     """Rollouts of exactly so many tokens, as train.py makes them."""
     c = run.config
     branches = max(256, len(trees) * samples)
     sampling = Sampling(
-        tokens, (), run.tokenizer.vocab_size, c.temperature, branches, c.seed, "train", run.step
+        tokens, (), run.model.config.vocab_size, c.temperature, branches, c.seed, "train", run.step
     )
     run.optimizer.zero_grad(set_to_none=True)
     with dist.rollout_mode(run.model) as sampler:
         return generate(sampler, trees, samples, sampling)
 
 
-def judge(run: Run, groups: list[list[Rollout]]) -> tuple[Tensor, Tensor]:
+def judge(run: Trainer, groups: list[list[Rollout]]) -> tuple[Tensor, Tensor]:
     """Rewards and advantages, (P, G) each."""
     c = run.config
     rewards = torch.tensor([[reward(r.tokens) for r in group] for group in groups])
@@ -87,16 +92,35 @@ def judge(run: Run, groups: list[list[Rollout]]) -> tuple[Tensor, Tensor]:
     return rewards, advantages(rewards, scale)
 
 
-def learn(run: Run, prefixes: list[list[int]], groups: list[list[Rollout]]) -> Metrics:
+def learn(run: Trainer, prefixes: list[list[int]], groups: list[list[Rollout]]) -> Metrics:
     """Rewards, advantages, loss and update: what train.py does with the rollouts of a step."""
     rewards, advantage = judge(run, groups)
     trees = inputs.trees(prefixes, [[r.tokens for r in group] for group in groups])
     metrics = Metrics()
-    update(run, trees, groups, advantage, (rewards > 0.5).float(), metrics)
-    run.step += 1
-    if run.refused_in_a_row:
-        raise FloatingPointError("the update was refused: a loss or gradient was not finite")
+    step_on(run, trees, groups, rewards, advantage, metrics)
     return metrics
+
+
+def objective_of(run: Trainer, trees, groups, rewards: Tensor, advantage: Tensor) -> Objective:
+    """On all rows of the head: a model with random weights borrows a smaller tokenizer."""
+    batch = RolloutBatch([], groups, [], {"match": (rewards > 0.5).float()})
+    return global_objective(
+        run.config, trees, batch, advantage, run.model.config.vocab_size, run.world
+    )
+
+
+def step_on(run: Trainer, trees, groups, rewards, advantage, metrics: Metrics) -> Updated:
+    """One update, as of train.py."""
+    objective = objective_of(run, trees, groups, rewards, advantage)
+    clock = Clock(run.world.device)
+    updated = update(
+        run.config, run.model, run.optimizer, None, trees, objective, groups, pack, run.step,
+        run.world, clock, metrics,
+    )  # fmt: skip
+    run.step += 1
+    if updated.refused:
+        raise FloatingPointError("the update was refused: a loss or gradient was not finite")
+    return updated
 
 
 def ours(o: argparse.Namespace, turns: Turns) -> None:
@@ -211,10 +235,10 @@ def _gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def _loss_of_ours(run: Run, prefixes, groups) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss_of_ours(run: Trainer, prefixes, groups) -> tuple[Tensor, dict[str, Tensor]]:
     rewards, advantage = judge(run, groups)
     trees = inputs.trees(prefixes, [[r.tokens for r in group] for group in groups])
-    objective = global_objective(run, trees, groups, advantage, (rewards > 0.5).float())
+    objective = objective_of(run, trees, groups, rewards, advantage)
     loss, _, logprob, _ = forest_loss(run.model, pack(trees, run.world.device), objective)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()

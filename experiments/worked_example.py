@@ -12,51 +12,74 @@ from pathlib import Path
 
 import torch
 
-from rmt.ask import ask, draw_questions, prompts_of
-from rmt.batch import question_trees
 from rmt.config.config import parse
-from rmt.engine.metrics import Metrics, mixed
-from rmt.engine.run import Run, prepare
+from rmt.engine.run import Run, Setup, prepare
 from rmt.forest import pack
-from rmt.grpo import advantage_scale, advantages
+from rmt.grpo import advantage_scale, advantages, has_both_outcomes
 from rmt.objective import Targets, score
+from rmt.questions import (
+    RolloutBatch,
+    ask,
+    budget_of_step,
+    draw_positions,
+    prompts_of,
+    question_trees,
+    sampling_at,
+    score_responses,
+)
+from rmt.rollout import generate
 from rmt.system import dist
-from rmt.update import update
+from rmt.system.metrics import Metrics
+from rmt.update import global_objective, update
 
 PAGE = Path("rmt/README.md")
 BEGIN, END = "<!-- worked example -->", "<!-- /worked example -->"
 FLAGS = ["--model", "tiny", "--preset", "demo", "--warmup-steps", "0", "--no-ntp"]
 
 
-def log_probabilities(run: Run, trees) -> torch.Tensor:
+def log_probabilities(run: Run, setup: Setup, trees) -> torch.Tensor:
     """log π of each response, summed over its tokens. (R,)"""
-    c, forest = run.config, pack(trees, run.world.device)
+    c, forest = run.config, pack(trees, setup.world.device)
     targets = Targets.of(forest)
-    logprob = score(run.model, forest, c.temperature, run.tokenizer.vocab_size)
+    logprob = score(run.model, forest, c.temperature, setup.data.tokenizer.vocab_size)
     sums = torch.zeros(int(targets.rollout.max()) + 1, dtype=torch.float64)
     return sums.index_add_(0, targets.rollout.cpu(), logprob.double().cpu())
 
 
 def example() -> str:
     with tempfile.TemporaryDirectory() as out:
-        run = prepare(parse([*FLAGS, "--out", out], "", ""), dist.start())
-    c, metrics = run.config, Metrics()
-    _, questions = draw_questions(run, 0, metrics)
-    with dist.rollout_mode(run.model) as sampler:
-        questions, said = ask(run, sampler, questions, 0, metrics)
-    number = int(mixed(said.rewards["match"]).nonzero()[0])
-    question, group, answers = questions[number], said.groups[number], said.answers[number]
-    match, length, total = (said.rewards[k][number] for k in ("match", "length", "total"))
+        run, setup = prepare(parse([*FLAGS, "--out", out], "", ""), dist.start())
+    c, data, metrics = run.config, setup.data, Metrics()
+    documents, tokenizer = data.documents, data.tokenizer
+    budget = budget_of_step(c, 0, data.total_steps)
+    questions = [
+        ask(c, data, index, draw, budget)
+        for index in data.order[0].tolist()
+        for draw in draw_positions(c, data, run.curriculum, 0, index, c.positions_per_document)[0]
+    ]
+    trees = question_trees(questions, documents, prompts_of(c, tokenizer, questions))
+    responses = generate(run.model, trees, c.group_size, sampling_at(c, tokenizer, 0))
+    batch = score_responses(c, tokenizer, questions, responses)
+    number = int(has_both_outcomes(batch.rewards["match"]).nonzero()[0])
+    one = RolloutBatch(
+        questions[number : number + 1], batch.responses[number : number + 1],
+        batch.answers[number : number + 1],
+        {name: values[number : number + 1] for name, values in batch.rewards.items()},
+    )  # fmt: skip
+    (question,), (group,), (answers,) = one.questions, one.responses, one.answers
+    match, length, total = (one.rewards[name][0] for name in ("match", "length", "total"))
     scale = advantage_scale(total[None], c.advantage_norm, c.advantage_delta, [total[None]])
     advantage = advantages(total[None], scale)
-    prompts, responses = prompts_of(run, [question]), [[r.tokens for r in group]]
-    trees = question_trees([question], run.documents, prompts, responses)
-    before = log_probabilities(run, trees)
-    update(run, trees, [group], advantage, match[None], metrics)
-    change = log_probabilities(run, trees) - before
+    trees = question_trees([question], documents, prompts_of(c, tokenizer, [question]), [group])
+    before = log_probabilities(run, setup, trees)
+    objective = global_objective(c, trees, one, advantage, tokenizer.vocab_size, setup.world)
+    update(
+        c, run.model, run.optimizer, None, trees, objective, [group], pack, 0, setup.world,
+        setup.clock, metrics,
+    )  # fmt: skip
+    change = log_probabilities(run, setup, trees) - before
     tokens = sum(len(r.tokens) for r in group)
-    document = run.documents[question.document]
-    text = run.tokenizer.decode(document.tokens[: question.position].tolist())
+    text = tokenizer.decode(documents[question.document].tokens[: question.position].tolist())
     lines = [
         f"> {text} **▯**", "",
         f"The token that comes, ▯, is `{question.truth.decode()}`. At the first step the budget "
@@ -72,7 +95,7 @@ def example() -> str:
             f"{answer.thinking_length or '–'} | {length[i]:.3f} | {total[i]:.4f} | "
             f"{advantage[0, i]:+.3f} | {before[i]:.1f} | {change[i]:+.2f} |"
         )
-    norm = metrics.reduce(run.world)["update/grad_norm"]
+    norm = metrics.reduce(setup.world)["update/grad_norm"]
     right, agree = int(match.sum()), int((change.sign() == advantage[0].sign()).sum())
     lines += [
         "",

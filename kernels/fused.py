@@ -40,8 +40,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.slices import SLICE
-from kernels.tile_math import NEGLIGIBLE, SCALE, Tiles
+from kernels.tile_math import NEGLIGIBLE, SCALE, SLICE, Tiles
 from kernels.tiles import launch, stored
 
 GROUP = 16  # blocks of tokens that share the columns they read

@@ -33,10 +33,9 @@ from torch import Tensor
 from kernels.dispatch import choice, tiles_of
 from kernels.reference import IGNORE, add_matmul, matmul, wide
 from kernels.refuse import require_chunk
-from kernels.tile_math import Slopes, Tiles
+from kernels.tile_math import SLICE, Slopes, Tiles
 
 CHUNK = {"cuda": 3072, "cpu": 1024}  # tokens whose exponentials exist at one time, at most
-SLICE = 4096  # rows of the head whose logits exist at one time
 
 
 def chunk_of(hidden: Tensor, chunk: int | None) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kernels.reference import IGNORE
 
+SLICE = 4096  # rows of the head whose logits exist at one time
 NEGLIGIBLE = -1e4  # stands for log 0: its exponential is 0 in every dtype, and 0 · −1e4 is no nan
 SCALE = 2.0**15  # exp(x) ≤ 1 is kept times this: fp16 then holds it to 11 bits down to 2e-9
 

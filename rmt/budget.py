@@ -2,9 +2,6 @@
 
 import math
 
-# After the thought: </think>, a blank line, \\, boxed, {, a token, }, and the end.
-ANSWER_ROOM = 8
-
 
 def budget_at(step: int, total_steps: int, start: int, decay: float, floor: int) -> int:
     """Thinking tokens asked for at `step` of `total_steps`: B_t."""
@@ -16,11 +13,6 @@ def budget_of_position(budget: int, entropy: float, exponent: float) -> int:
     1; exponent 0 is the paper, one budget for all.
     """
     return max(1, math.floor(budget * min(2.0, max(0.5, entropy)) ** exponent))  # Eq. 14
-
-
-def response_needed(budget: int, exponent: float) -> int:
-    """The shortest --max-response in which every position's budget is thought and answered."""
-    return budget_of_position(budget, math.inf, exponent) + ANSWER_ROOM
 
 
 def budget_sentence(budget: int) -> str:

@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 
+def has_both_outcomes(match: Tensor) -> Tensor:
+    """Which groups have right and wrong responses: (P, G) matches -> (P,) bool."""
+    return (match != match[:, :1]).any(dim=1)
+
+
 def centred(x: Tensor) -> Tensor:
     """(P, G) minus the mean of each group; exactly 0 where a group's values are all equal."""
     x = x - x[:, :1]  # else the mean of eight times 0.37 may differ from 0.37 in the last bit

@@ -23,7 +23,6 @@ Write a newline as \n and a tab as \t.
 """.replace("\\\n", "")
 
 END = "\n\n### End of context"  # or a request would read as more of the text
-SOLVE = "Please reason step by step, and put your final answer within \\boxed{}."
 BOXED = r"\boxed{"
 
 
@@ -51,7 +50,7 @@ def next_token_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
     )
 
 
-def problem_prompt(tokenizer: Tokenizer, budget: int | None, request: str = SOLVE) -> PromptIds:
+def problem_prompt(tokenizer: Tokenizer, budget: int | None, request: str) -> PromptIds:
     """Ids around a problem; `request` says what to do with it, and may be empty."""
     before, after = tokenizer.chat_parts()
     sentences = [request] * bool(request) + [budget_sentence(budget)] * (budget is not None)

@@ -111,7 +111,7 @@ def _prepare(
         device=device, dtype=dtype,
     )  # fmt: skip
     _prefill(model, cache, trees, trunks)
-    uniform = torch.from_numpy(_uniforms(trees, samples, sampling)).to(device)
+    uniform = torch.from_numpy(uniforms(trees, samples, sampling)).to(device)
     return Decoder(
         model, cache, prompts, uniform, sampling.stop_ids, sampling.vocab_size, sampling.temperature
     )
@@ -152,7 +152,7 @@ def _chunks(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
     yield chunk
 
 
-def _uniforms(trees: Sequence[Tree], samples: int, sampling: Sampling) -> np.ndarray:
+def uniforms(trees: Sequence[Tree], samples: int, sampling: Sampling) -> np.ndarray:
     """(requests, max_new_tokens) in [0, 1): row = one rollout's stream, column = offset."""
     rows = []
     for tree in trees:

@@ -40,7 +40,7 @@ import eval
 import sample
 import train
 from rmt.engine.checkpoint import CHECKSUMS, checksums
-from rmt.report.report import report
+from rmt.report import report
 
 torch.set_num_threads(1)
 SECONDS, MEMORY = 60, 12 << 30

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from small_run import CONTROL, arguments, write_corpus, write_small_model
+from toy_runs import Prepared, draw
 
 import rmt.difficulty
 from models.tokenizer import Tokenizer
 from models.weights import cache_directory
-from rmt.ask import draw_questions
 from rmt.config.config import parse
 from rmt.data import corpus
 from rmt.difficulty import cached_entropies
-from rmt.engine.metrics import Metrics
+from rmt.engine.balance import own_documents
 from rmt.engine.run import prepare
 from rmt.system.dist import World
 
@@ -125,15 +125,17 @@ def test_control_tokens_in_a_text_stay_text(tmp_path, tokenizer):
 def test_documents_do_not_depend_on_the_rank_that_reads_them(tmp_path, model):
     write_corpus(tmp_path / "train.jsonl")
     config = parse(arguments(tmp_path, model=model, batch_size=4), "", "")
-    run = prepare(config, ALONE)
-    again = prepare(config, ALONE)
-    alone, parts = draw_questions(run, 0, Metrics()), []
-    for rank in range(2):
-        run.curriculum.drawn[:] = 0
-        run.world = World(rank, 2, ALONE.device)
-        parts.append(draw_questions(run, 0, Metrics()))
-    for whole, *shares in zip(alone, *parts):
-        assert all(shares) and sorted(map(str, whole)) == sorted(map(str, shares[0] + shares[1]))
+    run = Prepared(*prepare(config, ALONE))
+    again = Prepared(*prepare(config, ALONE))
+    asked = {}
+    for question in draw(run):
+        asked.setdefault(question.document, []).append(question)
+    shares = [
+        own_documents(run.config, run.data, asked, World(rank, 2, ALONE.device))
+        for rank in range(2)
+    ]
+    assert all(shares) and not set(shares[0]) & set(shares[1])
+    assert shares[0] | shares[1] == asked
     for ours, theirs in zip(run.documents, again.documents):
         assert (ours.index, ours.source) == (theirs.index, theirs.source)
         assert np.array_equal(ours.tokens, theirs.tokens)

@@ -8,19 +8,21 @@ import sys
 import pytest
 import torch
 from small_run import flags, refusal, run_here
-from toy_runs import SETTINGS, WORLD, prepared, write_corpus, write_thinker
+from toy_runs import SETTINGS, WORLD, Prepared, prepared, write_corpus, write_thinker
 
 import eval as evaluation
+import rmt.engine.held_out
 import train
 from experiments import sweep
 from rmt.config.config import Config
 from rmt.curriculum import TIERS
+from rmt.engine.held_out import evaluate_held_out
 from rmt.engine.run import prepare
 from rmt.engine.setup import read_documents, read_model_directory
 from rmt.evaluation import compare
 from rmt.evaluation.evaluate import nats_per_token
 from rmt.evaluation.positions import read_positions
-from rmt.report.report import report
+from rmt.report import report
 
 LEARNT = dict(steps=2, learning_rate=5e-2, holdout=4, temperature=1.5, seed=3)
 DECODED = ("response", "tokens", "predicted")
@@ -280,10 +282,11 @@ def test_a_run_evaluates_as_it_samples_and_always_the_same(place):
 def test_a_run_asks_for_the_last_budget(place, monkeypatch):
     run = prepared(place, out=str(place / "asks"), eval_data=(str(place / "data.jsonl"),))
     asked = []
-    monkeypatch.setattr(train, "predict_thinking", lambda *known: asked.append(known) or [])
+    asking = lambda *known: asked.append(known) or []
+    monkeypatch.setattr(rmt.engine.held_out, "predict_thinking", asking)
     monkeypatch.setattr(train.RunLog, "evaluation", lambda *_: None)
     log = train.RunLog(run.out, run.config, 0, 3, WORLD)
-    train.evaluate(run, log)
+    evaluate_held_out(*run, log)
     budget, exponent, sampling = asked[0][4:7]
     assert budget == 4 and exponent == 0.0
     assert (sampling.temperature, sampling.purpose, sampling.seed) == (0.8, "evaluate", 0)
@@ -294,7 +297,7 @@ def test_a_resumed_run_asks_the_questions_that_it_began_with(place):
     more = dict(eval_data=str(place / "data.jsonl"), eval_positions=5, learning_rate=5e-2)
     held_out(place, "whole", **more, save_every=1, keep=9)
     run = prepared(place, eval_data=(more["eval_data"],), eval_positions=5)
-    again = prepare(Config(resume=str(place / "whole")), WORLD)
+    again = Prepared(*prepare(Config(resume=str(place / "whole")), WORLD))
     changed = [not torch.equal(a, b) for a, b in zip(run.model.parameters(),
                                                      again.model.parameters())]  # fmt: skip
     assert any(changed), "it goes on with what it has learnt"

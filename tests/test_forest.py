@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from toy_forests import (
     TOKENS,
-    alone,
     assert_same_gradients,
     gradients,
     grouped_trees,
@@ -20,6 +19,7 @@ from toy_forests import (
 
 from kernels import linear_entropy_logprob
 from models.weights import build, find
+from rmt import naive
 from rmt.attention import attend_flex
 from rmt.forest import Branch, Tree, pack
 from rmt.objective import Targets
@@ -63,12 +63,12 @@ def trees(request):
 
 
 def test_logprobs_equal_each_branch_alone(model, trees):
-    expected = torch.cat([alone(model, tokens, mask) for tokens, mask, _ in sequences(trees)])
+    expected = packed(model, naive.pack(trees))
     assert relative(packed(model, pack(trees)), expected) <= 1e-9
 
 
 def test_gradient_of_every_parameter_equals_each_branch_alone(model, trees):
-    expected = torch.cat([alone(model, tokens, mask) for tokens, mask, _ in sequences(trees)])
+    expected = packed(model, naive.pack(trees))
     given = gradients(model, weighted(packed(model, pack(trees))))
     assert_same_gradients(given, gradients(model, weighted(expected)), 1e-9)
 

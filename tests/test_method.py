@@ -11,9 +11,9 @@ from rmt.budget import (
     budget_of_position,
     budget_sentence,
     length_reward,
-    response_needed,
 )
 from rmt.config.config import Config
+from rmt.config.validate import response_needed
 from rmt.curriculum import (
     Curriculum,
     adaptive_probabilities,

@@ -5,10 +5,9 @@ from functools import partial
 import pytest
 import torch
 from many_ranks import join, on_ranks
-from toy_runs import WORLD, prepared
+from toy_runs import WORLD, prepared, stepped
 from two_ranks import whole
 
-import train
 from rmt.engine.run import save
 from rmt.system import dist
 from rmt.system.torchrun import copies
@@ -26,12 +25,12 @@ def ten_steps(world, place):
     out = place / f"out{world.size}-{world.replicate}"
     run, rows, responses = prepared(place, world, out=str(out), **RAGGED), [], []
     for step in range(run.total_steps):
-        row, samples = train.train_step(run, step)
+        row, samples = stepped(run, step)
         run.step += 1
         rows.append(row)
         gathered = dist.gather_objects(samples, world)
         responses += sorted(s["response"] for part in gathered for s in part)
-    save(run)
+    save(*run)
     mesh = getattr(next(run.model.parameters()), "device_mesh", None)
     shape = mesh and dict(zip(mesh.mesh_dim_names, mesh.shape))
     return dict(rows=rows, responses=responses, weights=weights(run), mesh=shape, out=out)

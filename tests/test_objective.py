@@ -17,11 +17,11 @@ from toy_forests import (
     toy_trees,
 )
 
-from rmt.batch import Question, text_trees
 from rmt.data.corpus import Document
 from rmt.forest import micro_batches, pack
 from rmt.grpo import policy_loss, rollout_weights
 from rmt.objective import Objective, forest_loss, score
+from rmt.questions import Question, text_trees
 
 ROLLOUTS = 10  # branches of toy_trees
 TEMPERATURE = 0.8

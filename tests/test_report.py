@@ -11,7 +11,7 @@ from toy_runs import SETTINGS
 
 from rmt.curriculum import TIERS, tier_probabilities
 from rmt.evaluation import compare
-from rmt.report.report import report
+from rmt.report import report
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_a_resumed_run_decodes_as_many_branches_as_it_had_planned(uninterrupted,
     planned = resolve(Config(resume=str(out)), WORLD)[0].max_branches
     # No room for a new plan.
     monkeypatch.setattr("rmt.memory.autofit.free_memory", lambda world: 0.0)
-    assert prepare(Config(resume=str(out)), WORLD).config.max_branches == planned > 0
+    assert prepare(Config(resume=str(out)), WORLD)[0].config.max_branches == planned > 0
 
 
 # ---- another machine

@@ -16,7 +16,8 @@ from typing import Any, get_args, get_origin
 from rmt.config.flags import add_fields, knob, make_parser, parse_known
 from rmt.config.presets import METHODS, PRESETS
 from rmt.config.validate import problems
-from rmt.prompt import SOLVE
+
+SOLVE = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,9 @@ class Config:
     weight_decay: float = knob(0.01, "AdamW's weight decay [ours]")
     grad_clip: float = knob(1.0, "largest norm of the gradient [ours]")
     # ---- machine
+    naive: bool = knob(
+        False, "without the forest: each response a sequence of its own, no cache; to learn from"
+    )
     tokens_per_micro_batch: int = knob(
         0, "tokens per forward and backward pass per rank; 0: what fits, up to 16384"
     )

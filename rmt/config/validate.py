@@ -3,16 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from rmt.budget import response_needed
 from rmt.config.flags import flag, read_bytes
 
-if TYPE_CHECKING:
-    from rmt.config.config import Config
+# After the thought: </think>, a blank line, \\, boxed, {, a token, }, and the end.
+ANSWER_ROOM = 8
 
 
-def problems(c: "Config") -> Iterator[str]:
+def problems(c) -> Iterator[str]:
     """Messages about values that cannot work: value, reason, remedy."""
     yield from _number_problems(c)
     yield from _reward_problems(c)
@@ -20,7 +18,12 @@ def problems(c: "Config") -> Iterator[str]:
     yield from _task_problems(c)
 
 
-def _number_problems(c: "Config") -> Iterator[str]:
+def response_needed(budget: int, exponent: float) -> int:
+    """The shortest --max-response in which every position's budget is thought and answered."""
+    return max(1, math.floor(budget * 2.0**exponent)) + ANSWER_ROOM  # the largest of Eq. 14
+
+
+def _number_problems(c) -> Iterator[str]:
     positive = (
         "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
         "updates_per_batch", "save_every", "keep", "gpus", "nodes",
@@ -55,7 +58,7 @@ def _number_problems(c: "Config") -> Iterator[str]:
         yield f"--gpu-memory: {problem}"
 
 
-def _reward_problems(c: "Config") -> Iterator[str]:
+def _reward_problems(c) -> Iterator[str]:
     if c.budget_min < 1:
         yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"
     if c.budget_start < c.budget_min:
@@ -100,7 +103,7 @@ def _reward_problems(c: "Config") -> Iterator[str]:
         yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
 
 
-def _curriculum_problems(c: "Config") -> Iterator[str]:
+def _curriculum_problems(c) -> Iterator[str]:
     if c.document_tokens <= c.min_context:
         yield (
             f"--document-tokens {c.document_tokens} leaves nothing after --min-context "
@@ -127,7 +130,7 @@ def _curriculum_problems(c: "Config") -> Iterator[str]:
         )
 
 
-def _task_problems(c: "Config") -> Iterator[str]:
+def _task_problems(c) -> Iterator[str]:
     if (c.task == "problems") != (c.match == "answer"):
         yield (
             f"--task {c.task} with --match {c.match}: a problem is right by its answer, a next "

@@ -39,12 +39,6 @@ def peak_flops(device: str, dtype: torch.dtype) -> float | None:
     return next((peak for name, peak in PEAKS if name in device), None)
 
 
-def separate_tokens(trees: Sequence[Tree]) -> int:
-    """Tokens if every response, and every trunk that is trained on, were a sequence of its own."""
-    texts = sum(len(tree.trunk) for tree in trees if tree.targets is not None)
-    return texts + sum(b.fork + len(b) for tree in trees for b in tree.branches)
-
-
 def visible_pairs(tree: Tree) -> int:
     """How many (i, j) there are in a tree such that token i sees token j."""
     causal = lambda n: n * (n + 1) // 2

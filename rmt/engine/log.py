@@ -18,6 +18,7 @@ from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.data.math_answers import verifier
 from rmt.prompt import escape
+from rmt.questions import RolloutBatch, TrainingSet
 from rmt.system.dist import World
 from rmt.system.records import append, as_json, blamed, set_aside, write_json, write_whole
 
@@ -121,26 +122,30 @@ def _lengths(path: Path, step: int, total: int) -> list[list[int]]:
     return known if known and known[-1][1] == total else [*known, [step, total]]
 
 
-def readable_samples(run, step: int, questions, groups, answers, rewards) -> list[dict[str, Any]]:
-    """The first responses to the first positions of this rank, with what they were worth."""
+def readable_samples(
+    step: int, data: TrainingSet, batch: RolloutBatch, count: int
+) -> list[dict[str, Any]]:
+    """The first response to each of the first `count` questions of this rank, with its rewards."""
     samples = []
-    for index, question in enumerate(questions[: run.config.samples_per_step]):
-        rollout, answer = groups[index][0], answers[index][0]
-        tokens = run.documents[question.document].tokens
+    for index, question in enumerate(batch.questions[:count]):
+        rollout, answer = batch.responses[index][0], batch.answers[index][0]
+        document = data.documents[question.document]
         samples.append(
             {
                 "step": step,
-                "document": run.documents[question.document].source,
+                "document": document.source,
                 "index": question.document,
                 "position": question.position,
                 "tier": TIERS[question.tier] if question.tier != NO_TIER else "problem",
-                "context": run.tokenizer.decode(tokens[: question.position].tolist())[-200:],
+                "context": data.tokenizer.decode(document.tokens[: question.position].tolist())[
+                    -200:
+                ],
                 "truth": escape(question.truth),
-                "response": run.tokenizer.decode(rollout.tokens),
+                "response": data.tokenizer.decode(rollout.tokens),
                 "answer": answer.text,
                 "budget": question.budget,
                 "thinking_length": answer.thinking_length,
-                "reward": {name: float(value[index, 0]) for name, value in rewards.items()},
+                "reward": {name: float(x[index, 0]) for name, x in batch.rewards.items()},
             }
         )
     return samples

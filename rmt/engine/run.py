@@ -1,14 +1,13 @@
-"""Everything a run holds: prepared once from its config, saved and restored as a whole."""
+"""A run: the state that is saved and restored, and the setup around it that is not."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.tokenizer import Tokenizer
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, Curriculum, assign_tiers, document_order
 from rmt.data.corpus import Document
@@ -26,31 +25,22 @@ from rmt.engine.setup import (
 )
 from rmt.evaluation.positions import Chosen, choose_positions, data_key
 from rmt.memory.autofit import fitted
+from rmt.questions import TrainingSet
 from rmt.system.clock import Clock
 from rmt.system.dist import World, compute_dtype, load_model
+from rmt.update import Updated
 
 
 @dataclass
 class Run:
+    """The training state after `step` steps: all that a checkpoint holds."""
+
     config: Config
-    world: World
-    source: Path  # directory of the initial model
-    tokenizer: Tokenizer
-    documents: list[Document]
-    tiers: list[np.ndarray]  # of each position of each document
-    curriculum: Curriculum
-    order: np.ndarray  # (steps, batch) documents of each step
+    total_steps: int  # T of the schedules
     model: Any
-    reference: Any  # frozen copy of the initial model, None when beta is 0
     optimizer: torch.optim.Optimizer
-    compute: torch.dtype
-    clock: Clock
-    saver: Saver
-    # Documents with the positions that are asked about; of problems, none: all are asked
-    held_out: tuple[list[Document], Chosen] | None
-    entropies: dict[int, np.ndarray] = field(default_factory=dict)  # nats, of documents it meets
-    models: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprints, by flag
-    thresholds: list[float] = field(default_factory=list)  # of the tiers, in nats
+    curriculum: Curriculum
+    origin: dict[str, Any]  # what the run rests on: names of texts and models, thresholds, dtype
     step: int = 0
     refused_in_a_row: int = 0  # updates refused because something was not finite
     tokens: float = 0.0  # sampled and trained on so far, over all ranks
@@ -67,15 +57,28 @@ class Run:
         )
 
     @property
-    def total_steps(self) -> int:
-        return len(self.order)
-
-    @property
     def out(self) -> Path:
         return Path(self.config.out)
 
 
-def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None) -> Run:
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with: made anew when it starts or goes on."""
+
+    data: TrainingSet
+    world: World
+    source: Path  # directory of the initial model
+    compute: torch.dtype
+    reference: Any  # frozen copy of the initial model, None when beta is 0
+    # Held-out documents and the positions to be predicted; for problems no positions: their ends.
+    held_out: tuple[list[Document], Chosen] | None
+    clock: Clock
+    saver: Saver
+
+
+def prepare(
+    config: Config, world: World, typed: Mapping[str, Any] | None = None
+) -> tuple[Run, Setup]:
     """Load model and data, measure difficulty, restore a checkpoint. All ranks.
 
     typed: the flags of the command line, of which a run that goes on takes some.
@@ -87,13 +90,7 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
     documents = read_documents(config, config.data, tokenizer, shape, response, "train")
     epochs = max(1, int(min(config.epochs * len(documents) / config.batch_size, 1e18)))
     total = length_of(config, typed, epochs, saved, world)
-    if config.profile >= total:
-        raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
-    if config.resample_from >= total and world.rank == 0:
-        print(
-            f"--resample-from {config.resample_from}: no group is drawn again in the {total} steps "
-            f"of this run; from its middle on, as in RPT: --resample-from {total // 2}"
-        )
+    _check_length(config, total, world)
     order = document_order(len(documents), config.batch_size, total, config.seed)
     compute = compute_dtype(config.dtype, world)
     models = models_of(config, source, world)
@@ -116,25 +113,40 @@ def prepare(config: Config, world: World, typed: Mapping[str, Any] | None = None
         for index, entropy in measured.items():
             tiers[index] = assign_tiers(entropy, thresholds, config.min_context)
         check_tiers([tiers[index] for index in drawn], thresholds, world)
-    curriculum, reference = Curriculum(tiers, config.seed, config.noise_tries), None
+    reference = None
     if config.kl_beta:
         reference = load_model(source, world, compute, trainable=False)
+    held_out = _held_out(config, world, source, tokenizer, shape, model, documents)
+    texts = {"data": data_key(documents)}
+    texts |= {"eval_data": data_key(held_out[0])} if held_out else {}
     run = Run(
-        config=config, world=world, source=source, tokenizer=tokenizer, documents=documents,
-        tiers=tiers, curriculum=curriculum, order=order, model=model, reference=reference,
+        config=config, total_steps=total, model=model,
         optimizer=torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
             weight_decay=config.weight_decay, fused=True,
         ),
-        compute=compute, clock=Clock(world.device),
-        saver=Saver(Path(config.out), config.keep, world),
-        held_out=_held_out(config, world, source, tokenizer, shape, model, documents),
-        entropies=measured, models=models, thresholds=[float(x) for x in thresholds],
+        curriculum=Curriculum(tiers, config.seed, config.noise_tries),
+        origin=texts | {
+            "models": models, "thresholds": [float(x) for x in thresholds],
+            "compute": str(compute).removeprefix("torch."),
+        },
     )  # fmt: skip
     if place is not None:
-        check_texts(config, _data_keys(run), saved, place)
+        check_texts(config, texts, saved, place)
         _restore(run, place, saved)
-    return run
+    data = TrainingSet(tokenizer, documents, tiers, measured, order)
+    saver = Saver(run.out, config.keep, world)
+    return run, Setup(data, world, source, compute, reference, held_out, Clock(world.device), saver)
+
+
+def _check_length(config: Config, total: int, world: World) -> None:
+    if config.profile >= total:
+        raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
+    if config.resample_from >= total and world.rank == 0:
+        print(
+            f"--resample-from {config.resample_from}: no group is drawn again in the {total} steps "
+            f"of this run; from its middle on, as in RPT: --resample-from {total // 2}"
+        )
 
 
 def _held_out(config, world, source, tokenizer, shape, model, trained_on):
@@ -151,33 +163,34 @@ def _held_out(config, world, source, tokenizer, shape, model, trained_on):
     )
 
 
-def save(run: Run, wait: bool = True) -> None:
-    """Checkpoint of the state after `run.step` steps. All ranks.
+def note_refusal(run: Run, setup: Setup, updated: Updated) -> None:
+    """Count updates refused in a row, and name the documents of one that was."""
+    run.refused_in_a_row = (0 if updated.count else run.refused_in_a_row) + updated.refused
+    if updated.refused and setup.world.rank == 0:
+        sources = [setup.data.documents[i].source for i in sorted(updated.documents)]
+        print(
+            f"step {run.step}: loss or gradient is not finite; no update. "
+            f"Documents: {', '.join(sources) or 'unknown'}"
+        )
+
+
+def save(run: Run, setup: Setup, wait: bool = True) -> None:
+    """Write a checkpoint of the state after `run.step` steps. All ranks.
 
     Without `wait` it returns when the state is copied, which may mean waiting for the save before.
     """
-    extra = {
+    extra = run.origin | {
         "config": asdict(run.config),
         "total_steps": run.total_steps,
-        **_data_keys(run),
-        "models": run.models,
-        "thresholds": run.thresholds,
-        "compute": str(run.compute).removeprefix("torch."),
         "refused_in_a_row": run.refused_in_a_row,
         "tokens": run.tokens,
         "seconds": run.seconds,
     }
     run.optimizer.zero_grad(set_to_none=True)  # on a CPU the copy takes the gradients' place
-    with run.clock("checkpoint"):
-        run.saver.save(run.step, run.model, run.optimizer, _tensors(run), extra)
+    with setup.clock("checkpoint"):
+        setup.saver.save(run.step, run.model, run.optimizer, _tensors(run), extra)
         if wait:
-            run.saver.wait()
-
-
-def _data_keys(run: Run) -> dict[str, str]:
-    """The flags that name texts, with what names their tokens."""
-    held_out = {"eval_data": data_key(run.held_out[0])} if run.held_out else {}
-    return {"data": data_key(run.documents)} | held_out
+            setup.saver.wait()
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

@@ -12,8 +12,6 @@ import torch
 
 from kernels import linear_topk
 from models.tokenizer import Tokenizer
-from rmt.ask import LOOKAHEAD
-from rmt.batch import Question, question_trees, text_trees
 from rmt.budget import budget_of_position
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.data.corpus import Document
@@ -30,6 +28,7 @@ from rmt.prompt import (
     parse_response,
     problem_prompt,
 )
+from rmt.questions import Question, coming_tokens, question_trees, text_trees
 from rmt.rewards import match_reward
 from rmt.rollout import Rollout, Sampling, generate
 from rmt.system.dist import World, gather_objects, rollout_mode
@@ -79,7 +78,7 @@ def nats_per_token(
     What next-token training lowers, and what a run that only reasons may forget.
     """
     mine = range(len(documents))[world.rank :: world.size]
-    trees = text_trees(mine, documents, tokenizer.begin_ids, (), (), "all")
+    trees = text_trees(mine, documents, tokenizer.begin_ids, (), {}, "all")
     device, found = next(model.parameters()).device, [0.0, 0]
     with rollout_mode(model) as gathered:
         for batch in micro_batches(trees, token_limit):
@@ -107,8 +106,7 @@ def predict_thinking(
     questions = []
     for p in own:
         asked = budget and budget_of_position(budget, p.entropy, budget_entropy)
-        ids = documents[p.document].tokens[p.position : p.position + LOOKAHEAD].tolist()
-        coming = tuple(tokenizer.bytes_of([token]) for token in ids)
+        coming = coming_tokens(tokenizer, documents[p.document], p.position)
         questions.append(Question(p.document, p.position, TIERS.index(p.tier), coming, asked))
     prompts = [next_token_prompt(tokenizer, question.budget) for question in questions]
     rollouts, items = _answer(model, questions, documents, prompts, sampling), []

@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rmt.ask import Said, question_at, respond
-from rmt.batch import Question
+from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, TIERS, Draw
-from rmt.engine.run import Run
+from rmt.engine.run import Run, Setup
 from rmt.grpo import advantage_scale, advantages
 from rmt.prompt import escape
+from rmt.questions import (
+    Question,
+    RolloutBatch,
+    TrainingSet,
+    ask,
+    budget_of_step,
+    prompts_of,
+    question_trees,
+    sampling_at,
+    score_responses,
+)
+from rmt.rollout import generate
 from rmt.system.dist import rollout_mode
 
 
@@ -25,37 +36,40 @@ def probe_steps(run: Run) -> set[int]:
     return {round(k * run.total_steps / gaps) for k in range(gaps + 1)}
 
 
-def probed_documents(run: Run) -> list[int]:
+def probed_documents(c: Config, data: TrainingSet) -> list[int]:
     """The first documents that the run meets; none where no next token is reasoned about."""
-    c = run.config
-    met = dict.fromkeys(run.order.flatten().tolist())
+    met = dict.fromkeys(data.order.flatten().tolist())
     return list(met)[: c.probe_documents if c.task == "next-token" else 0]
 
 
-def probe_questions(run: Run, step: int) -> list[Question]:
+def probe_questions(c: Config, data: TrainingSet, step: int) -> list[Question]:
     """One position of each tier that a probed document has, the same at every step."""
-    questions = []
-    for index in probed_documents(run):
+    questions, budget = [], budget_of_step(c, step, data.total_steps)
+    for index in probed_documents(c, data):
         for tier in range(len(TIERS)):
-            places = np.flatnonzero(run.tiers[index] == tier)
+            places = np.flatnonzero(data.tiers[index] == tier)
             if len(places):
-                chosen = np.random.default_rng((run.config.seed, index, tier)).choice(places)
-                questions.append(question_at(run, step, index, Draw(int(chosen), tier)))
+                chosen = np.random.default_rng((c.seed, index, tier)).choice(places)
+                questions.append(ask(c, data, index, Draw(int(chosen), tier), budget))
     return questions
 
 
-def ask_probes(run: Run) -> list[dict[str, Any]]:
+def ask_probes(run: Run, setup: Setup) -> list[dict[str, Any]]:
     """G responses to each probe at this step, a record per position. All ranks.
 
     Every rank samples all of them: there are few, and none has to wait for another.
     """
-    c, step, questions = run.config, run.step, probe_questions(run, run.step)
+    c, step, data, tokenizer = run.config, run.step, setup.data, setup.data.tokenizer
+    questions = probe_questions(c, data, step)
     if not questions:
         return []
     run.optimizer.zero_grad(set_to_none=True)  # as before training's rollouts: room for the cache
+    trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
     with rollout_mode(run.model) as sampler:
-        said = respond(run, sampler, questions, step, "sample")
-    total = said.rewards["total"]
+        sampling = sampling_at(c, tokenizer, step, "sample")
+        responses = generate(sampler, trees, c.group_size, sampling)
+    batch = score_responses(c, tokenizer, questions, responses)
+    total = batch.rewards["total"]
     scale = advantage_scale(total, c.advantage_norm, c.advantage_delta, [total])
     advantage = advantages(total, scale)
     return [
@@ -66,38 +80,41 @@ def ask_probes(run: Run) -> list[dict[str, Any]]:
             "position": question.position,
             "tier": TIERS[question.tier],
             "truth": escape(question.truth),
-            "rollouts": [_rollout(said, advantage, number, k) for k in range(c.group_size)],
+            "rollouts": [_rollout(batch, advantage, number, k) for k in range(c.group_size)],
         }
         for number, question in enumerate(questions)
     ]
 
 
-def _rollout(said: Said, advantage: Tensor, number: int, k: int) -> dict[str, Any]:
-    answer = said.answers[number][k]
-    worth = {name: float(values[number, k]) for name, values in said.rewards.items()}
+def _rollout(batch: RolloutBatch, advantage: Tensor, number: int, k: int) -> dict[str, Any]:
+    answer = batch.answers[number][k]
+    rewards = {name: float(values[number, k]) for name, values in batch.rewards.items()}
     return {
         "thought": answer.thought,
         "answer": answer.text,
-        "match": worth["match"],
-        "length_reward": worth["length"],
-        "total": worth["total"],
+        "match": rewards["match"],
+        "length_reward": rewards["length"],
+        "total": rewards["total"],
         "advantage": float(advantage[number, k]),
         "thinking_length": answer.thinking_length,
-        "tokens": len(said.groups[number][k].tokens),
+        "tokens": len(batch.responses[number][k].tokens),
     }
 
 
-def describe_documents(run: Run) -> list[dict[str, Any]]:
+def describe_documents(run: Run, setup: Setup) -> list[dict[str, Any]]:
     """The probed documents for people: text, entropy in nats and tier (or null) of each token."""
+    data = setup.data
     return [
         {
             "index": index,
-            "source": run.documents[index].source,
-            "tokens": [_readable(run.tokenizer.bytes_of([t])) for t in run.documents[index].tokens],
-            "entropies": [round(float(entropy), 4) for entropy in run.entropies[index]],
-            "tiers": [None if tier == NO_TIER else TIERS[tier] for tier in run.tiers[index]],
+            "source": data.documents[index].source,
+            "tokens": [
+                _readable(data.tokenizer.bytes_of([t])) for t in data.documents[index].tokens
+            ],
+            "entropies": [round(float(entropy), 4) for entropy in data.entropies[index]],
+            "tiers": [None if tier == NO_TIER else TIERS[tier] for tier in data.tiers[index]],
         }
-        for index in probed_documents(run)
+        for index in probed_documents(run.config, data)
     ]
 
 

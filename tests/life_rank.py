@@ -1,4 +1,4 @@
-"""What one rank of benchmarks/life.py does, and what it holds meanwhile."""
+"""What one rank of tests/life.py does, and what it holds meanwhile."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ from models.config import ASSETS, TINY
 from models.weights import shards
 from rmt.config.config import Config
 from rmt.engine.checkpoint import export_model
-from rmt.engine.run import Run, prepare, save
+from rmt.engine.run import Run, Setup, prepare, save
 from rmt.system import dist
 from train import train_step
 
@@ -71,34 +71,34 @@ def first_life(place: Path, config: Config, world: dist.World, path: Path) -> No
     del model
     gc.collect()  # modules and their hooks hold each other
     with phase("prepare", path):
-        run = prepare(config, world)
+        run, setup = prepare(config, world)
     for step in (0, 1):
-        learn(run, step, place / "losses-0.jsonl", path)
+        learn(run, setup, step, place / "losses-0.jsonl", path)
         with phase(f"save {step + 1}", path):
-            save(run, wait=False)
+            save(run, setup, wait=False)
             if step == 0:
-                run.saver.wait()
-    run.saver.wait()
+                setup.saver.wait()
+    setup.saver.wait()
     sys.exit("the second checkpoint was written before the kill came; take more --gigabytes")
 
 
 def second_life(place: Path, config: Config, world: dist.World, path: Path, files: int) -> None:
     with phase("resume", path):
-        run = prepare(config, world)
-    learn(run, run.step, place / "losses-1.jsonl", path)
-    size = sum(p.numel() for p in run.model.parameters()) * run.compute.itemsize
+        run, setup = prepare(config, world)
+    learn(run, setup, run.step, place / "losses-1.jsonl", path)
+    size = sum(p.numel() for p in run.model.parameters()) * setup.compute.itemsize
     with phase("export", path):
-        out = export_model(run.model, run.source, run.out, run.compute, world, size // files)
+        out = export_model(run.model, setup.source, run.out, setup.compute, world, size // files)
     with dist.rollout_mode(run.model) as sampler:
         if world.rank == 0:
             same_bits(dict(sampler.named_parameters()), out)
 
 
-def learn(run: Run, step: int, losses: Path, path: Path) -> None:
+def learn(run: Run, setup: Setup, step: int, losses: Path, path: Path) -> None:
     with phase(f"step {step + 1}", path):
-        row = train_step(run, step)[0]
-    run.step = step + 1
-    if run.world.rank == 0:
+        row = train_step(run, setup)[0]
+    run.step += 1
+    if setup.world.rank == 0:
         with losses.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -1,6 +1,6 @@
 """The life of a run, with the memory of every rank: load, learn, save, be killed, resume, export.
 
-    python -m benchmarks.life --gigabytes 2
+    python tests/life.py --gigabytes 2
 
 A random model of Qwen3's shape, with so many gigabytes of fp32 weights in eight files, learns on
 four ranks (gloo, FSDP) for two steps and saves after each. All ranks are killed (-9) while the
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from life_rank import be_a_rank, status
 
-from benchmarks.life_rank import be_a_rank, status
 from models.config import TINY, ModelConfig
 from models.export import export
 from models.transformer import Transformer

@@ -25,6 +25,7 @@ from rmt.engine.resume import claimed
 from rmt.engine.run import Run, Setup, note_refusal, prepare, save
 from rmt.engine.step_metrics import add_curriculum_metrics, add_response_metrics, add_speed_metrics
 from rmt.grpo import advantage_scale, advantages, length_share
+from rmt.memory.dry_run import dry_run
 from rmt.questions import (
     ask,
     budget_of_step,
@@ -168,9 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(arguments, __doc__, EPILOG)
     if config.dry_run:
-        # It rests on parts of PyTorch that a run should not depend on.
-        from rmt.memory.dry_run import dry_run
-
         try:
             return print(dry_run(config))
         except (ValueError, OSError) as error:

@@ -22,7 +22,7 @@ from benchmarks.inputs import directory, flags, prompts
 from benchmarks.results import write
 from rmt.config.config import from_json
 from rmt.memory.autofit import settled
-from rmt.memory.dry_run import rehearse
+from rmt.memory.dry_run import plan
 from rmt.memory.estimate import total
 
 MODELS = ("smollm2-135m", "qwen3-1.7b")
@@ -47,7 +47,7 @@ def check(model: str, tokens: int, response: int) -> dict:
     memory = "80GB"  # of a GPU that is not there, for the plan alone
     if torch.cuda.is_available():
         memory = f"{torch.cuda.get_device_properties(0).total_memory / 1e9:.1f}GB"
-    case, phases = rehearse(replace(config, gpus=1, nodes=1, gpu_memory=memory))
+    case, phases = plan(replace(config, gpus=1, nodes=1, gpu_memory=memory))
     planned = {name: total(parts) for name, parts in phases.items()}
     measured = max(row["memory/peak_gb"] for row in rows) * 1e9
     return {"model": model, **settled(case.config), "planned": planned, "measured": measured,

@@ -4,7 +4,7 @@
 
 The planner of a real run (rmt/memory/autofit.py) is asked with the paper's hyper-parameters;
 sums, no measurement, of a batch of 128 documents or, where that does not fit, of less.
-`python train.py --dry-run` goes through a step of any cell.
+`python train.py --dry-run` shows the sums of any cell.
 """
 
 import math

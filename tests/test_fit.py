@@ -133,7 +133,7 @@ def test_other_words_for_memory_are_refused(text):
 def test_dry_run_prints_phases_and_knobs(capsys):
     run_here("--model", "tiny", "--dry-run", "--gpus", "2", "--gpu-memory", "8GB")
     printed = capsys.readouterr().out
-    for name in ("load", "rollout", "update", "checkpoint", "export", "master weights", "fits: "):
+    for name in ("rollout", "update", "master weights", "KV cache", "fits: "):
         assert name in printed
     assert re.search(r"--max-branches \d+ --tokens-per-micro-batch \d+ .*--recompute none", printed)
     assert not torch.distributed.is_initialized()

@@ -1,29 +1,27 @@
-"""The dry run: what a run would hold in each phase, on a machine that need not be here.
+"""The dry run: what a run would hold while sampling and updating, on a machine that is not here.
 
     python train.py --model qwen3-14b --dry-run --gpus 8 --gpu-memory 80GB
 
-Knobs are chosen as a real run chooses them (autofit.py), then a step is gone through with them
-(rehearsal.py). Needs no weights and no tokenizer: tokens are made up.
+Knobs are chosen as a real run chooses them (autofit.py). Needs no weights and no tokenizer.
 """
 
 import torch
 
 from models.shapes import published
 from rmt.config.config import Config
-from rmt.memory.autofit import DoesNotFit, described, fit, remedies
+from rmt.memory.autofit import described, fit
 from rmt.memory.estimate import (
     CONTEXT,
     FRAGMENTED,
     HOST,
     NCCL,
     Case,
-    host_copies,
-    on_device,
+    Parts,
+    rollout,
     states,
     total,
+    update,
 )
-from rmt.memory.ledger import Parts
-from rmt.memory.rehearsal import Rehearsal, fake_world
 from rmt.prompt import PromptIds
 from rmt.system.dist import World, compute_dtype
 
@@ -31,32 +29,16 @@ from rmt.system.dist import World, compute_dtype
 PROMPT = PromptIds(header=(0,) * 112, footer=(0,) * 40)
 
 
-PHASES = ("load", "rollout", "update", "checkpoint", "export")
-
-
 def dry_run(config: Config) -> str:
-    """What a run with this config would hold. DoesNotFit when it is too much."""
-    case, parts = rehearse(config)
-    worst = max(PHASES, key=lambda phase: total(parts[phase]))
-    if (needs := total(parts[worst])) > case.machine.room:
-        raise DoesNotFit(
-            f"{worst} needs {needs / 1e9:.1f} GB, of {case.machine.room / 1e9:.1f} GB that there "
-            f"are, though sums had promised less. What fits: {'; '.join(remedies(case))}"
-        )
-    return report(case, parts)
+    """Describe what a run with this config would hold. DoesNotFit when it is too much."""
+    return report(*plan(config))
 
 
-def rehearse(config: Config) -> tuple[Case, dict[str, Parts]]:
+def plan(config: Config) -> tuple[Case, dict[str, Parts]]:
     """The case with its knobs chosen, and what a rank holds at the fullest moment of each phase."""
     compute = compute_dtype(config.dtype, World(0, config.gpus, torch.device("cuda")))
     case = fit(Case(config, published(config.model), compute, PROMPT, described(config)))
-    with fake_world(case.machine.ranks, case.machine.shards) as world:
-        rehearsal = Rehearsal(case, world)
-        parts = {phase: on_device(case, getattr(rehearsal, phase)()) for phase in PHASES}
-    frozen = {k: v for k, v in states(case).items() if k == "reference weights"}  # --kl-beta
-    parts = {phase: held | frozen for phase, held in parts.items()}
-    parts["update"] |= host_copies(case)  # here both sides of the copy are one device
-    return case, parts
+    return case, {"rollout": rollout(case, case.config.max_branches), "update": update(case)}
 
 
 def report(case: Case, phases: dict[str, Parts]) -> str:
@@ -67,7 +49,7 @@ def report(case: Case, phases: dict[str, Parts]) -> str:
         key=lambda label: -max(parts.get(label, 0) for parts in phases.values()),
     )
     line = lambda name, sizes: f"{name:<24}" + "".join(f"{s / 1e9:>12.2f}" for s in sizes)
-    width, largest = case.row, max(total(parts) for parts in phases.values())
+    largest = max(total(parts) for parts in phases.values())
     lines = [
         f"{c.model}: {machine.ranks} GPUs of {c.gpu_memory}, {machine.shards} to a copy of the "
         f"weights; the fullest moment of each phase, GB per rank",
@@ -78,7 +60,7 @@ def report(case: Case, phases: dict[str, Parts]) -> str:
         f"{CONTEXT / 1e9:.1f} GB for CUDA, {NCCL * (machine.ranks > 1) / 1e9:.1f} GB for NCCL and "
         f"{FRAGMENTED:.0%} for fragments",
         f"chosen: --max-branches {c.max_branches} --tokens-per-micro-batch "
-        f"{c.tokens_per_micro_batch} (rows of {width} at most) --recompute {c.recompute}",
+        f"{c.tokens_per_micro_batch} (rows of {case.row} at most) --recompute {c.recompute}",
     ]
     if c.offload:
         host = total({k: v for k, v in states(case).items() if k in HOST})

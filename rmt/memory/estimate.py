@@ -1,8 +1,8 @@
 """How much memory the phases of a run need, in bytes per rank.
 
-Sums over what is held at the worst moments; what a layer keeps per token is asked of the layer
-itself, on meta. autofit.py chooses knobs by it, and dry_run.py checks it: it goes through a whole
-step without the memory, and finds the same to 5 % (tests). Shapes: n tokens of a row.
+Sums over what is held at the fullest moments. autofit.py chooses knobs by them and dry_run.py shows
+them; tests/simulate.py runs a whole step on fake tensors and finds the same to 5 %. Shapes: n
+tokens of a row, C hidden, I intermediate, H heads, K key/value heads, D head dim.
 """
 
 import math
@@ -15,14 +15,15 @@ import torch
 from kernels.slices import CHUNK, SLICE
 from models.config import ModelConfig
 from models.kv_cache import KVCache
-from models.transformer import Block, rotary_angles
+from models.transformer import Block
 from rmt.config.config import Config
 from rmt.forest import padded_length
-from rmt.memory.ledger import Ledger, Parts
-from rmt.memory.stand_ins import MASK_BYTES, attend_flex, fuse_norms
 from rmt.prompt import PromptIds
 from rmt.rollout import PREFILL_TOKENS
 
+Parts = dict[str, int]  # label -> bytes
+
+MASK_BYTES = 6  # of each pair of tokens, while create_block_mask evaluates Eq. 11 for a forest
 CACHED_TOKENS = 1 << 15  # of documents that an evaluation holds at one time
 MOST_BRANCHES = 256  # beyond, a GPU's decode step is bound by arithmetic, no longer by memory
 ROW_TOKENS = 1 << 14  # of a micro-batch: beyond, nothing becomes faster
@@ -103,28 +104,21 @@ class Layer:
     forward: float  # at most, in a pass without gradient
 
 
-@cache
 def layer(shape: ModelConfig, compute: torch.dtype, recompute: str) -> Layer:
-    """What a layer on a GPU says: two rows, so that what does not grow with them drops out."""
-    small, large = (_layer_of(n, shape, compute, recompute) for n in (8192, 16384))
-    return Layer(*((b - a) / 8192 for a, b in zip(small, large)))
-
-
-def _layer_of(n: int, shape: ModelConfig, compute: torch.dtype, recompute: str):
-    attend = lambda _layer, q, k, v: attend_flex(q, k, v)
-    training, sampling = Ledger(), Ledger()
-    with torch.device("meta"):
-        block = fuse_norms(Block(shape).to(compute))
-        x = torch.empty(n, shape.hidden_size, dtype=compute, requires_grad=True)
-        rotary = rotary_angles(torch.empty(n), shape, compute)
-    block.recompute = recompute
-    with sampling, torch.no_grad():
-        block(x, rotary, attend, 0)
-    with training:
-        out = block(x, rotary, attend, 0)
-        kept = total(training.held())
-        out.backward(torch.empty_like(out))
-    return kept, total(training.peak()) - kept, total(sampling.peak())
+    """What autograd keeps of a layer on a GPU, with FlexAttention and fused norms."""
+    c, i, heads = shape.hidden_size, shape.intermediate_size, shape.num_attention_heads
+    rows = heads + shape.num_key_value_heads
+    hd, size, norms = rows * shape.head_dim, compute.itemsize, int(shape.qk_norm)
+    mlp = size * (c + 2 * i)  # gradients of its output, gate and up
+    # Inputs of norms and products, q, k, v, attention's output; fp32: norms and log-sum-exp.
+    whole = size * (4 * c + (2 + norms) * hd + 4 * i) + 4 * (2 + heads + norms * rows)
+    products = size * (3 * c + 3 * hd + 2 * i) + 4 * heads
+    forward = size * (2 * c + 2 * hd + 3 * i)
+    return {
+        "none": Layer(whole, mlp, forward),
+        "selective": Layer(products, 2 * mlp, forward),
+        "full": Layer(size * c, whole + mlp, forward),
+    }[recompute]
 
 
 def states(case: Case) -> Parts:

@@ -1,8 +1,8 @@
 """A whole step of the real model, sharded, on any machine and without its memory.
 
 Model, forest, objective, FSDP2 and optimiser are those of a run; tensors are fake, they have shapes
-but no numbers, and so are the other ranks. A ledger sees what is held when. The GPU is a CPU here:
-attention and norms are those of stand_ins.py, layers are not compiled (a GPU holds less), and
+but no numbers, and so are the other ranks. A tracker sees what is held when. The GPU is a CPU here:
+attention and norms are those of fakes.py, layers are not compiled (a GPU holds less), and
 PyTorch's tiles of the head hold some 0.3 GB more than Triton's would.
 """
 
@@ -11,10 +11,12 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed
+from fakes import attend_flex, fuse_norms, make_block_mask
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
+from tracker import Parts, Tracker
 
 from kernels.slices import CHUNK
 from models.kv_cache import KVCache
@@ -23,8 +25,6 @@ from models.weights import BLOCK_BYTES
 from rmt.decoder import sample
 from rmt.forest import Branch, Forest, Tree, pack
 from rmt.memory.estimate import CACHED_TOKENS, Case, kept_by, total
-from rmt.memory.ledger import Ledger, Parts
-from rmt.memory.stand_ins import attend_flex, fuse_norms, make_block_mask
 from rmt.objective import Objective, forest_loss
 from rmt.rollout import PREFILL_TOKENS
 from rmt.system.dist import World, rollout_mode, shard
@@ -66,7 +66,7 @@ def _rows(index: Tensor | None) -> Tensor | None:
         return index.nonzero()[:, 0]
 
 
-class Rehearsal:
+class Simulation:
     """Model and optimiser of a case, to be gone through phase by phase inside a `fake_world`."""
 
     def __init__(self, case: Case, world: World, real: bool = False):
@@ -84,27 +84,27 @@ class Rehearsal:
             self.optimizer = torch.optim.AdamW(
                 self.model.parameters(), lr=c.learning_rate, fused=True
             )
-        self.learn([row_of(WARM_UP)], Ledger())
+        self.learn([row_of(WARM_UP)], Tracker())
         self.optimizer.zero_grad(set_to_none=True)
 
-    def ledger(self) -> Ledger:
+    def tracker(self) -> Tracker:
         """With what is held between the phases."""
-        ledger = Ledger()
-        ledger.note(self.model.parameters(), "master weights")
+        tracker = Tracker()
+        tracker.note(self.model.parameters(), "master weights")
         state = self.optimizer.state.values()
-        ledger.note((x for one in state for x in one.values()), "optimizer state")
-        ledger.note((p.grad for p in self.model.parameters()), "gradients")
-        return ledger
+        tracker.note((x for one in state for x in one.values()), "optimizer state")
+        tracker.note((p.grad for p in self.model.parameters()), "gradients")
+        return tracker
 
     def update(self) -> Parts:
         """Two micro-batches, so that gradients are there while the second is computed."""
         self.optimizer.zero_grad(set_to_none=True)
-        ledger = self.ledger()
-        with ledger:
-            self.learn([row_of(WARM_UP), row_of(self.case.row)], ledger)
-        return ledger.peak()
+        tracker = self.tracker()
+        with tracker:
+            self.learn([row_of(WARM_UP), row_of(self.case.row)], tracker)
+        return tracker.peak()
 
-    def learn(self, rows: list[Forest], ledger: Ledger) -> None:
+    def learn(self, rows: list[Forest], tracker: Tracker) -> None:
         """What rmt.update does, without what asks for numbers."""
         one = torch.ones(1, dtype=torch.float64)
         vocab = self.case.shape.vocab_size
@@ -112,29 +112,29 @@ class Rehearsal:
         chunk = CHUNK[self.case.machine.kind]
         with LargestShapes():
             for forest in rows:
-                loss, *_ = forest_loss(self._runner(ledger), forest, objective, chunk=chunk)
+                loss, *_ = forest_loss(self._runner(tracker), forest, objective, chunk=chunk)
                 with self.fake:
                     loss.backward()
-                ledger.note((p.grad for p in self.model.parameters()), "gradients")
+                tracker.note((p.grad for p in self.model.parameters()), "gradients")
             with self.fake:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()
 
-    def _runner(self, ledger: Ledger, model: Transformer | None = None):
+    def _runner(self, tracker: Tracker, model: Transformer | None = None):
         """The model as a function that labels what happens inside, and whose attention is fake."""
         gpu = self.case.machine.kind == "cuda"
 
         def run(tokens, positions, attend, readout):
             def labelled(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 if gpu and layer == 0:
-                    with ledger.of("block mask"):
+                    with tracker.of("block mask"):
                         make_block_mask(len(q), q.device)
-                with ledger.of("activations"):
+                with tracker.of("activations"):
                     return attend_flex(q, k, v) if gpu else attend(layer, q, k, v)
 
             def read(hidden, head):
                 # Which tokens are targets is known: their indices are no fake tensors.
-                with unset_fake_temporarily(), ledger.of("head slices"):
+                with unset_fake_temporarily(), tracker.of("head slices"):
                     return readout(hidden, head)
 
             with self.fake:
@@ -146,28 +146,28 @@ class Rehearsal:
         """Prefill and a decoding step with gathered weights and a full cache."""
         case, c = self.case, self.case.config
         self.optimizer.zero_grad(set_to_none=True)
-        drawing = Ledger()
+        drawing = Tracker()
         with drawing:
             self._draw()
-        ledger, trunks = self.ledger(), case.documents * (len(case.prompt) + c.document_tokens)
+        tracker, trunks = self.tracker(), case.documents * (len(case.prompt) + c.document_tokens)
         with self.fake, torch.no_grad(), rollout_mode(self.model) as sampler:
             if case.sharded:
-                ledger.note(sampler.parameters(), "gathered weights")
-            with ledger:
-                with ledger.of("KV cache"):
+                tracker.note(sampler.parameters(), "gathered weights")
+            with tracker:
+                with tracker.of("KV cache"):
                     cache = KVCache(
                         case.shape, max(trunks, CACHED_TOKENS), 0, c.max_branches,
                         len(case.prompt.footer) + c.max_response + 1, torch.device("meta"),
                         case.compute,
                     )  # fmt: skip
                 forest, nothing = row_of(PREFILL_TOKENS), lambda hidden, head: None
-                run = self._runner(ledger, sampler)
+                run = self._runner(tracker, sampler)
                 run(forest.tokens, forest.position, forest.attend, nothing)
-                with ledger.of("sampler"):  # a recorded step has memory of its own
+                with tracker.of("sampler"):  # a recorded step has memory of its own
                     recorded = torch.empty(total(drawing.peak()), dtype=torch.uint8, device="meta")
                     self._draw()
                 del cache, recorded
-        return ledger.peak()
+        return tracker.peak()
 
     def _draw(self) -> None:
         """A token for each branch."""
@@ -178,26 +178,26 @@ class Rehearsal:
 
     def load(self) -> Parts:
         """Weights where they stay, and a block of a file on its way there."""
-        ledger = Ledger()
-        ledger.note(self.model.parameters(), "master weights")
-        with ledger, ledger.of("temporary"):
+        tracker = Tracker()
+        tracker.note(self.model.parameters(), "master weights")
+        with tracker, tracker.of("temporary"):
             torch.empty(BLOCK_BYTES, dtype=torch.uint8, device="meta")
-        return ledger.peak()
+        return tracker.peak()
 
     def checkpoint(self) -> Parts:
         """What there is, a tensor at a time on its way to the host."""
-        ledger = self.ledger()
+        tracker = self.tracker()
         largest = max(x.to_local().nbytes for x in self.model.parameters())
-        return ledger.peak() | {"temporary": largest}
+        return tracker.peak() | {"temporary": largest}
 
     def export(self) -> Parts:
         """One whole tensor at a time."""
-        ledger = self.ledger()
-        with ledger, self.fake, torch.no_grad():
+        tracker = self.tracker()
+        with tracker, self.fake, torch.no_grad():
             for parameter in self.model.parameters():
-                with ledger.of("temporary"):
+                with tracker.of("temporary"):
                     parameter.full_tensor() if self.case.sharded else parameter
-        return ledger.peak()
+        return tracker.peak()
 
 
 def row_of(tokens: int) -> Forest:

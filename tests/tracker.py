@@ -1,4 +1,4 @@
-"""Who holds how much memory when: a ledger of every tensor that comes and goes, real or fake.
+"""Who holds how much memory when: a tracker of every tensor that comes and goes, real or fake.
 
 Storages are counted, not tensors, so that views are free. Each has a label; what a region of the
 code or FSDP has not labelled is an activation where gradients are recorded, else temporary. Labels
@@ -16,14 +16,14 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Parts = dict[str, int]  # label -> bytes
+from rmt.memory.estimate import Parts
 
 FSDP = "torch/distributed/fsdp/_fully_shard/"
 GATHERED, REDUCED = "gathered weights", "gradients in reduction"
 FRAMES = 24  # between a tensor's birth and FSDP's function, at most
 
 
-class Ledger(TorchDispatchMode):
+class Tracker(TorchDispatchMode):
     """Entered as a context: counts the tensors that operations return, until they are freed."""
 
     def __init__(self):

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.transformer import RMSNorm
-
-MASK_BYTES = 6  # of each pair of tokens, while create_block_mask evaluates Eq. 11 for a forest
+from rmt.memory.estimate import MASK_BYTES
 
 
 def fuse_norms(module: nn.Module) -> nn.Module:

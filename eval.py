@@ -39,7 +39,7 @@ from rmt.evaluation.positions import (
     write_positions,
 )
 from rmt.evaluation.summary import summarise, table
-from rmt.memory.autofit import fitted
+from rmt.memory.autofit import autofit
 from rmt.memory.estimate import ROW_TOKENS
 from rmt.rollout import Sampling
 from rmt.system import dist
@@ -196,7 +196,7 @@ def make_sampling(config, options, tokenizer, budget, model, compute, world) -> 
     return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,
         config.temperature if options.decoding == "sampled" else 0.0,
-        fitted(config, prompt, model, compute, world).max_branches,
+        autofit(config, prompt, model, compute, world).max_branches,
         config.seed if options.sampling_seed < 0 else options.sampling_seed, "evaluate",
     )  # fmt: skip
 

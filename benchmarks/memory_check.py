@@ -21,7 +21,7 @@ from benchmarks import machine
 from benchmarks.inputs import directory, flags, prompts
 from benchmarks.results import write
 from rmt.config.config import from_json
-from rmt.memory.autofit import settled
+from rmt.memory.autofit import fixed_knobs
 from rmt.memory.dry_run import plan
 from rmt.memory.estimate import total
 
@@ -50,7 +50,7 @@ def check(model: str, tokens: int, response: int) -> dict:
     case, phases = plan(replace(config, gpus=1, nodes=1, gpu_memory=memory))
     planned = {name: total(parts) for name, parts in phases.items()}
     measured = max(row["memory/peak_gb"] for row in rows) * 1e9
-    return {"model": model, **settled(case.config), "planned": planned, "measured": measured,
+    return {"model": model, **fixed_knobs(case.config), "planned": planned, "measured": measured,
             "off": max(planned.values()) / measured - 1}  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int 
         warmup_steps=0, tokens_per_micro_batch=row or ROW[world.device.type], recompute="full",
     )  # fmt: skip
     model = dist.load_model(place, world, compute)
-    model.how_to_train(config.recompute, compiled=world.device.type == "cuda")
+    model.configure_training(config.recompute, compiled=world.device.type == "cuda")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=config.adam_betas,
         weight_decay=config.weight_decay, fused=True,

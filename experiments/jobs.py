@@ -149,7 +149,7 @@ def _beyond(s: Setting, seed: int, place: Path) -> list[Job]:
         "budget-entropy": ("--budget-entropy", "1"),
     }
     if s.few:
-        flags |= {"few": s.few, "few-noise-filter": (*s.few, "--noise-tries", "8")}
+        flags |= {"few": s.few, "few-noise-filter": (*s.few, "--noise-after", "8")}
     found = [_rmt_job(s, seed, place)] + [
         _job(s, seed, place, name, (*steps, "--method", "rmt", *added), {"text": BUDGET})
         for name, added in flags.items()

@@ -55,7 +55,7 @@ BEYOND = [
     Row("budgets by entropy (`--budget-entropy 1`)", "budget-entropy"),
     Row("next-token prediction alone, RMT's tokens", "ntp-tokens"),
     Row("RMT on four documents", "few"),
-    Row("the same, without noise (`--noise-tries 8`)", "few-noise-filter"),
+    Row("the same, without noise (`--noise-after 8`)", "few-noise-filter"),
 ]
 NEW = [  # learnt from text of the other domain
     Row("next token, untrained", "base", "other-plain"),

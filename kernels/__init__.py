@@ -13,7 +13,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from kernels.branch_attention import branch_attention
-from kernels.branch_tiles import Seen, Tiles
+from kernels.branch_tiles import Seen, TrunkGroups
 from kernels.head import linear_entropy_logprob, linear_topk, linear_topk_entropy
 from kernels.logits import entropy_logprob, masked_cross_entropy
 from kernels.one_pass import linear_objective
@@ -22,7 +22,7 @@ from kernels.reference import IGNORE, matmul
 __all__ = [
     "IGNORE",
     "Seen",
-    "Tiles",
+    "TrunkGroups",
     "branch_attention",
     "entropy_logprob",
     "linear_entropy_logprob",

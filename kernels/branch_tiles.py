@@ -1,8 +1,8 @@
-"""What each branch sees, and which are attended to a trunk together: tiles of Triton's, calls of
-PyTorch's.
+"""What each branch sees, and which branches attend to a trunk together: in one tile of Triton's,
+in one call of PyTorch's.
 
-Tiles are worked out on the host, once for each change of the branches that are there; Seen is made
-once for a step. What counts is what start, fork and length hold when a call is made.
+TrunkGroups are computed on the host, once for each change of the active branches; Seen is made once
+for a step. start, fork and length are read when a call is made.
 
 Shapes: n branches, m of them in a call, L own tokens at most, H heads, K key/value heads;
 H = K · rep.
@@ -39,7 +39,7 @@ class Groups(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Tiles:
+class TrunkGroups:
     """Which branches share a trunk: their keys are read once for all branches of a tile.
 
     To be made again when branches come or go, not with every token or layer: only `table` is read,
@@ -61,7 +61,7 @@ class Tiles:
         heads: int,
         kv_heads: int,
         rows: int | None = None,
-    ) -> "Tiles":
+    ) -> "TrunkGroups":
         """Branches of equal start side by side, padded to `rows` tiles for a CUDA graph.
 
         ValueError if they need more than `rows`; `most` says how many suffice.
@@ -78,7 +78,7 @@ class Tiles:
             trunks = len(set(start))
             raise ValueError(
                 f"{len(start)} branches on {trunks} trunks are {len(tiles)} tiles, more than "
-                f"rows = {rows}; take Tiles.most(branches, trunks, heads, kv_heads)"
+                f"rows = {rows}; take TrunkGroups.most(branches, trunks, heads, kv_heads)"
             )
         tiles += [[]] * ((rows or 0) - len(tiles))
         table = [tile + [-1] * (width - len(tile)) for tile in tiles]
@@ -104,7 +104,7 @@ class Seen:
     start: Tensor
     fork: Tensor
     length: Tensor
-    tiles: Tiles
+    tiles: TrunkGroups
     longest: int | None = None
     checked: set = field(default_factory=set, repr=False)  # of kernels/refuse.py
 

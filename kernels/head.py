@@ -20,7 +20,7 @@ from kernels.slices import (
     from_logits,
     products,
 )
-from kernels.tile_math import Slopes, Statistics, merge
+from kernels.tile_math import LossGrads, Statistics, merge
 
 
 def linear_entropy_logprob(
@@ -126,7 +126,7 @@ def _statistics_backward(
     """Gradients of hidden (N, C) and weight (V, C), of no elements where they are not wanted."""
     grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=wide(weight)) if want_weight else None
-    slopes = Slopes.of(Statistics(*saved), inverse_t, g, h)
+    slopes = LossGrads.of(Statistics(*saved), inverse_t, g, h)
     head, learns = weight[:vocab_size], (g != 0) | (h != 0)
     for rows in chunks(targets.where(learns, IGNORE), chunk):
         x = hidden[rows]

@@ -12,7 +12,7 @@ from torch.library import custom_op
 from kernels.dispatch import tiles_of
 from kernels.reference import IGNORE, reduce_losses, without_ignored
 from kernels.refuse import per_token_inverse, require_logits, require_values
-from kernels.tile_math import Slopes, Statistics, merge
+from kernels.tile_math import LossGrads, Statistics, merge
 
 CACHED = 2**20  # numbers: 4 MB
 
@@ -87,7 +87,7 @@ def _entropy_logprob_backward(
 ) -> Tensor:
     logprob, entropy, maximum, log_sum = saved
     statistics = Statistics(logprob, entropy, None, maximum, log_sum)
-    slopes = Slopes.of(statistics, inverse_t, g.contiguous(), h.contiguous())
+    slopes = LossGrads.of(statistics, inverse_t, g.contiguous(), h.contiguous())
     gradient = logits.new_empty(logits.shape)
     for rows in _blocks(logits):
         known = (logits[rows], targets[rows], 0, slopes.choose(rows))

@@ -18,7 +18,7 @@ from kernels.refuse import (
     require_values,
 )
 from kernels.slices import chunk_of, chunk_tiles, chunks, from_exponentials, products
-from kernels.tile_math import Slopes, Statistics, merge
+from kernels.tile_math import LossGrads, Statistics, merge
 
 
 @_disable_dynamo  # a callback, and rows chosen by value: nothing for a graph
@@ -76,7 +76,7 @@ class _LinearObjective(torch.autograd.Function):
             loss += part
             alive = ((g != 0) | (h != 0)).nonzero()[:, 0] if learns else rows[:0]
             if len(alive):
-                slopes = Slopes.of(statistics, t, g, h).choose(alive)
+                slopes = LossGrads.of(statistics, t, g, h).choose(alive)
                 gradients = from_exponentials(tiles, offset, alive, y[alive], slopes, x.dtype)
                 dx = products(gradients, x[alive], head, want_hidden, grad_weight)
                 if want_hidden:

@@ -33,7 +33,7 @@ from torch import Tensor
 from kernels.dispatch import choice, tiles_of
 from kernels.reference import IGNORE, add_matmul, matmul, wide
 from kernels.refuse import require_chunk
-from kernels.tile_math import SLICE, Slopes, Tiles
+from kernels.tile_math import SLICE, LossGrads, Tiles
 
 CHUNK = {"cuda": 3072, "cpu": 1024}  # tokens whose exponentials exist at one time, at most
 
@@ -70,7 +70,7 @@ def chunk_tiles(x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool) -> Ti
 
 
 def from_exponentials(
-    tiles: Tiles, offset: Tensor, rows: Tensor, y: Tensor, slopes: Slopes, dtype: torch.dtype
+    tiles: Tiles, offset: Tensor, rows: Tensor, y: Tensor, slopes: LossGrads, dtype: torch.dtype
 ):
     """Yield (first, dz (n', S)) of each slice, from what `chunk_tiles` kept."""
     first = 0
@@ -81,7 +81,7 @@ def from_exponentials(
         first += e.shape[1]
 
 
-def from_logits(x: Tensor, head: Tensor, y: Tensor, slopes: Slopes):
+def from_logits(x: Tensor, head: Tensor, y: Tensor, slopes: LossGrads):
     """Yield (first, dz (n, S)) of each slice, from logits that are made once more."""
     first = 0
     for part in head.split(SLICE):

@@ -111,7 +111,7 @@ def merge(tiles: Tiles, inverse_t: Tensor) -> tuple[Statistics, Tensor]:
     return Statistics(logprob, entropy, tiles.at_target >= top, top, log_sum), offset
 
 
-class Slopes(NamedTuple):
+class LossGrads(NamedTuple):
     """What the gradient of a token's logits is made of, all (n,)."""
 
     maximum: Tensor
@@ -123,18 +123,18 @@ class Slopes(NamedTuple):
     at_target: Tensor  # the gradient of the target's logit
 
     @classmethod
-    def of(cls, s: Statistics, inverse_t: Tensor, g: Tensor, h: Tensor) -> "Slopes":
+    def of(cls, s: Statistics, inverse_t: Tensor, g: Tensor, h: Tensor) -> "LossGrads":
         logprob = s.logprob.clamp(min=NEGLIGIBLE)
         # 1 − p of a sure token would have lost all its digits; expm1 has them.
         at_target = -g * logprob.expm1() - h * logprob.exp() * (logprob + s.entropy)
         return cls(s.maximum, s.log_sum, s.entropy, inverse_t, g, h, at_target * inverse_t)
 
-    def choose(self, rows: Tensor) -> "Slopes":
-        return Slopes(*(field[rows] for field in self))
+    def choose(self, rows: Tensor) -> "LossGrads":
+        return LossGrads(*(field[rows] for field in self))
 
 
 def gradient_of_logits(
-    logits: Tensor, targets: Tensor, first: int, slopes: Slopes, out: Tensor
+    logits: Tensor, targets: Tensor, first: int, slopes: LossGrads, out: Tensor
 ) -> Tensor:
     """∂loss/∂logits into out (n, S), which is returned; 0 where the target is IGNORE."""
     s = slopes
@@ -152,7 +152,7 @@ def gradient_of_exponentials(
     rows: Tensor,
     targets: Tensor,
     first: int,
-    slopes: Slopes,
+    slopes: LossGrads,
     dtype: torch.dtype,
 ) -> Tensor:
     """The same for some rows (n',), from SCALE · exp(x) (n, S) and offsets (n, t) of all rows.
@@ -175,7 +175,7 @@ def gradient_of_exponentials(
     return gradient.to(dtype)
 
 
-def _slope(log_p: Tensor, s: Slopes) -> Tensor:
+def _slope(log_p: Tensor, s: LossGrads) -> Tensor:
     """What p is multiplied with, for log p (n, S): −(g + h (log p + H)) / T."""
     slope = (-s.g * s.inverse_t)[:, None]
     if s.h.any():
@@ -183,7 +183,7 @@ def _slope(log_p: Tensor, s: Slopes) -> Tensor:
     return slope
 
 
-def _set_targets(gradient: Tensor, targets: Tensor, first: int, s: Slopes) -> None:
+def _set_targets(gradient: Tensor, targets: Tensor, first: int, s: LossGrads) -> None:
     row, column = _own_targets(targets, first, gradient)
     gradient[row, column] = s.at_target[row]
 

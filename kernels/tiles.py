@@ -42,7 +42,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.reference import IGNORE
-from kernels.tile_math import NEGLIGIBLE, SCALE, Slopes, Tiles
+from kernels.tile_math import NEGLIGIBLE, SCALE, LossGrads, Tiles
 
 TILE = 4096  # columns of one program
 WARPS = 8  # of 32 threads: 16 columns to a thread
@@ -91,7 +91,7 @@ def statistics(
 def gradient(
     VALUES, OUT,  # (n, S), (n', S)
     ROWS, TARGETS, OFFSET,  # (n',), (n',), (n, t); ROWS and OFFSET are None with logits
-    MAXIMUM, LOG_SUM, ENTROPY, INVERSE_T, G, H, AT_TARGET,  # (n',): tile_math.Slopes
+    MAXIMUM, LOG_SUM, ENTROPY, INVERSE_T, G, H, AT_TARGET,  # (n',): tile_math.LossGrads
     row_stride, column_stride, columns, first, offset_stride,
     WIDTH: tl.constexpr, IGNORE: tl.constexpr, NEGLIGIBLE: tl.constexpr, SCALE: tl.constexpr,
     TILE: tl.constexpr,
@@ -157,7 +157,7 @@ def tile_statistics(
 
 
 def gradient_of_logits(
-    logits: Tensor, targets: Tensor, first: int, slopes: Slopes, out: Tensor
+    logits: Tensor, targets: Tensor, first: int, slopes: LossGrads, out: Tensor
 ) -> Tensor:
     if stored(out.dtype) == out.dtype:
         return _gradient(logits, out, None, None, 0, targets, first, slopes)
@@ -172,7 +172,7 @@ def gradient_of_exponentials(
     rows: Tensor,
     targets: Tensor,
     first: int,
-    slopes: Slopes,
+    slopes: LossGrads,
     dtype: torch.dtype,
 ) -> Tensor:
     out = exponentials.new_empty(len(rows), exponentials.shape[1], dtype=stored(dtype))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import Seen, Tiles, branch_attention
+from kernels import Seen, TrunkGroups, branch_attention
 from models.config import ModelConfig
 
 
@@ -78,7 +78,7 @@ class KVCache:
         self.own[:, :, targets, :longest] = self.own[:, :, sources, :longest]
 
     def begin_step(
-        self, start: Tensor, fork: Tensor, length: Tensor, tiles: Tiles, longest: int
+        self, start: Tensor, fork: Tensor, length: Tensor, tiles: TrunkGroups, longest: int
     ) -> None:
         """Say where the n active slots stand: their trunk, its visible part, their own length.
 

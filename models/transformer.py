@@ -64,7 +64,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(size, config.rms_norm_eps)
             self.k_norm = RMSNorm(size, config.rms_norm_eps)
 
-    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query (N, H, D), key and value (N, K, D), the first two rotated."""
         n = x.shape[0]
         q = self.q_proj(x).view(n, -1, self.head_dim)  # (N, H, D)
@@ -89,9 +89,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: `before` attention, attention itself, which is not of this file, and `after`."""
+    """One layer: `pre_attention`, then `attend`, which is passed in, then `post_attention`."""
 
-    recompute, compiled = "none", False  # set by Transformer.how_to_train
+    recompute, compiled = "none", False  # set by Transformer.configure_training
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -107,18 +107,18 @@ class Block(nn.Module):
         return self._forward(x, rotary, attend, layer)
 
     def _forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
-        q, k, v = self._run(Block.before, x, *rotary)
-        return self._run(Block.after, x, attend(layer, q, k, v))
+        q, k, v = self._run(Block.pre_attention, x, *rotary)
+        return self._run(Block.post_attention, x, attend(layer, q, k, v))
 
-    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.self_attn.heads(self.input_layernorm(x), cos, sin)
+    def pre_attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.project_qkv(self.input_layernorm(x), cos, sin)
 
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+    def post_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.self_attn.o_proj(attended.flatten(1))
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def _run(self, part: Callable, *tensors: Tensor):
-        """`before` or `after`, in the way that was chosen for training."""
+        """`pre_attention` or `post_attention`, in the way that was chosen for training."""
         if self.compiled and torch.is_grad_enabled():
             return _compiled(part)(self, *tensors)  # keeps and recomputes what it sees fit
         if self.recompute == "selective" and torch.is_grad_enabled():
@@ -137,8 +137,8 @@ def _compiled(part: Callable) -> Callable:
     return torch.compile(part, dynamic=True)
 
 
-class Decoder(nn.Module):
-    """Everything below the head; exists so that names read `model.layers.0. ...` as in HF."""
+class Backbone(nn.Module):
+    """All but the head; a class of its own so that names read `model.layers.0. ...` as in HF."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -151,7 +151,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = Backbone(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -174,7 +174,7 @@ class Transformer(nn.Module):
             x = layer(x, rotary, attend, index)
         return readout(self.model.norm(x), self.head)
 
-    def how_to_train(self, recompute: str = "none", compiled: bool = False) -> None:
+    def configure_training(self, recompute: str = "none", compiled: bool = False) -> None:
         """Trade time for memory, in passes with a gradient; the others stay as they are.
 
         recompute: what the backward pass computes again instead of keeping it (Chen et al. 2016,

@@ -99,11 +99,11 @@ class Curriculum:
     how often each position was asked in vain; the match rate of each tier, of late.
     """
 
-    def __init__(self, tiers: Sequence[np.ndarray], seed: int, noise_tries: int = 0):
-        """tiers: for each document the tier of each position (T,). noise_tries: a position that
+    def __init__(self, tiers: Sequence[np.ndarray], seed: int, noise_after: int = 0):
+        """tiers: for each document the tier of each position (T,). noise_after: a position that
         so many responses missed, and none has matched, is noise; 0: nothing is.
         """
-        self.tiers, self.seed, self.noise_tries = tiers, seed, noise_tries
+        self.tiers, self.seed, self.noise_after = tiers, seed, noise_after
         self.first = np.cumsum([0, *map(len, tiers)])  # of each document in `misses`
         self.drawn = np.zeros((len(tiers), len(TIERS)), dtype=np.int64)
         self.misses = np.zeros(self.first[-1], dtype=np.int64)  # MATCHED once there was a match
@@ -117,7 +117,7 @@ class Curriculum:
     @property
     def noise(self) -> int:
         """How many positions are taken for noise."""
-        return int((self.misses >= self.noise_tries).sum()) if self.noise_tries else 0
+        return int((self.misses >= self.noise_after).sum()) if self.noise_after else 0
 
     def fade(self) -> None:
         """Before the answers of a step: earlier ones count less and less."""
@@ -138,9 +138,9 @@ class Curriculum:
         return positions[~self._is_noise(document, positions)]
 
     def _is_noise(self, document: int, positions: np.ndarray) -> np.ndarray:
-        if not self.noise_tries:
+        if not self.noise_after:
             return np.zeros(len(positions), dtype=bool)
-        return self.misses[self.first[document] + positions] >= self.noise_tries
+        return self.misses[self.first[document] + positions] >= self.noise_after
 
     def draw(
         self, step: int, document: int, probabilities: np.ndarray | None, count: int,

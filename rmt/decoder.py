@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import Tiles, matmul
+from kernels import TrunkGroups, matmul
 from kernels.dispatch import choice
 from models.kv_cache import KVCache
 from models.transformer import Transformer
@@ -27,7 +27,7 @@ BLOCK = 128  # tokens whose probabilities are summed before any of them is looke
 
 
 @dataclass(frozen=True)
-class Prompt:
+class BranchStart:
     """Where a branch starts."""
 
     start: int  # of its trunk in the trunk cache
@@ -37,14 +37,14 @@ class Prompt:
     last: int  # the last token, which the first decode step is fed
 
 
-class Decoder:
+class DecodeLoop:
     """The branches of one call of the sampler; request = prompt · samples + sample."""
 
     def __init__(
         self,
         model: Transformer,
         cache: KVCache,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[BranchStart],
         uniform: Tensor,
         stop_ids: Sequence[int],
         vocab_size: int,
@@ -139,10 +139,12 @@ class Decoder:
         config, device = self.model.config, self.state.device
         heads = (config.num_attention_heads, config.num_key_value_heads)
         if not self.recorded:
-            self.tiles = Tiles.of(start, fork, device, *heads)
+            self.tiles = TrunkGroups.of(start, fork, device, *heads)
             return
         trunks = len({prompt.start for prompt in self.prompts})
-        tiles = Tiles.of(start, fork, device, *heads, Tiles.most(len(start), trunks, *heads))
+        tiles = TrunkGroups.of(
+            start, fork, device, *heads, TrunkGroups.most(len(start), trunks, *heads)
+        )
         table = self.tables.setdefault(len(start), tiles.table)
         table.copy_(tiles.table)
         self.tiles = replace(tiles, table=table)

@@ -18,7 +18,7 @@ import torch
 
 from models.kv_cache import KVCache
 from models.transformer import Transformer
-from rmt.decoder import Decoder, Prompt
+from rmt.decoder import BranchStart, DecodeLoop
 from rmt.forest import Tree, pack
 
 PURPOSES = {"train": 0, "evaluate": 1, "sample": 2}
@@ -87,7 +87,7 @@ def stream(
 
 def _prepare(
     model: Transformer, trees: Sequence[Tree], samples: int, sampling: Sampling
-) -> Decoder | None:
+) -> DecodeLoop | None:
     """A decoder with all trunks and prompts in its cache; None when there is nothing to do."""
     trees = [tree for tree in trees if tree.branches]
     if not trees:
@@ -101,7 +101,7 @@ def _prepare(
     prompt_first = np.cumsum([0, *(len(b.prompt) - 1 for b in branches)]).tolist()
     owners = [number for number, tree in enumerate(trees) for _ in tree.branches]
     prompts = [
-        Prompt(trunk_first[owner], b.fork, first, len(b.prompt) - 1, b.prompt[-1])
+        BranchStart(trunk_first[owner], b.fork, first, len(b.prompt) - 1, b.prompt[-1])
         for owner, b, first in zip(owners, branches, prompt_first)
     ]
     cache = KVCache(
@@ -112,7 +112,7 @@ def _prepare(
     )  # fmt: skip
     _prefill(model, cache, trees, trunks)
     uniform = torch.from_numpy(uniforms(trees, samples, sampling)).to(device)
-    return Decoder(
+    return DecodeLoop(
         model, cache, prompts, uniform, sampling.stop_ids, sampling.vocab_size, sampling.temperature
     )
 

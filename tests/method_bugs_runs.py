@@ -49,7 +49,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "if position not in gone and not self._is_noise(document, position[None]).any():",
         "if position not in gone:", "adaptive"),
     "nothing is noise": (
-        "rmt/engine/run.py", "Curriculum(tiers, config.seed, config.noise_tries)",
+        "rmt/engine/run.py", "Curriculum(tiers, config.seed, config.noise_after)",
         "Curriculum(tiers, config.seed)", "adaptive"),
     "a miss after a match is noise": (
         "rmt/curriculum.py", "elif self.misses[index] != MATCHED:", "else:", "adaptive"),

@@ -83,7 +83,7 @@ def check_schedule(place) -> None:
 
 def check_adaptive(place) -> None:
     """Tiers by their match rates, of late; what was missed often enough is noise."""
-    run = prepared(place, curriculum_rule="adaptive", adaptive_floor=0.7, noise_tries=1, **MIXED)
+    run = prepared(place, curriculum_rule="adaptive", adaptive_floor=0.7, noise_after=1, **MIXED)
     before = [0.9 * 0.5, 0.9]
     seen = watched(run)
     right = [sum(r == q.truth.decode() for r in said_by(run, group))

@@ -31,7 +31,7 @@ def check_seed(place) -> None:
 
 def check_resume(place) -> None:
     """All that a run knows comes back: weights, moments, curriculum, counts, T, the reference."""
-    changes = dict(kl_beta=0.1, noise_tries=1, steps=5, curriculum_rule="adaptive",
+    changes = dict(kl_beta=0.1, noise_after=1, steps=5, curriculum_rule="adaptive",
                    out=str(place / "kept"))  # fmt: skip
     run = prepared(place, **changes)
     initial = copied(run)

@@ -79,7 +79,7 @@ class Simulation:
             fuse_norms(self.model)
         if case.sharded:
             shard(self.model, world, case.compute)
-        self.model.how_to_train(kept_by(c))
+        self.model.configure_training(kept_by(c))
         with self.fake:
             self.optimizer = torch.optim.AdamW(
                 self.model.parameters(), lr=c.learning_rate, fused=True

@@ -18,7 +18,7 @@ from models.kv_cache import KVCache
 from models.shapes import published
 from rmt.config.config import Config, parse
 from rmt.config.flags import read_bytes
-from rmt.memory.autofit import DoesNotFit, described, fit, fitted, most_branches
+from rmt.memory.autofit import DoesNotFit, autofit, described, fit, most_branches
 from rmt.memory.dry_run import PROMPT
 from rmt.memory.estimate import MOST_BRANCHES, Case, branch, rollout, total, update
 from rmt.prompt import PromptIds
@@ -103,7 +103,7 @@ def test_a_run_on_a_cpu_plans_its_open_knobs(tmp_path):
     assert run.config.max_branches > 0 and run.config.tokens_per_micro_batch == 16384
     assert run.config.recompute == run.model.model.layers[0].recompute == "full"
     given = replace(run.config, recompute="none", max_branches=3)
-    assert fitted(given, PromptIds((), ()), run.model, run.compute, WORLD) == given
+    assert autofit(given, PromptIds((), ()), run.model, run.compute, WORLD) == given
 
 
 def test_a_cpu_without_memory_says_so_and_tries_what_it_is_told(tmp_path, monkeypatch):
@@ -111,9 +111,9 @@ def test_a_cpu_without_memory_says_so_and_tries_what_it_is_told(tmp_path, monkey
     monkeypatch.setattr("rmt.memory.autofit.free_memory", lambda world: 0.0)
     known = (PromptIds((), ()), run.model, run.compute, WORLD)
     with pytest.raises(DoesNotFit, match="; or set --max-branches, which is then not doubted"):
-        fitted(replace(run.config, max_branches=0), *known)
+        autofit(replace(run.config, max_branches=0), *known)
     given = replace(run.config, max_branches=3, recompute="auto")
-    assert fitted(given, *known) == replace(given, recompute="full")
+    assert autofit(given, *known) == replace(given, recompute="full")
 
 
 @pytest.mark.parametrize("text, size", [("80GB", 80e9), ("24 GiB", 24 * 2**30), ("1.5", 1.5e9)])

@@ -17,7 +17,7 @@ TESTED = {  # by a check of method_checks.py or method_checks_runs.py
     "entropy_top_k": "entropies", "difficulty_model": "entropies", "model": "entropies",
     "curriculum": "schedule", "curriculum_early": "schedule", "curriculum_late": "schedule",
     "curriculum_start": "schedule", "curriculum_end": "schedule", "curriculum_rule": "adaptive",
-    "adaptive_floor": "adaptive", "noise_tries": "adaptive", "resample_from": "resampling",
+    "adaptive_floor": "adaptive", "noise_after": "adaptive", "resample_from": "resampling",
     "resample_tries": "resampling", "temperature": "loss temperature", "match": "matches",
     "budget": "loss no budget", "budget_start": "loss budget_start",
     "budget_decay": "loss budget_decay", "budget_min": "loss budget_min",

@@ -43,7 +43,7 @@ DEFAULTS = dict(
     ntp_scope="not_in_C", ntp_reduction="mean", adam_betas=(0.9, 0.999), weight_decay=0.01,
     grad_clip=1.0, warmup_steps=10, updates_per_batch=1, budget=True, curriculum=True, ntp=True,
     data=("KbsdJames/Omni-MATH",), method="rmt", task="next-token", match="token", holdout=200,
-    difficulty_model="", curriculum_rule="schedule", noise_tries=0, resample_from=-1,
+    difficulty_model="", curriculum_rule="schedule", noise_after=0, resample_from=-1,
     budget_entropy=0.0, eval_decoding="sampled",
 )  # fmt: skip
 
@@ -205,7 +205,7 @@ def test_the_shortest_response_has_room_for_the_longest_budget_and_an_answer(exp
 
 
 def test_a_position_that_was_missed_often_enough_leaves_the_pool():
-    source = Curriculum([np.repeat((0, 1), (3, 4))], seed=0, noise_tries=16)
+    source = Curriculum([np.repeat((0, 1), (3, 4))], seed=0, noise_after=16)
     for position, right in ((0, 0), (1, 1), (2, 0)):
         source.observe(0, position, 0, right, 8)
     assert source.noise == 0
@@ -217,7 +217,7 @@ def test_a_position_that_was_missed_often_enough_leaves_the_pool():
 
 
 def test_a_tier_of_noise_alone_counts_as_empty():
-    source = Curriculum([np.repeat((0, 1), (1, 2))], seed=0, noise_tries=8)
+    source = Curriculum([np.repeat((0, 1), (1, 2))], seed=0, noise_after=8)
     source.observe(0, 0, 0, 0, 8)
     draws = drawn(source, 20, np.array((0.5, 0.5, 0)))
     assert {d[0][0].tier for d in draws} == {1} and sum(dropped for _, dropped in draws) > 0

@@ -183,7 +183,7 @@ def test_a_run_that_learns_nothing_says_why_once(tmp_path, capsys):
 
 def test_a_document_of_noise_keeps_its_question(tmp_path):
     """Dynamic sampling has no other position for it."""
-    run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_tries=1, group_size=3)
+    run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_after=1, group_size=3)
     questions = draw(run)
     run.curriculum.misses[:] = 1
     for q in questions:  # all but these are noise, and these when they are missed

@@ -70,7 +70,7 @@ class Config:
         ("schedule", "adaptive"),
     )  # fmt: skip
     adaptive_floor: float = knob(0.1, "adaptive: how often a tier that teaches nothing is asked")
-    noise_tries: int = knob(
+    noise_after: int = knob(
         0, "responses after which a position that none has matched is left out as noise; 0: never"
     )
     curriculum_early: tuple[float, ...] = knob(

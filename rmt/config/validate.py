@@ -33,7 +33,7 @@ def _number_problems(c) -> Iterator[str]:
     not_negative = (
         "entropy_top_k", "seed", "steps", "length_reward_max", "kl_beta", "profile", "max_branches",
         "clip_low", "clip_high", "ntp_weight", "warmup_steps", "weight_decay", "samples_per_step",
-        "max_tokens", "max_minutes", "noise_tries", "probe_documents", "tokens_per_micro_batch",
+        "max_tokens", "max_minutes", "noise_after", "probe_documents", "tokens_per_micro_batch",
         "replicate", "holdout",
     )  # fmt: skip
     for field in dataclasses.fields(c):

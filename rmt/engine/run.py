@@ -24,7 +24,7 @@ from rmt.engine.setup import (
     read_model_directory,
 )
 from rmt.evaluation.positions import Chosen, choose_positions, data_key
-from rmt.memory.autofit import fitted
+from rmt.memory.autofit import autofit
 from rmt.questions import TrainingSet
 from rmt.system.clock import Clock
 from rmt.system.dist import World, compute_dtype, load_model
@@ -98,9 +98,9 @@ def prepare(
     model = load_model(source, world, compute, offload=config.offload)
     prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
     # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
-    config = fitted(config, prompt, model, compute, world)
+    config = autofit(config, prompt, model, compute, world)
     compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]
-    model.how_to_train(config.recompute, compiled)
+    model.configure_training(config.recompute, compiled)
     tiers = [np.full(len(document.tokens), NO_TIER) for document in documents]
     thresholds, measured = config.tier_thresholds, {}
     if config.task == "next-token" or config.ntp_scope == "low_entropy":
@@ -125,7 +125,7 @@ def prepare(
             model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
             weight_decay=config.weight_decay, fused=True,
         ),
-        curriculum=Curriculum(tiers, config.seed, config.noise_tries),
+        curriculum=Curriculum(tiers, config.seed, config.noise_after),
         origin=texts | {
             "models": models, "thresholds": [float(x) for x in thresholds],
             "compute": str(compute).removeprefix("torch."),

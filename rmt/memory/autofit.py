@@ -42,7 +42,7 @@ class DoesNotFit(ValueError):
     """The message has what is too large, why, and what would fit."""
 
 
-def settled(config: Config) -> dict[str, Any]:
+def fixed_knobs(config: Config) -> dict[str, Any]:
     """The knobs that are not open (any more)."""
     return {name: getattr(config, name) for name in OPEN if getattr(config, name) != OPEN[name]}
 
@@ -129,7 +129,7 @@ def remedies(case: Case) -> Iterator[str]:
     """Flags that would make the case fit, the smallest changes first."""
     c = case.config
     for names in (["max_branches"], ["recompute", "tokens_per_micro_batch"]):
-        given = [name for name in names if name in settled(c)]
+        given = [name for name in names if name in fixed_knobs(c)]
         opened = replace(c, **{name: OPEN[name] for name in given})
         if given and _fits(replace(case, config=opened)):
             yield "the same without " + " and ".join(map(flag, given))
@@ -187,14 +187,14 @@ def described(config: Config) -> Machine:
     return Machine.described(ranks, ranks // replicate, read_bytes(config.gpu_memory))
 
 
-def fitted(
+def autofit(
     config: Config, prompt: PromptIds, model: Transformer, compute: torch.dtype, world: World
 ) -> Config:
     """The config with knobs that fit every rank. All ranks.
 
     To be asked when the model is loaded and nothing was trained yet.
     """
-    if settled(config).keys() == OPEN.keys():
+    if fixed_knobs(config).keys() == OPEN.keys():
         return config
     parameters = list(model.parameters())
     own = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
@@ -208,7 +208,7 @@ def fitted(
     machine = Machine(world.device.type, world.size, shards, (1 - FRAGMENTED) * free)
     trainable = any(p.requires_grad for p in parameters)
     case = Case(replace(config, **here), model.config, compute, prompt, machine, trainable)
-    return replace(config, **settled(fit(case).config))
+    return replace(config, **fixed_knobs(fit(case).config))
 
 
 def _gb(size: float) -> str:

@@ -1,6 +1,6 @@
 """Every knob of a run in one frozen record; command-line flags are generated from it.
 
-Departures: fields marked [ours] are not published by the paper; the others have its values.
+Departures: the paper does not print the values marked [ours], nor anything below `task`.
 Precedence: default < --method < --preset < command line. A resumed run takes its checkpoint's
 config.
 """
@@ -17,174 +17,166 @@ from rmt.config.flags import add_fields, knob, make_parser, parse_known
 from rmt.config.presets import METHODS, PRESETS
 from rmt.config.validate import problems
 
+HEADINGS = {  # first field -> heading of --help-all
+    "method": "used most", "epochs": "the paper's knobs; [ours]: it does not print the value",
+    "task": "what the paper leaves open, baselines, beyond", "weights": "the machine",
+    "save_every": "what is kept and evaluated",
+}  # fmt: skip
 SOLVE = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True)
 class Config:
-    # ---- what is learnt
-    method: str = knob("rmt", "values for the knobs below: presets.py", tuple(METHODS))
-    task: str = knob(
-        "next-token", "what is reasoned about: next tokens of text, problems with an answer, or "
-        "nothing", ("next-token", "problems", "nothing"),
-    )  # fmt: skip
-    # ---- input and output
-    model: str = knob(
-        "tiny", "name (tiny, qwen3-14b, smollm2-135m, ...) or a Hugging Face directory"
+    # Used most.
+    method: str = knob(
+        "rmt", "what is learnt: values for other flags, see presets.py", tuple(METHODS)
     )
-    weights: str = knob("", "directory that holds downloaded models, looked at first")
+    model: str = knob(
+        "tiny", "name (tiny, qwen3-14b, smollm2-135m, ...), Hugging Face directory, or run"
+    )
     data: tuple[str, ...] = knob(
         ("KbsdJames/Omni-MATH",),
         "files or folders of .jsonl, .txt, .md, or the Hugging Face name KbsdJames/Omni-MATH",
     )
-    text_fields: tuple[str, ...] = knob(
-        (), "JSON fields joined by a blank line; default: problem and solution, else text"
-    )
-    holdout: int = knob(
-        200, "documents held out of training and taken by evaluation, chosen by a hash of their "
-        "text [the paper's number]; 0: none",
-    )  # fmt: skip
-    document_tokens: int = knob(
-        2048, "longer documents are cut into pieces of this many tokens [ours]"
-    )
+    eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
     out: str = knob("runs/rmt", "where checkpoints, metrics.jsonl and samples.jsonl go")
     resume: str = knob("", "a run's directory: continue from its newest checkpoint")
-    seed: int = knob(0, "seeds every random number of the run")
-    # ---- length of the run
-    steps: int = knob(0, "updates; 0 = epochs x documents / batch-size. T of the schedules")
-    epochs: float = knob(10.0, "passes over the documents when --steps is 0")
-    max_tokens: int = knob(0, "end after so many tokens, sampled and trained on; 0: do not")
-    max_minutes: float = knob(0.0, "end after so many minutes of training; 0: do not")
+    steps: int = knob(0, "T, the number of steps; 0: epochs x documents / batch-size")
     batch_size: int = knob(128, "documents per step, over all ranks")
-    # ---- difficulty and curriculum
-    min_context: int = knob(16, "positions before this one are never reasoned about [ours]")
-    entropy_top_k: int = knob(16, "difficulty: entropy of the k likeliest tokens; 0 = all [ours]")
-    difficulty_model: str = knob("", "model that measures difficulty; default: --model [ours]")
-    tiers: str = knob("absolute", "what the thresholds are [ours]", ("absolute", "quantile"))
+    learning_rate: float = knob(1e-6, "of AdamW, constant after the warm-up")
+    dry_run: bool = knob(False, "only say what the run would need, on any machine")
+
+    # The paper's knobs.
+    epochs: float = knob(10.0, "passes over the documents when --steps is 0")
+    holdout: int = knob(
+        200,
+        "documents kept for evaluation, chosen by a hash of their text; 0: none",
+    )
+    entropy_top_k: int = knob(16, "entropy of the k likeliest tokens (Eq. 1); 0: of all [ours]")
     tier_thresholds: tuple[float, ...] = knob(
         (0.5, 1.0, 1.5), "lower ends of easy, medium, hard: nats, or quantiles in [0, 1) [ours]"
     )
-    curriculum: bool = knob(True, "draw tiers on a schedule; off: uniformly over all tiers")
-    curriculum_rule: str = knob(
-        "schedule", "from early to late (the paper), or by what each tier can teach, measured",
-        ("schedule", "adaptive"),
-    )  # fmt: skip
-    adaptive_floor: float = knob(0.1, "adaptive: how often a tier that teaches nothing is asked")
-    noise_after: int = knob(
-        0, "responses after which a position that none has matched is left out as noise; 0: never"
-    )
-    curriculum_early: tuple[float, ...] = knob(
-        (0.6, 0.3, 0.1), "p_early of easy, medium, hard [ours]"
-    )
-    curriculum_late: tuple[float, ...] = knob(
-        (0.1, 0.3, 0.6), "p_late of easy, medium, hard [ours]"
-    )
+    curriculum: bool = knob(True, "draw tiers on a schedule (Eq. 4); off: uniformly")
+    curriculum_early: tuple[float, ...] = knob((0.6, 0.3, 0.1), "p_early of the tiers [ours]")
+    curriculum_late: tuple[float, ...] = knob((0.1, 0.3, 0.6), "p_late of the tiers [ours]")
     curriculum_start: float = knob(0.3, "t1 / T: the ramp from early to late begins")
     curriculum_end: float = knob(0.7, "t2 / T: the ramp ends")
-    positions_per_document: int = knob(1, "positions reasoned about per document and step [ours]")
-    resample_from: int = knob(
-        -1, "step from which groups of equal matching rewards are replaced by those of other "
-        "positions (dynamic sampling, DAPO); -1: never"
-    )  # fmt: skip
-    resample_tries: int = knob(4, "how often, before they stay as they are [ours]")
-    # ---- rollouts
+    budget: bool = knob(True, "ask for B_t thinking tokens and reward the length (Eq. 2, 3)")
+    budget_start: int = knob(800, "B_0: thinking tokens asked for at the first step")
+    budget_decay: float = knob(0.2, "gamma: B_t = B_0 gamma^(t/T)")
+    budget_min: int = knob(1, "B_min: smallest budget")
     group_size: int = knob(8, "G: responses per position")
     temperature: float = knob(0.8, "of sampling and of the scored distribution [ours]")
     max_response: int = knob(2048, "tokens per response at most")
-    # 48 responses of 2,200 tokens of a 14B model: 17 GB of cache beside 30 GB of gathered weights.
-    max_branches: int = knob(0, "responses decoded at one time per rank; 0: as many as fit")
-    problem_request: str = knob(SOLVE, "what is asked after a problem")
-    # ---- budget and reward
-    match: str = knob(
-        "token", "a right answer is the next token, or a prefix of the text that ends with a "
-        "token (RPT), or the problem's answer", ("token", "prefix", "answer"),
-    )  # fmt: skip
-    budget: bool = knob(True, "dynamic token budget: ask for B_t tokens and reward the length")
-    budget_start: int = knob(800, "B_0: thinking tokens asked for at the first step")
-    budget_decay: float = knob(0.2, "gamma: B_t = B_0 gamma^(t/T)")
-    budget_min: int = knob(1, "B_min: the budget never falls below it")
-    budget_entropy: float = knob(
-        0.0, "budgets by position: B_t H^this, H its entropy in nats, from 1/2 to 2; 0 is the paper"
-    )
-    length_weight: float = knob(0.1, "w: share of the length reward in the reward [ours]")
+    length_weight: float = knob(0.1, "w: share of the length reward in the reward (Eq. 6) [ours]")
     length_reward_max: float = knob(1.0, "r_max: height of the length reward [ours]")
-    length_reward_gate: str = knob(
-        "none", "who gets the length reward; none is the paper", ("none", "correct_only")
+    advantage_delta: float = knob(1e-4, "delta: added to the standard deviation (Eq. 7)")
+    kl_beta: float = knob(0.0, "beta: KL to the frozen initial model (Eq. 9); 0: none [ours]")
+    ntp: bool = knob(True, "next-token prediction on the positions not reasoned about (Eq. 10)")
+    ntp_weight: float = knob(0.1, "lambda: weight of next-token prediction")
+
+    # What the paper leaves open, baselines, and what is beyond it.
+    task: str = knob(
+        "next-token", "what is reasoned about: next tokens, problems with an answer, or nothing",
+        ("next-token", "problems", "nothing"),
+    )  # fmt: skip
+    match: str = knob(
+        "token", "right is: the next token, a prefix of the text that ends with a token (RPT), or "
+        "the problem's answer", ("token", "prefix", "answer"),
+    )  # fmt: skip
+    positions_per_document: int = knob(1, "positions reasoned about per document and step")
+    min_context: int = knob(16, "positions before this one are never reasoned about")
+    document_tokens: int = knob(2048, "longer documents are cut into pieces of so many tokens")
+    text_fields: tuple[str, ...] = knob(
+        (), "JSON fields joined by a blank line; default: problem and solution, else text"
     )
-    # ---- objective
-    advantage_norm: str = knob("group", "what divides advantages", ("group", "batch", "none"))
-    advantage_delta: float = knob(1e-4, "added to the standard deviation")
+    tiers: str = knob("absolute", "what the thresholds are", ("absolute", "quantile"))
+    difficulty_model: str = knob("", "model that measures difficulty; default: --model")
+    curriculum_rule: str = knob(
+        "schedule", "draw tiers on the schedule, or by their measured match rates (Eq. 13)",
+        ("schedule", "adaptive"),
+    )  # fmt: skip
+    adaptive_floor: float = knob(0.1, "floor epsilon of Eq. 13")
+    noise_after: int = knob(
+        0, "leave out a position after so many responses of which none was right; 0: never"
+    )
+    budget_entropy: float = knob(
+        0.0, "exponent a of Eq. 14: budgets grow with the entropy of the position; 0: all equal"
+    )
+    length_reward_gate: str = knob(
+        "none", "which responses get the length reward", ("none", "correct_only")
+    )
+    resample_from: int = knob(
+        -1, "step from which groups with equal matches are replaced (dynamic sampling); -1: never"
+    )
+    resample_tries: int = knob(4, "at most so often per step")
+    advantage_norm: str = knob(
+        "group", "standard deviation that divides advantages", ("group", "batch", "none")
+    )
     zero_variance_groups: str = knob(
-        "keep", "groups whose matching rewards are all equal; keep is the paper", ("keep", "drop")
+        "keep", "groups whose matches are all equal, in the loss", ("keep", "drop")
     )
     aggregation: str = knob(
-        "token-mean", "how log pi(o) is averaged; sequence-sum is the literal formula [ours]",
+        "token-mean", "how log pi(o) is averaged; sequence-sum is the paper's literal formula",
         ("token-mean", "sequence-mean", "constant", "sequence-sum"),
     )  # fmt: skip
-    kl_beta: float = knob(0.0, "beta: KL to the frozen initial model; 0 keeps no reference [ours]")
-    updates_per_batch: int = knob(
-        1, "updates on the same rollouts and text; 1 is exactly on-policy"
-    )
-    clip_low: float = knob(0.2, "ratio clip below, for more than one update per batch")
-    clip_high: float = knob(0.2, "ratio clip above")
-    ntp: bool = knob(True, "next-token prediction on the positions not reasoned about")
-    ntp_weight: float = knob(0.1, "lambda: weight of next-token prediction")
+    updates_per_batch: int = knob(1, "optimizer steps per batch of rollouts; 1 is on-policy")
+    clip_low: float = knob(0.2, "clip of the ratio below (Eq. 8), with more than one update")
+    clip_high: float = knob(0.2, "clip of the ratio above")
     ntp_scope: str = knob(
-        "not_in_C", "which positions it trains; not_in_C is the paper; low_entropy: outside all "
-        "tiers but not too early",
+        "not_in_C", "positions trained by next-token prediction; low_entropy: below all tiers",
         ("not_in_C", "low_entropy", "all"),
     )  # fmt: skip
-    ntp_reduction: str = knob(
-        "mean", "mean over target tokens [ours], or the paper's sum", ("mean", "sum")
+    ntp_reduction: str = knob("mean", "mean over tokens, or the paper's sum", ("mean", "sum"))
+    problem_request: str = knob(SOLVE, "what is asked after a problem")
+    warmup_steps: int = knob(10, "updates over which the learning rate rises")
+    adam_betas: tuple[float, ...] = knob((0.9, 0.999), "of AdamW")
+    weight_decay: float = knob(0.01, "of AdamW")
+    grad_clip: float = knob(1.0, "largest norm of the gradient")
+    seed: int = knob(0, "seeds every random number of the run")
+    max_tokens: int = knob(0, "end after so many tokens, sampled and trained on; 0: no limit")
+    max_minutes: float = knob(0.0, "end after so many minutes of training; 0: no limit")
+
+    # The machine.
+    weights: str = knob("", "directory with downloaded models, looked at first")
+    dtype: str = knob("auto", "compute dtype; auto: bf16 on a GPU, fp32 on a CPU",
+                      ("auto", "float32", "bfloat16"))  # fmt: skip
+    max_branches: int = knob(0, "responses decoded at one time per rank; 0: as many as fit")
+    tokens_per_micro_batch: int = knob(
+        0, "tokens per forward and backward pass per rank; 0: as many as fit, up to 16384"
     )
-    # ---- optimiser
-    learning_rate: float = knob(1e-6, "AdamW's, constant after the warm-up")
-    warmup_steps: int = knob(10, "updates over which the learning rate rises [ours]")
-    adam_betas: tuple[float, ...] = knob((0.9, 0.999), "AdamW's betas [ours]")
-    weight_decay: float = knob(0.01, "AdamW's weight decay [ours]")
-    grad_clip: float = knob(1.0, "largest norm of the gradient [ours]")
-    # ---- machine
+    recompute: str = knob(
+        "auto", "activations computed again in the backward pass; selective: all but matrix "
+        "products and attention; auto: as few as memory allows",
+        ("auto", "none", "selective", "full"),
+    )  # fmt: skip
+    compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
+    offload: bool = knob(False, "keep master weights, gradients and AdamW's state on the host")
+    replicate: int = knob(
+        0,
+        "copies of the model, each sharded over consecutive ranks; 0: one per node",
+    )
+    timeout: float = knob(600.0, "seconds that a rank waits for another before the run fails")
     naive: bool = knob(
         False, "without the forest: each response a sequence of its own, no cache; to learn from"
     )
-    tokens_per_micro_batch: int = knob(
-        0, "tokens per forward and backward pass per rank; 0: what fits, up to 16384"
-    )
-    recompute: str = knob(
-        "auto", "activations that the backward pass computes again: less memory, more time; "
-        "selective: all but matrix products and attention; auto: as little as fits",
-        ("auto", "none", "selective", "full"),
-    )  # fmt: skip
-    offload: bool = knob(
-        False, "keep master weights, their gradients and AdamW's state on the host"
-    )
-    compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
-    dtype: str = knob("auto", "compute dtype; auto: bf16 on a GPU, fp32 on a CPU",
-                      ("auto", "float32", "bfloat16"))  # fmt: skip
-    replicate: int = knob(
-        0,
-        "copies of the model, each sharded over ranks / copies consecutive ranks; 0: one per node",
-    )
-    timeout: float = knob(600.0, "seconds that a rank waits for another before the run fails")
-    # ---- planning
-    dry_run: bool = knob(False, "only say what the run would need, on a machine of any kind")
-    gpus: int = knob(8, "of each node, for --dry-run")
+    gpus: int = knob(8, "per node, for --dry-run")
     nodes: int = knob(1, "for --dry-run")
-    gpu_memory: str = knob("80GB", "of each GPU, for --dry-run; GB are 10^9 bytes, GiB 2^30")
-    # ---- what is kept
+    gpu_memory: str = knob("80GB", "per GPU, for --dry-run; GB are 10^9 bytes, GiB 2^30")
+
+    # What is kept and evaluated.
     save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
     keep: int = knob(2, "checkpoints kept")
-    profile: int = knob(0, "the step (not 0) whose kernels are traced, into OUT/profile-STEP.json")
-    samples_per_step: int = knob(4, "rollouts written to samples.jsonl each step")
+    eval_every: int = knob(50, "steps between evaluations on --eval-data")
+    eval_positions: int = knob(64, "positions per tier in such an evaluation")
+    eval_decoding: str = knob(
+        "sampled", "sample with the same random numbers each time, or take the likeliest token",
+        ("sampled", "greedy"),
+    )  # fmt: skip
+    samples_per_step: int = knob(4, "responses written to samples.jsonl each step")
     probe_documents: int = knob(3, "documents of which one position per tier is asked repeatedly")
     probe_times: int = knob(5, "how often: at the first step, in between, and after the last")
-    eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
-    eval_every: int = knob(50, "steps between evaluations, when there is held-out data")
-    eval_positions: int = knob(64, "positions per tier in an evaluation during the run")
-    eval_decoding: str = knob(
-        "sampled", "responses in an evaluation during the run: sampled as in training, with the "
-        "same random numbers each time, or the likeliest tokens [ours]", ("sampled", "greedy"),
-    )  # fmt: skip
+    profile: int = knob(0, "step (not 0) whose kernels are traced into OUT/profile-STEP.json")
 
     def __post_init__(self):
         for message in problems(self):
@@ -194,11 +186,13 @@ class Config:
 def typed(arguments: Sequence[str], description: str = "", epilog: str = "") -> dict[str, Any]:
     """The flags of a command line and their values, and no defaults. Exits on unknown ones."""
     parser = make_parser(description, epilog)
+    parser.add_argument("--help-all", action="help", help="list all flags")
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), default=argparse.SUPPRESS,
-        help="base values (default: paper)",
+        help="base values, see presets.py (default: paper)",
     )  # fmt: skip
-    add_fields(parser, Config)
+    shown = len(HEADINGS) if "--help-all" in arguments else 1
+    add_fields(parser, Config, headings=HEADINGS, shown=shown)
     values = vars(parse_known(parser, arguments))
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 

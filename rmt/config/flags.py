@@ -5,7 +5,8 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NoReturn, get_args, get_origin
 
 # Where "" would be the current directory, or as if the flag was left out.
@@ -29,6 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     return _Parser(
+        usage="%(prog)s [--flag value ...]",
         description=description,
         epilog=epilog,
         allow_abbrev=False,
@@ -37,13 +39,24 @@ def make_parser(description: str, epilog: str) -> argparse.ArgumentParser:
 
 
 def add_fields(
-    parser: argparse.ArgumentParser, record: type, only: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    record: type,
+    only: Sequence[str] | None = None,
+    headings: Mapping[str, str] = MappingProxyType({}),
+    shown: int = 99,
 ) -> None:
-    """One flag per field (or those of `only`) of a dataclass made of knobs; unset: absent."""
+    """Add a flag per field (or those of `only`) of a dataclass made of knobs; unset: absent.
+
+    headings: first field of a group -> its heading; --help lists the first `shown` groups.
+    """
+    group, groups = parser, 0
     for field in dataclasses.fields(record):
         if only is not None and field.name not in only:
             continue
-        options = dict(help=f"{field.metadata['help']} (default: {_show(field.default)})")
+        if field.name in headings:
+            group, groups = parser.add_argument_group(headings[field.name]), groups + 1
+        text = f"{field.metadata['help']} (default: {_show(field.default)})"
+        options = dict(help=text if groups <= shown else argparse.SUPPRESS)
         if field.type is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(field.type) is tuple:
@@ -51,7 +64,7 @@ def add_fields(
         else:
             options |= dict(type=field.type, choices=field.metadata["choices"])
             options |= {} if field.metadata["choices"] else {"metavar": field.type.__name__.upper()}
-        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, **options)
+        group.add_argument(flag(field.name), default=argparse.SUPPRESS, **options)
 
 
 def _show(default) -> str:

@@ -46,7 +46,7 @@ from rmt.system.torchrun import lost_contact
 from rmt.update import global_objective, update
 
 EPILOG = """\
-what to watch (the README's glossary has every metric):
+what to watch (docs/metrics.md has every metric):
   match   share of responses that name the next token; should rise
   think   mean thinking length; should follow the budget it is shown against
   ntp     nats per token on the text not reasoned about; should not rise

@@ -13,16 +13,16 @@ ceilings   the fastest of some large matrix products and of some large copies on
 import ctypes
 import gc
 import os
-import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
 
 import torch
+
+from rmt.system import env
 
 PACKAGES = (
     "torch", "triton", "liger-kernel", "cut-cross-entropy", "transformers", "trl", "accelerate",
@@ -122,30 +122,10 @@ def state(device: torch.device) -> dict[str, str]:
 
 def about(device: torch.device) -> dict[str, object]:
     """Versions, device and commit: what a number means nothing without."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_processor()}, {torch.get_num_threads()} threads"
-    commit = _git("rev-parse", "HEAD")
-    dirty = bool(_git("status", "--porcelain")) if commit else None
-    return {"versions": versions, "device": name, "commit": commit, "dirty": dirty}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _git(*words: str) -> str | None:
-    """None where there is no git, or no repository."""
-    if shutil.which("git") is None:
-        return None
-    return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip() or None
+    name = env.device_name(device)
+    name = name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
+    commit = env.commit()
+    return {
+        "versions": env.versions(PACKAGES), "device": name,
+        "commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty"),
+    }  # fmt: skip

@@ -1,6 +1,6 @@
 """What fits where: every model we know by name on 1, 8 and 16 GPUs of 24, 80 and 141 GB.
 
-    python -m benchmarks.memory_table      rewrites the table in README.md
+    python -m benchmarks.memory_table      rewrites the table in docs/memory.md
 
 The planner of a real run (rmt/memory/autofit.py) is asked with the paper's hyper-parameters;
 sums, no measurement, of a batch of 128 documents or, where that does not fit, of less.
@@ -19,7 +19,7 @@ from rmt.memory.autofit import NODE, DoesNotFit, described, fit
 from rmt.memory.dry_run import PROMPT
 from rmt.memory.estimate import Case
 
-PAGE = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
 GPUS, MEMORIES = (1, 8, 16), (24, 80, 141)
 BATCHES = (128, 64, 32, 16)  # documents per step; the paper's first

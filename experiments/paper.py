@@ -6,7 +6,8 @@
     python -m experiments.paper tiny --tables     the tables of what has been run so far
 
 Runs are kept in runs/paper/MODEL/SEED/JOB and are not repeated; one that was stopped is resumed.
-The tables go into docs/paper-MODEL.md, and into README.md between the markers that name the model.
+The tables go into docs/paper-MODEL.md, and into docs/results.md between the markers that name
+the model.
 """
 
 import argparse

@@ -223,7 +223,7 @@ def provenance(setting: Setting, name: str, jobs: dict[str, dict]) -> str:
 
 def write_tables(setting: Setting, name: str, out: Path) -> str:
     """All tables as Markdown in docs/paper-NAME.md, their numbers beside it as JSON; those of the
-    paper's claims also in README.md, between the markers that name the model.
+    paper's claims also in docs/results.md, between the markers that name the model.
     """
     results, jobs = Results(setting, out), record(out)
     main = "\n\n".join([
@@ -239,9 +239,10 @@ def write_tables(setting: Setting, name: str, out: Path) -> str:
     ])  # fmt: skip
     Path(f"docs/paper-{name}.md").write_text(page + "\n", encoding="utf-8")
     Path(f"docs/paper-{name}.json").write_text(json.dumps(jobs, indent=1), encoding="utf-8")
-    readme, begin, end = Path("README.md"), f"<!-- paper {name} -->", f"<!-- /paper {name} -->"
-    old = readme.read_text(encoding="utf-8")
+    results_page = Path("docs/results.md")
+    begin, end = f"<!-- paper {name} -->", f"<!-- /paper {name} -->"
+    old = results_page.read_text(encoding="utf-8")
     if begin in old and end in old:
         new = f"{old.split(begin)[0]}{begin}\n{main}\n{end}{old.split(end)[1]}"
-        readme.write_text(new, encoding="utf-8")
+        results_page.write_text(new, encoding="utf-8")
     return page

@@ -1,6 +1,6 @@
 """One group of eight rollouts of a real batch, from text to advantage to gradient.
 
-    python -m experiments.worked_example     rewrites the example in rmt/README.md
+    python -m experiments.worked_example     rewrites the example in docs/method.md
 
 It is the first group of the demo's first step that has right and wrong answers; the update is on
 this group alone, without next-token prediction and warm-up.
@@ -32,7 +32,7 @@ from rmt.system import dist
 from rmt.system.metrics import Metrics
 from rmt.update import global_objective, update
 
-PAGE = Path("rmt/README.md")
+PAGE = Path("docs/method.md")
 BEGIN, END = "<!-- worked example -->", "<!-- /worked example -->"
 FLAGS = ["--model", "tiny", "--preset", "demo", "--warmup-steps", "0", "--no-ntp"]
 

@@ -1,7 +1,7 @@
 """A real `train_step`, watched, and its loss by hand: full softmaxes of separate sequences.
 
 Everything between the sampled tokens and the loss is written out here once more, from the formulas
-of rmt/README.md and from the run's knobs, in float64. G responses to each of P questions.
+of docs/method.md and from the run's knobs, in float64. G responses to each of P questions.
 """
 
 import copy

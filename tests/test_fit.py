@@ -127,7 +127,7 @@ def test_other_words_for_memory_are_refused(text):
         read_bytes(text)
 
 
-# ---- the command and the README
+# ---- the command and the docs
 
 
 def test_dry_run_prints_phases_and_knobs(capsys):
@@ -144,8 +144,8 @@ def test_dry_run_of_what_does_not_fit_exits_with_the_remedy(capsys):
     refusal(train, arguments, ["GB of gathered weights, together", "What fits: --"], capsys)
 
 
-def test_table_of_the_readme_is_that_of_the_planner():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_table_of_the_docs_is_that_of_the_planner():
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
     assert text.split(BEGIN)[1].split(END)[0].strip() == table()
 
 

@@ -1,4 +1,4 @@
-"""Every number of rmt/README.md that can be checked without a model."""
+"""Every number of docs/method.md that can be checked without a model."""
 
 import math
 
@@ -31,7 +31,7 @@ BUDGETS = {
     0: 800, 0.1: 681, 0.2: 579, 0.25: 534, 0.3: 493, 0.4: 420, 0.5: 357, 0.6: 304, 0.7: 259,
     0.75: 239, 0.8: 220, 0.9: 187, 1: 160,
 }  # fmt: skip
-# Config field -> the value that rmt/README.md gives it.
+# Config field -> the value that docs/method.md gives it.
 DEFAULTS = dict(
     batch_size=128, epochs=10.0, learning_rate=1e-6, ntp_weight=0.1, group_size=8,
     budget_start=800, budget_min=1, budget_decay=0.2, curriculum_start=0.3, curriculum_end=0.7,

@@ -145,7 +145,7 @@ def test_importing_every_module_is_silent():
 
 
 def equations() -> list[int]:
-    text = (ROOT / "rmt" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     return [int(number) for number in re.findall(r"^\*\*Eq\. (\d+)\*\*", text, re.MULTILINE)]
 
 
@@ -172,8 +172,8 @@ def test_every_knob_has_a_help_line(field):
 
 
 def test_every_metric_of_a_run_is_in_the_glossary(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = "\n".join(line for line in readme.splitlines() if line.startswith("|"))
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
     known = set(re.findall(r"`([^`]+)`", table))
     row, _ = stepped(prepared(tmp_path))
     assert set(json.loads(json.dumps(row))) - known == set()

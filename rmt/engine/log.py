@@ -6,7 +6,6 @@ written when it starts.
 
 import json
 import platform
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rmt.data.math_answers import verifier
 from rmt.prompt import escape
 from rmt.questions import RolloutBatch, TrainingSet
 from rmt.system.dist import World
+from rmt.system.env import commit, device_name
 from rmt.system.records import append, as_json, blamed, set_aside, write_json, write_whole
 
 WATCHED = 5  # steps in a row after which a run is told why it learns nothing
@@ -153,29 +153,15 @@ def readable_samples(
 
 def describe(config: Config, total: int, world: World, step: int) -> dict[str, Any]:
     """Config, commit, versions and device: what a number of the run after `step` depends on."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     return {
         "config": asdict(config),
         "total_steps": total,
         "step": step,
-        "commit": commit,
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": device_name(world),
+        "device": device_name(world.device),
         "ranks": world.size,
         "threads": torch.get_num_threads(),
         "verifier": verifier() if config.task == "problems" else None,
     }
-
-
-def device_name(world: World) -> str:
-    if world.device.type == "cuda":
-        return torch.cuda.get_device_name()
-    described = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty on most of them
-    lines = described.read_text().splitlines() if described.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

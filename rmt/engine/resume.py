@@ -22,7 +22,7 @@ from rmt.system.lock import held
 from rmt.system.torchrun import restarts
 
 LENGTH = ("steps", "epochs")  # T, and the schedules with it
-APPLIED = (  # the README lists them too
+APPLIED = (  # docs/running.md lists them too
     *LENGTH, "max_tokens", "max_minutes",
     "weights", "max_branches", "tokens_per_micro_batch", "recompute", "offload", "compile",
     "replicate", "timeout",

@@ -10,12 +10,12 @@ from rmt.curriculum import TIERS, Curriculum
 from rmt.data.math_answers import take_failures
 from rmt.engine.balance import idle_share
 from rmt.engine.flops import forward_flops, peak_flops
-from rmt.engine.log import device_name
 from rmt.engine.run import Run, Setup
 from rmt.grpo import has_both_outcomes
 from rmt.questions import RolloutBatch
 from rmt.system.clock import peak_memory
 from rmt.system.dist import World, gather_objects
+from rmt.system.env import device_name
 from rmt.system.metrics import Metrics
 from rmt.update import Updated
 
@@ -86,7 +86,7 @@ def add_speed_metrics(
     scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
     flops = (3 * c.updates_per_batch + scored) * forward_flops(run.model.config, updated.trees)
     gpu = world.device.type == "cuda"
-    peak = peak_flops(device_name(world), setup.compute) if gpu else None
+    peak = peak_flops(device_name(world.device), setup.compute) if gpu else None
     metrics.add("speed/mfu", flops if peak else 0.0, peak * seconds["update"] if peak else 0.0)
     sampling, work = zip(*gather_objects((seconds["sampling"], flops), world))
     metrics.add("share/waiting", idle_share(sampling, work, seconds["update"]), 1)

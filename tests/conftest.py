@@ -10,7 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for the processes
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+THREADS = int(os.environ["OMP_NUM_THREADS"])
+torch.set_num_threads(THREADS)
 if not torch.cuda.is_available():  # before triton is imported: @triton.jit looks at it once
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -23,6 +24,13 @@ for found in cache_directory().glob("*/config.json"):  # of `make smollm2`
     (Path(CACHE.name) / "rmt" / found.parent.name).symlink_to(found.parent)
 os.environ.setdefault("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Every test has as many, whatever a benchmark in this process has set: else other bits."""
+    yield
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

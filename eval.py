@@ -41,7 +41,7 @@ from rmt.evaluation.positions import (
 from rmt.evaluation.summary import summarise, table
 from rmt.memory.autofit import autofit
 from rmt.memory.estimate import ROW_TOKENS
-from rmt.rollout import Sampling
+from rmt.sampling import Sampling
 from rmt.system import dist
 from rmt.system.clock import peak_memory
 from rmt.system.records import check_writable, write_json

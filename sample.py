@@ -25,11 +25,13 @@ from rmt.config.validate import response_needed
 from rmt.engine.checkpoint import run_settings
 from rmt.engine.export import find_model
 from rmt.engine.setup import read_model_directory
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.prompt import next_token_prompt, parse_response
-from rmt.rollout import Sampling, stream
+from rmt.rollout import stream
+from rmt.sampling import Sampling
 from rmt.system import dist
 from rmt.system.terminal import nobody_reads, safe_printing
+from rmt.trees import Branch, Tree
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from models.transformer import Transformer
 from models.weights import build
 from rmt import curriculum
 from rmt.config.config import Config
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.prompt import escape, next_token_prompt, parse_response
-from rmt.rollout import Sampling, generate
+from rmt.rollout import generate
+from rmt.sampling import Sampling
+from rmt.trees import Branch, Tree
 
 TIERS = dict(zip(("below", *curriculum.TIERS), (0.0, *Config().tier_thresholds)))  # lower ends
 MIN_CONTEXT = Config().min_context

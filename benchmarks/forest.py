@@ -30,8 +30,9 @@ from benchmarks.results import ratios, spread, table, write
 from kernels import linear_objective
 from models.transformer import Transformer
 from models.weights import build
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.objective import Targets
+from rmt.trees import Branch, Tree
 
 SWEEPS = {"prefix": (16, 64, 256, 1024), "branches": (1, 2, 8, 32), "response": (16, 64, 256)}
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1}  # of the gradients' difference; bf16 rounds both

@@ -20,7 +20,7 @@ from models.shapes import SHAPES, as_hugging_face, published
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import cache_directory, find
-from rmt.forest import Branch, Tree
+from rmt.trees import Branch, Tree
 
 TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # never changes, and has 100,000 words
 

@@ -20,7 +20,8 @@ from benchmarks.contest import Turns, Unavailable
 from benchmarks.profiling import matrix_share
 from models.config import ModelConfig
 from models.weights import build
-from rmt.rollout import Sampling, generate
+from rmt.rollout import generate
+from rmt.sampling import Sampling
 
 CHECKED = 16  # tokens of the responses that are compared before the contest
 SAMPLES = 2  # and how many of them to each prefix

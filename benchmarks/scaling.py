@@ -27,8 +27,8 @@ from benchmarks import inputs, machine, plots
 from benchmarks.results import spread, write
 from benchmarks.trainers import Trainer, judge, make_run, respond, step_on
 from models.transformer import Transformer
-from rmt.forest import Branch, Tree
 from rmt.system.metrics import Metrics
+from rmt.trees import Branch, Tree
 
 SWEEPS = {
     "documents": (1, 2, 4, 8), "positions": (1, 2, 4, 8), "group": (2, 4, 8, 16, 32),

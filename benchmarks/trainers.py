@@ -28,7 +28,8 @@ from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
 from rmt.objective import Objective, forest_loss
 from rmt.questions import RolloutBatch
-from rmt.rollout import Rollout, Sampling, generate
+from rmt.rollout import generate
+from rmt.sampling import Rollout, Sampling
 from rmt.system import dist
 from rmt.system.clock import Clock
 from rmt.system.metrics import Metrics

@@ -11,7 +11,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
+from rmt.trees import Branch, Tree
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -22,8 +22,9 @@ from kernels import linear_topk_entropy
 from models.fingerprint import fingerprint
 from models.weights import cache_directory
 from rmt.data.corpus import Document
-from rmt.forest import Tree, micro_batches, pack
+from rmt.forest import pack
 from rmt.system.dist import World, gather_objects
+from rmt.trees import Tree, micro_batches
 
 
 def document_entropies(

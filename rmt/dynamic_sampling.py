@@ -46,7 +46,7 @@ def replace_zero_variance(
     c: Config, data: TrainingSet, curriculum: Curriculum, batch: RolloutBatch, sampler,
     generate: Callable, step: int, world: World, clock: Clock,
 ) -> tuple[RolloutBatch, int]:  # fmt: skip
-    """The batch without groups of equal matches, as far as possible, and the tokens thrown away.
+    """Replace groups of equal matches as far as possible; also returns the tokens thrown away.
 
     generate: of rmt/rollout.py, to be called with `sampler`. All ranks.
     """
@@ -80,8 +80,10 @@ def _draw_again(
     c: Config, data: TrainingSet, curriculum: Curriculum, batch: RolloutBatch,
     equal: Sequence[int], taken: dict[int, set[int]], step: int, attempt: int, world: World,
 ) -> dict[int, tuple] | None:  # fmt: skip
-    """Place in the batch -> (document, draw) for the groups `equal`, as far as a document has more
-    positions; None when no rank has one. All ranks, each of which draws for all.
+    """Draw positions anew for the groups `equal`: index in the batch -> (document, draw).
+
+    Groups whose document has no more positions are missing; None when no rank has any. All ranks,
+    each of which draws for all.
     """
     places: dict[int, list[int]] = {}
     for i in equal:
@@ -101,7 +103,7 @@ def _draw_again(
 
 
 def _with(batch: RolloutBatch, places: Sequence[int], fresh: RolloutBatch) -> RolloutBatch:
-    """The batch with the groups of `fresh` in these places."""
+    """Put the groups of `fresh` into the batch at these indices."""
     new = {place: number for number, place in enumerate(places)}
     pick = lambda old, other: [other[new[i]] if i in new else x for i, x in enumerate(old)]
     rewards = {name: values.clone() for name, values in batch.rewards.items()}

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import matmul
-from rmt.decoder import sample
-from rmt.forest import Tree
-from rmt.rollout import Rollout, Sampling, uniforms
+from rmt.sampling import Rollout, Sampling, sample, uniforms
+from rmt.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ def generate(model, trees: Sequence[Tree], samples: int, sampling: Sampling) -> 
     prompts = [[*t.trunk[: b.fork], *b.prompt] for t in trees for b in t.branches]
     prompts = [prompt for prompt in prompts for _ in range(samples)]
     rollouts = [Rollout() for _ in prompts]
-    uniform = torch.from_numpy(uniforms(trees, samples, sampling)).to(device)
+    starts = [(tree.document, branch.fork) for tree in trees for branch in tree.branches]
+    uniform = torch.from_numpy(uniforms(starts, samples, sampling)).to(device)
     for offset in range(sampling.max_new_tokens):
         open_ = [i for i, rollout in enumerate(rollouts) if not rollout.finished]
         if not open_:

@@ -1,4 +1,4 @@
-"""The questions of a step and the answers to them: drawn, asked, scored, and packed as trees.
+"""Questions and answers of a step: draw positions, ask, score responses, make trees.
 
 A question is a position of a document: which token comes next? With --task problems it is the end
 of a problem, and with --task nothing there is none. Shapes: P questions, G responses to each.
@@ -16,17 +16,17 @@ from rmt.budget import budget_at, budget_of_position
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, Curriculum, Draw, adaptive_probabilities, tier_probabilities
 from rmt.data.corpus import Document
-from rmt.forest import Branch, Tree
 from rmt.prompt import Answer, PromptIds, parse_response, prompt_for
 from rmt.rewards import reward_groups
-from rmt.rollout import Rollout, Sampling
+from rmt.sampling import Rollout, Sampling
+from rmt.trees import Branch, Tree
 
 LOOKAHEAD = 32  # tokens that an answer by prefix may have (RPT)
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Documents and how hard their tokens are to predict; nothing in it changes during a run."""
+    """Documents and the difficulty of their tokens; nothing in it changes during a run."""
 
     tokenizer: Tokenizer
     documents: list[Document]
@@ -41,7 +41,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Question:
-    """A position to reason about, and what the response should say. For problems: their end."""
+    """A position to reason about, and the right answer. For problems: the end of the text."""
 
     document: int
     position: int
@@ -68,16 +68,16 @@ class RolloutBatch:
 
 
 def budget_of_step(c: Config, step: int, total_steps: int) -> int | None:
-    """B_t, or None when no budget is asked for. step = total_steps ends the schedule: B_T."""
+    """Return B_t (at step = total_steps: B_T), or None when no budget is asked for."""
     if not c.budget:
         return None
     return budget_at(step, total_steps, c.budget_start, c.budget_decay, c.budget_min)
 
 
 def tier_schedule(c: Config, progress: float, rates: np.ndarray) -> np.ndarray | None:
-    """Probabilities of the tiers at `progress` = t/T; None without a curriculum: uniform.
+    """Return the probabilities of the tiers at progress = t/T; None without a curriculum.
 
-    rates (tiers, 2): right and asked of each tier, for the adaptive rule.
+    rates (tiers, 2): right and all responses of each tier, for the adaptive rule.
     """
     if not c.curriculum:
         return None
@@ -92,9 +92,9 @@ def draw_positions(
     c: Config, data: TrainingSet, curriculum: Curriculum, step: int, index: int, count: int,
     taken: Sequence[int] = (), attempt: int = 0,
 ) -> tuple[list[Draw], int]:  # fmt: skip
-    """Draw `count` positions of document `index`, none of `taken`; count draws from empty tiers.
+    """Draw `count` positions of a document, none of `taken`, and count draws from empty tiers.
 
-    The curriculum remembers what was drawn: every rank has to draw for all documents of a step.
+    The curriculum remembers each draw, so every rank draws for all documents of a step.
     """
     if c.task == "nothing":
         return [], 0
@@ -105,7 +105,7 @@ def draw_positions(
 
 
 def ask(c: Config, data: TrainingSet, index: int, draw: Draw, budget: int | None) -> Question:
-    """Make the question about a position of document `index`, with a budget of its own (Eq. 14)."""
+    """Make the question about a drawn position, with a budget of its own (Eq. 14)."""
     document = data.documents[index]
     if c.task == "problems":
         return Question(index, draw.position, draw.tier, (document.answer.encode("utf-8"),), budget)
@@ -133,7 +133,7 @@ def prompts_of(c: Config, tokenizer: Tokenizer, questions: Sequence[Question]) -
 def sampling_at(
     c: Config, tokenizer: Tokenizer, step: int, purpose: str = "train", attempt: int = 0
 ) -> Sampling:
-    """How responses are sampled; each purpose and each attempt of a step has its own draws."""
+    """Return the parameters of sampling; each purpose and attempt has its own random numbers."""
     return Sampling(
         c.max_response, tokenizer.stop_ids, tokenizer.vocab_size, c.temperature, c.max_branches,
         c.seed, purpose, step, attempt * c.group_size,
@@ -162,7 +162,7 @@ def question_trees(
     prompts: Sequence[PromptIds],
     responses: Sequence[Sequence[Rollout]] | None = None,
 ) -> list[Tree]:
-    """One tree per document (questions of a document are adjacent): header and text on the trunk.
+    """Make one tree per document (its questions are adjacent): header and text on the trunk.
 
     prompts: of each question; those of a document have one header.
     Without responses each question is one branch, a prompt to continue, with the question's index
@@ -193,7 +193,7 @@ def text_trees(
     low_entropy: dict[int, np.ndarray],
     scope: str,
 ) -> list[Tree]:
-    """Bare trunks of raw text with their next-token targets.
+    """Make bare trunks of raw text with their next-token targets.
 
     scope "not_in_C": every position but those of `excluded` (the paper's mask m); "low_entropy":
     only where low_entropy[document] is True, and not excluded; "all": every position.

@@ -1,4 +1,4 @@
-"""The update: global token weights, forward and backward passes over the trees, one AdamW step."""
+"""The update: global token weights, forward and backward passes over the trees, AdamW."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from rmt.config.config import Config
-from rmt.forest import Forest, Tree, micro_batches
+from rmt.forest import Forest
 from rmt.grpo import has_both_outcomes, rollout_weights
 from rmt.naive import separate_tokens
 from rmt.objective import Objective, Targets, forest_loss, score
 from rmt.questions import RolloutBatch
-from rmt.rollout import Rollout
+from rmt.sampling import Rollout
 from rmt.system import dist
 from rmt.system.clock import Clock
 from rmt.system.dist import World
 from rmt.system.metrics import Metrics
+from rmt.trees import Tree, micro_batches
 
 
 @dataclass
 class Updated:
-    """What became of a batch: updates made, and why one was refused."""
+    """The result: updates made, and the documents of one that was refused."""
 
     trees: list[Tree]  # that were trained on
     count: int = 0  # updates that were made
@@ -34,10 +35,7 @@ def global_objective(
     c: Config, trees: Sequence[Tree], batch: RolloutBatch, advantage: Tensor, vocab_size: int,
     world: World,
 ) -> Objective:  # fmt: skip
-    """The weight of each target token, from token counts over all ranks. advantage (P, G).
-
-    All ranks.
-    """
+    """Set the weight of each target token from global counts. advantage (P, G). All ranks."""
     match = batch.rewards["match"]
     kept = torch.ones_like(match, dtype=torch.bool)
     if c.zero_variance_groups == "drop":
@@ -114,10 +112,9 @@ def update(
 
 
 def drop_zero_advantage(trees: Sequence[Tree], objective: Objective) -> list[Tree]:
-    """The trees without what has no gradient: an exact saving, not an approximation.
+    """Drop responses whose advantage or weight is 0, with the trunk tokens that only they saw.
 
-    Left out are responses whose advantage or weight is 0, the part of a trunk that only they saw,
-    and trees of which nothing remains. Ids of the others stay; no count changes.
+    They have no gradient, so this changes no result. Ids of the others stay; no count changes.
     """
     teaches, kept = ((objective.advantage != 0) & (objective.weight != 0)).tolist(), []
     for tree in trees:
@@ -131,7 +128,7 @@ def drop_zero_advantage(trees: Sequence[Tree], objective: Objective) -> list[Tre
 
 
 def learning_rate(c: Config, number: int) -> float:
-    """Of update `number`, from 1: linear warm-up, then constant."""
+    """Return the rate of update `number`, from 1: linear warm-up, then constant."""
     return c.learning_rate * min(1.0, number / max(1, c.warmup_steps))
 
 
@@ -160,7 +157,7 @@ def clip_and_step(
 def _forests(
     trees: Sequence[Tree], token_limit: int, pack: Callable, world: World, clock: Clock
 ) -> list[Forest]:
-    """Packed micro-batches, equally many on every rank and at least one. All ranks."""
+    """Pack micro-batches, equally many on every rank and at least one. All ranks."""
     batches = micro_batches(trees, token_limit)
     with clock("communication"):
         most = int(dist.reduce_max([len(batches)], world)[0])
@@ -170,7 +167,7 @@ def _forests(
 
 
 def _bad_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: set) -> set[int]:
-    """Documents to blame if this forest's loss or gradient is not finite."""
+    """Return the documents to blame if this forest's loss or gradient is not finite."""
     bad = tree[~logprob.isfinite()]
     if len(bad):
         return {forest.trees[i].document for i in bad.unique().tolist()}
@@ -185,7 +182,7 @@ def _bad_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: 
 def _add_losses(
     metrics: Metrics, sums: dict[str, Tensor], logprob: Tensor, targets: Targets, sampled: Tensor
 ) -> None:
-    """Loss parts of one forest; sampled (n_rl,): the sampler's log-probabilities."""
+    """Log the losses of one forest; sampled (n_rl,): the sampler's log-probabilities."""
     response = targets.rollout >= 0
     count = int(response.sum())
     metrics.add("loss/ntp", sums["loss/ntp"], len(response) - count)

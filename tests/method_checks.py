@@ -10,7 +10,7 @@ from method_step import assert_by_hand, copied, doubled, watched
 from toy_runs import draw, prepared
 
 from rmt.questions import score_responses
-from rmt.rollout import Rollout
+from rmt.sampling import Rollout
 
 MIXED = dict(temperature=1.0, group_size=3)  # some groups have right and wrong answers
 QUANTILE = dict(tiers="quantile", tier_thresholds=(0.3, 0.6, 0.8))

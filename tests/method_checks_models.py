@@ -27,7 +27,7 @@ from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thi
 from rmt.evaluation.positions import Position
 from rmt.questions import score_responses
 from rmt.report.probe import ask_probes
-from rmt.rollout import PURPOSES, Rollout, Sampling
+from rmt.sampling import PURPOSES, Rollout, Sampling
 
 
 def begun(place):

@@ -22,12 +22,13 @@ from kernels.slices import CHUNK
 from models.kv_cache import KVCache
 from models.transformer import Transformer
 from models.weights import BLOCK_BYTES
-from rmt.decoder import sample
-from rmt.forest import Branch, Forest, Tree, pack
+from rmt.forest import Forest, pack
 from rmt.memory.estimate import CACHED_TOKENS, Case, kept_by, total
 from rmt.objective import Objective, forest_loss
 from rmt.rollout import PREFILL_TOKENS
+from rmt.sampling import sample
 from rmt.system.dist import World, rollout_mode, shard
+from rmt.trees import Branch, Tree
 
 aten = torch.ops.aten
 WARM_UP = 64  # tokens of a row before it is counted: lazy state of FSDP and of the optimiser

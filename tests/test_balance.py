@@ -5,7 +5,7 @@ import pytest
 
 from rmt.engine.balance import assign, expected_work, idle_share, update_work
 from rmt.questions import Question
-from rmt.rollout import Rollout
+from rmt.sampling import Rollout
 
 RANKS, BATCH, G, CAP, STEPS = 4, 128, 8, 2048, 50  # the paper's batch
 

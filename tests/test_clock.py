@@ -16,8 +16,9 @@ import train
 from models.config import ModelConfig
 from models.transformer import Transformer
 from rmt.engine.flops import forward_flops, peak_flops, separate_tokens, visible_pairs
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.system.clock import Clock, costliest
+from rmt.trees import Branch, Tree
 
 CPU = torch.device("cpu")
 

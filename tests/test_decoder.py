@@ -12,8 +12,9 @@ from models.kv_cache import KVCache
 from models.shapes import published
 from models.weights import find
 from rmt import decoder
-from rmt.decoder import BLOCK, DecodeLoop, sample
+from rmt.decoder import DecodeLoop
 from rmt.rollout import generate
+from rmt.sampling import BLOCK, sample
 
 LAST = 1 - 2**-53  # the largest random number
 

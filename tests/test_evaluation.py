@@ -311,7 +311,8 @@ def test_nats_are_those_of_every_token_but_the_first(place):
     total, count = 0.0, 0
     for document in documents:
         ids = torch.tensor([*run.tokenizer.begin_ids, *document.tokens.tolist()])
-        from rmt.forest import Tree, pack
+        from rmt.forest import pack
+        from rmt.trees import Tree
 
         forest = pack([Tree(0, ids.tolist())], torch.device("cpu"))
         with torch.no_grad():

@@ -21,8 +21,9 @@ from kernels import linear_entropy_logprob
 from models.weights import build, find
 from rmt import naive
 from rmt.attention import attend_flex
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.objective import Targets
+from rmt.trees import Branch, Tree
 
 MODELS = {
     "qwen3-tied": {},

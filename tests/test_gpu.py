@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from models.config import TINY, ModelConfig
 from models.transformer import Transformer
 from models.weights import find
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.objective import Targets, score
-from rmt.rollout import Sampling, generate
+from rmt.rollout import generate
+from rmt.sampling import Sampling
 from rmt.system.dist import World, load_model, rollout_mode
+from rmt.trees import Branch, Tree
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 WORLD = World(0, 1, torch.device("cuda"))

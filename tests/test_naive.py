@@ -20,7 +20,7 @@ from toy_runs import SETTINGS, WORLD, learn, prepared, stepped, write_files
 from kernels import linear_entropy_logprob
 from rmt import naive, rollout
 from rmt.objective import Targets
-from rmt.rollout import Sampling
+from rmt.sampling import Sampling
 from rmt.system.metrics import Metrics
 
 CLOCK = ("time/", "speed/", "memory/")

@@ -18,10 +18,11 @@ from toy_forests import (
 )
 
 from rmt.data.corpus import Document
-from rmt.forest import micro_batches, pack
+from rmt.forest import pack
 from rmt.grpo import policy_loss, rollout_weights
 from rmt.objective import Objective, forest_loss, score
 from rmt.questions import Question, text_trees
+from rmt.trees import micro_batches
 
 ROLLOUTS = 10  # branches of toy_trees
 TEMPERATURE = 0.8

@@ -10,8 +10,9 @@ from toy_runs import prepared
 
 from rmt.evaluation.evaluate import predict_thinking
 from rmt.evaluation.positions import Position
-from rmt.forest import FLEX_BLOCK, Branch, Tree, micro_batches, pack, padded_length
-from rmt.rollout import Sampling
+from rmt.forest import FLEX_BLOCK, pack, padded_length
+from rmt.sampling import Sampling
+from rmt.trees import Branch, Tree, micro_batches
 
 
 def realistic_trees(seed, documents=64, trunk=2048, budget=800, group=8):

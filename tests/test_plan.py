@@ -20,9 +20,10 @@ from models.config import REPOSITORIES, ModelConfig
 from models.shapes import SHAPES
 from models.transformer import Block, Transformer, rotary_angles
 from rmt.config.config import Config
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.memory.dry_run import PROMPT
 from rmt.memory.estimate import MASK_BYTES, Case, Machine, layer, rollout, total, update
+from rmt.trees import Branch, Tree
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = {  # as the Hugging Face hub counts them

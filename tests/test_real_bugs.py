@@ -31,7 +31,7 @@ from rmt.forest import pack
 from rmt.objective import Targets
 from rmt.prompt import next_token_prompt
 from rmt.questions import question_trees, text_trees
-from rmt.rollout import Rollout
+from rmt.sampling import Rollout
 from rmt.system.metrics import Metrics
 
 CLOCK = ("time/", "speed/", "memory/")

@@ -8,9 +8,11 @@ import pytest
 import torch
 from toy_forests import TOKENS, alone, full_logits, ids, sequences, toy_model, toy_trees
 
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.objective import score
-from rmt.rollout import PURPOSES, Sampling, generate, stream
+from rmt.rollout import generate, stream
+from rmt.sampling import PURPOSES, Sampling
+from rmt.trees import Branch, Tree
 
 STOPS = tuple(range(10))  # many, so that responses end at different lengths
 SAMPLING = Sampling(15, STOPS, TOKENS, temperature=0.8)

@@ -29,7 +29,10 @@ ROOMS = (
     "kernels", "models", "rmt.system", "rmt.config", "rmt.data", "rmt", "rmt.memory",
     "rmt.evaluation", "rmt.engine", "rmt.report",
 )  # fmt: skip
-MATHS = ("attention", "budget", "curriculum", "rewards", "grpo", "objective", "forest")
+MATHS = (
+    "attention", "budget", "curriculum", "rewards", "grpo", "objective", "forest", "trees",
+    "sampling", "naive",
+)  # fmt: skip
 HARMLESS = {  # of the standard library: nothing that reads, writes or waits
     "math", "collections", "dataclasses", "functools", "itertools", "typing",
 }  # fmt: skip

@@ -7,7 +7,8 @@ from toy_runs import draw, learn, prepared
 
 from rmt.prompt import next_token_prompt
 from rmt.questions import question_trees, text_trees
-from rmt.rollout import Sampling, generate
+from rmt.rollout import generate
+from rmt.sampling import Sampling
 from rmt.system.metrics import Metrics
 
 

@@ -10,7 +10,7 @@ from toy_runs import learn, prepared
 from models.weights import build
 from rmt.grpo import advantage_scale, advantages
 from rmt.objective import Objective
-from rmt.rollout import Rollout
+from rmt.sampling import Rollout
 from rmt.system.metrics import Metrics
 from rmt.update import drop_zero_advantage
 

@@ -14,7 +14,7 @@ from rmt.difficulty import document_entropies
 from rmt.engine.log import RunLog
 from rmt.evaluation.evaluate import predict_plainly, predict_thinking, solve
 from rmt.evaluation.positions import Position
-from rmt.rollout import Rollout, Sampling
+from rmt.sampling import Rollout, Sampling
 from rmt.system import dist
 from rmt.system.metrics import Metrics
 

@@ -11,7 +11,7 @@ import torch
 
 from rmt.config.config import Config
 from rmt.questions import Question, RolloutBatch, TrainingSet
-from rmt.rollout import Rollout
+from rmt.sampling import Rollout
 from rmt.system.dist import World, gather_objects
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from models.config import ModelConfig
-from rmt.forest import Tree
+from rmt.trees import Tree
 
 # Dense bf16 (without sparsity) operations per second, from NVIDIA's data sheets: A100 (2021), H100
 # (2023), H200 (2023), HGX B200 and GB200 NVL72 (2024), L40S (2023). The first that fits counts.

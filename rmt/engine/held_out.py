@@ -5,7 +5,7 @@ from rmt.engine.run import Run, Setup
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
 from rmt.evaluation.summary import answered, table
 from rmt.questions import budget_of_step
-from rmt.rollout import Sampling
+from rmt.sampling import Sampling
 
 
 def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:

@@ -17,7 +17,7 @@ from rmt.curriculum import NO_TIER, TIERS
 from rmt.data.corpus import Document
 from rmt.evaluation.positions import Position
 from rmt.evaluation.summary import PROBLEMS
-from rmt.forest import Tree, micro_batches, pack
+from rmt.forest import pack
 from rmt.memory.estimate import CACHED_TOKENS
 from rmt.objective import score
 from rmt.prompt import (
@@ -30,8 +30,10 @@ from rmt.prompt import (
 )
 from rmt.questions import Question, coming_tokens, question_trees, text_trees
 from rmt.rewards import match_reward
-from rmt.rollout import Rollout, Sampling, generate
+from rmt.rollout import generate
+from rmt.sampling import Rollout, Sampling
 from rmt.system.dist import World, gather_objects, rollout_mode
+from rmt.trees import Tree, micro_batches
 
 
 def predict_plainly(

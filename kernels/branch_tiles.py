@@ -87,7 +87,7 @@ class TrunkGroups:
 
     @staticmethod
     def most(branches: int, trunks: int, heads: int, kv_heads: int) -> int:
-        """Return an upper bound of the tiles that these branches on these trunks need."""
+        """Return the most tiles that so many branches on so many trunks can need."""
         trunks = min(trunks, branches)
         return trunks + (branches - trunks) // width_of(heads, kv_heads)
 

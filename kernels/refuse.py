@@ -169,8 +169,7 @@ def _require_numbers(of: dict[str, Tensor]) -> None:
             )
         if x.stride(-1) != 1:
             raise ValueError(
-                f"{name} has strides {x.stride()}, but the last must be 1; call "
-                f"{name}.contiguous()"
+                f"{name} has strides {x.stride()}, but the last must be 1; call {name}.contiguous()"
             )
 
 

@@ -132,7 +132,7 @@ def without_ignored(targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def reduce_losses(
     losses: Tensor, mask: Tensor, reduction: str, count: float | Tensor | None = None
 ) -> Tensor:
-    """Weight losses (N,) by mask (N,), sum them, and divide by a count unless it is 0."""
+    """Weight losses (N,) by mask (N,), and reduce them: "none", "sum", or "mean" over count."""
     mask = mask.to(losses.dtype)  # first: a sum in 16 bits loses rows, or overflows
     weighted = losses * mask
     if reduction == "none":

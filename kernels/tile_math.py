@@ -31,7 +31,7 @@ SCALE = 2.0**15  # factor of the stored exp(x) ≤ 1: fp16 then has its 11 bits 
 
 
 class Tiles(NamedTuple):
-    """Statistics of each tile of logits: (m, r, s) are all that `merge` needs."""
+    """Statistics of each tile of logits: (m, r, s) and the target's logit, see `merge`."""
 
     maximum: Tensor  # (n, t) the largest logit, not yet divided by the temperature
     rest: Tensor  # (n, t) r = Σ exp(x) over all tokens of the tile except its likeliest

@@ -1,6 +1,6 @@
-"""What the tiny model can do before mid-training: `python -m assets.tiny_report`.
+"""Report the tiny model's accuracy before mid-training: `python -m assets.tiny_report`.
 
-With --ceiling runs/demo/positions.json: the best that anyone could do on stored positions.
+With --ceiling runs/demo/positions.json: the best possible accuracy on stored positions.
 
 Shapes: N packed tokens, V vocabulary.
 """
@@ -39,7 +39,7 @@ def tier_of(entropy: float) -> str:
 
 @torch.no_grad()
 def glance(model: Transformer, tokenizer: Tokenizer, documents: list[Document]) -> list[dict]:
-    """Entropy and correctness of the plain next token at each position of each document."""
+    """Measure entropy and correctness of the plain next token at each position."""
     trees = [Tree(i, tokenizer.encode(document.text)) for i, document in enumerate(documents)]
     forest = pack(trees)
 
@@ -75,7 +75,7 @@ def think(
     samples: int,
     seed: int = 0,
 ) -> list[dict]:
-    """Sampled answers (temperature 0.8) about every marked word of each document."""
+    """Sample answers (temperature 0.8) for every marked word of each document."""
     prompt = next_token_prompt(tokenizer, budget)
     trees, asked = [], []
     for number, document in enumerate(documents):
@@ -146,7 +146,7 @@ def print_thinking(rows: list[dict]) -> None:
 def report(
     directory: Path, documents: int = 40, samples: int = 1, budget: int = 96, show: int = 0
 ) -> None:
-    """Print the tables for the first held-out documents; plain entropies are of the first 150."""
+    """Print the tables of the first held-out documents (150 for the plain next token)."""
     tokenizer = Tokenizer(directory)
     model = build(directory, "cpu", torch.float32)
     held_out = tiny_world.eval_documents()
@@ -158,7 +158,7 @@ def report(
 
 
 def ceiling(positions: Path) -> str:
-    """Accuracy per tier of perfect counting, and of guessing where nothing can be known."""
+    """Return the best accuracy per tier: perfect counting, and guesses where words are noise."""
     tokenizer, chances = Tokenizer(TINY), defaultdict(list)
     marks = [marks_by_position(tokenizer, document) for document in tiny_world.eval_documents()]
     for position in json.loads(positions.read_text())["positions"]:

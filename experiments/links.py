@@ -1,8 +1,8 @@
-"""Links of the docs to lines of code: [text](../file.py#L12 "what the line holds").
+"""Links from the docs to lines of code: [text](../file.py#L12 "piece of the line").
 
-    python -m experiments.links      sets the numbers; a test says when one is out of date
+    python -m experiments.links      updates the numbers; a test fails if one is out of date
 
-The title of a link is a piece of the line, which one line of the file has and no other.
+The title of a link is a piece of the line that occurs in exactly one line of the file.
 """
 
 import re
@@ -13,7 +13,7 @@ LINK = re.compile(r'\]\(([\w./-]+\.py)#L(\d+) "([^"]+)"\)')
 
 
 def line_of(file: Path, piece: str) -> int:
-    """The number of the line that has this piece; ValueError unless it is exactly one."""
+    """Return the number of the line that has this piece; ValueError unless exactly one has."""
     lines = file.read_text(encoding="utf-8").splitlines()
     found = [number for number, line in enumerate(lines, start=1) if piece in line]
     if len(found) != 1:
@@ -22,7 +22,7 @@ def line_of(file: Path, piece: str) -> int:
 
 
 def refreshed(page: Path) -> str:
-    """The page with the numbers that its links should have."""
+    """Return the page with the right line numbers in its links."""
 
     def link(match: re.Match) -> str:
         file, _, piece = match.groups()

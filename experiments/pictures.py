@@ -1,6 +1,6 @@
-"""The pictures of the docs, drawn: python -m experiments.pictures
+"""Draw the pictures of the docs: python -m experiments.pictures
 
-docs/mask.png   a small forest and who sees whom in it, by the code's own rule (Eq. 11)
+docs/mask.png   a small forest and its attention mask, by the rule of the code (Eq. 11)
 docs/step.png   the data flow of a training step
 docs/head.png   the loop over chunks of tokens and slices of the head
 """
@@ -24,7 +24,7 @@ COLOURS = {"trunk": "#4c78a8", "stem": "#f2a65a", "branch": "#6aa84f", "other": 
 
 
 def example() -> tuple[list[Tree], list[tuple[str, str]]]:
-    """Two trees, and the name and kind of each of their tokens in the packed row."""
+    """Make two trees, and the name and kind of each of their tokens in the packed row."""
     one = Tree(0, range(5), (
         Branch(0, 3, (7,), (8, 9)), Branch(1, 3, (7,), (8,)), Branch(2, 5, (6,), (8, 9)),
     ))  # fmt: skip
@@ -36,7 +36,7 @@ def example() -> tuple[list[Tree], list[tuple[str, str]]]:
 
 
 def draw_mask(path: Path) -> None:
-    """Left: the trees. Right: row i sees column j."""
+    """Draw the trees on the left; on the right, where row i sees column j."""
     trees, names = example()
     forest = pack(trees)
     n = len(forest)
@@ -100,7 +100,7 @@ STEP = (  # x, y, text, colour
 
 
 def draw_step(path: Path) -> None:
-    """The statements of train_step, and what flows between them."""
+    """Draw the statements of train_step and the data flow between them."""
     figure, axis = pyplot.subplots(figsize=(10, 3.4), constrained_layout=True)
     for x, y, text, kind in STEP:
         axis.add_patch(
@@ -126,7 +126,7 @@ def draw_step(path: Path) -> None:
 
 
 def draw_head(path: Path) -> None:
-    """N x V logits in chunks of tokens and slices of the head: what exists at one time."""
+    """Draw the (N, V) logits in chunks and slices, and the parts that exist at one time."""
     figure, axis = pyplot.subplots(figsize=(9, 4.2), constrained_layout=True)
     chunks, slices = 3, 6
     for i in range(chunks):

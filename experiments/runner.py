@@ -1,8 +1,8 @@
-"""Run many commands side by side, each once: for experiments/paper.py and experiments/sweep.py.
+"""Run many commands in parallel, each once, for experiments/paper.py and experiments/sweep.py.
 
-A job has a folder, and has ended when `done.json` is in it. One that was stopped is begun again
-where it was: a training run is resumed, an evaluation that wrote its file is not repeated. On a CPU
-a job gets one thread and there are as many as cores: two threads of one job are little faster.
+A job has a folder and is complete when `done.json` is in it. A stopped job continues: training is
+resumed, and an evaluation that wrote its file is not repeated. On a CPU one job runs per core, with
+one thread: two threads make a job little faster.
 """
 
 import json
@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from rmt.engine.checkpoint import steps
 
-Command = Sequence[str]  # of Python: a script and its flags
+Command = Sequence[str]  # arguments of Python: a script and its flags
 
 
 @dataclass(frozen=True)
 class Job:
-    """commands is called when the job starts: flags may follow from the jobs that it needs."""
+    """Commands with a folder. They are made when the job starts: flags may depend on `needs`."""
 
     out: Path
     commands: Callable[[], list[Command]]
@@ -38,13 +38,14 @@ class JobFailed(Exception):
 
 
 def side_by_side() -> int:
-    """How many jobs suit this machine."""
+    """Return how many jobs this machine runs in parallel."""
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> None:
-    """All jobs, each after those it needs, which come before it. JobFailed for the first failure,
-    once the jobs that were running have ended; nothing is begun after it.
+    """Run all jobs, each after those that it needs, which come before it in `jobs`.
+
+    After a failure no job starts; JobFailed is raised when the running jobs have ended.
     """
     ended = {job.out: threading.Event() for job in jobs}
     failures: list[JobFailed] = []
@@ -67,7 +68,7 @@ def run_all(jobs: Sequence[Job], workers: int) -> None:
         done, _ = wait([pool.submit(work, job) for job in jobs])
     bar.close()
     for future in done:
-        future.result()  # an error of ours, not of a command
+        future.result()  # raises an error of this code, not of a command
     if failures:
         raise failures[0]
 

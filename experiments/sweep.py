@@ -1,17 +1,17 @@
-"""How much a result depends on a knob: runs over a grid of values and seeds, a table, a heat map.
+"""Sweep knobs: train over a grid of values and seeds; write a table and a heat map.
 
     python -m experiments.sweep --vary length-weight=0,0.1,0.3 --vary ntp-weight=0,0.1,1 \\
         --seeds 0 1 --model tiny --preset demo --steps 30 --eval-data assets/tiny_corpus/eval.jsonl
 
-Every flag of train.py goes to all runs; --vary names a knob and the values it takes (of a list of
-numbers with / between them: tier-thresholds=0.5/1.0/1.5,0.3/0.9/1.4). Runs are kept in
-OUT/POINT/SEED, are not repeated, and are resumed when they were stopped. OUT/sweep.md has the
-table, OUT/sweep.json its numbers, and OUT/sweep.png the heat map of two knobs.
+Flags of train.py go to all runs; --vary names a knob and its values (lists of numbers with /
+between them: tier-thresholds=0.5/1.0/1.5,0.3/0.9/1.4). Runs are saved in OUT/POINT/SEED, not
+repeated, and resumed if they were stopped. OUT/sweep.md has the table, OUT/sweep.json its numbers,
+and OUT/sweep.png the heat map of two knobs.
 
 accuracy: of the last evaluation on --eval-data, over the tiers; without it, the share of right
-answers in the last fifth of the steps, of which all other columns are as well. The evaluation
-samples as training does (--eval-decoding). Where all points answer the same held-out questions,
-each is compared with the first: rmt/evaluation/compare.py says how.
+answers in the last fifth of the steps. All other columns are means over these steps. The evaluation
+samples as training does (--eval-decoding). If all points answer the same held-out questions, each
+is compared with the first (rmt/evaluation/compare.py).
 """
 
 import argparse
@@ -45,7 +45,7 @@ COLUMNS = {  # metric of metrics.jsonl -> heading and scale
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict, list[str]]:
-    """Options, knob -> values, and flags for train.py."""
+    """Return options, knob -> values, and flags for train.py."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -74,7 +74,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict, 
 
 
 def jobs_of(options: argparse.Namespace, knobs: dict, rest: Sequence[str]) -> dict[Point, list]:
-    """The runs of each point of the grid, one for each seed."""
+    """Return the runs of each point of the grid, one per seed."""
     grid = {}
     for point in itertools.product(*knobs.values()):
         setting = [word for name, value in zip(knobs, point) for word in _words(name, value)]
@@ -94,7 +94,7 @@ def _words(name: str, value: str) -> list[str]:
 
 
 def found_in(out: Path) -> dict[str, float | None] | None:
-    """What a run came to; None if it has not ended."""
+    """Read the results of a run; None if it has not ended."""
     if not (out / "done.json").exists():
         return None
     rows = read_lines(out / "metrics.jsonl")
@@ -110,7 +110,7 @@ def found_in(out: Path) -> dict[str, float | None] | None:
 
 
 def against(first: Sequence[dict], found: Sequence[dict]) -> str:
-    """The difference in held-out answers, paired by seed and question; – if they are not."""
+    """Format the difference in held-out answers, paired by seed and question; – if unpaired."""
     items = [[item for run in runs for item in run["items"]] for runs in (first, found)]
     try:
         rows = differences(*items)
@@ -126,7 +126,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def table(knobs: dict, results: dict[Point, list[dict]]) -> str:
-    """Markdown: a line for each point, means over seeds and the range of their accuracies."""
+    """Return a Markdown table: a line per point, means over seeds, range of accuracy."""
     heads = [*map(flag, knobs), "accuracy % (range over seeds)", "against the first line"]
     heads += [heading for heading, _ in COLUMNS.values()]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -147,7 +147,7 @@ def table(knobs: dict, results: dict[Point, list[dict]]) -> str:
 
 
 def heat_map(knobs: dict, results: dict[Point, list[dict]], path: Path) -> bool:
-    """A picture of two knobs, each cell with its number; False if there is none to draw."""
+    """Draw accuracy over two knobs; return False if it cannot be drawn."""
     try:
         import matplotlib
     except ImportError:

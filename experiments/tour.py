@@ -1,9 +1,9 @@
-"""One document through one step, with real shapes and numbers: docs/tour.md.
+"""Follow one document through one step, with real shapes and numbers: docs/tour.md.
 
     python -m experiments.tour      rewrites it: experiments/tour.md with the numbers filled in
 
-The document is the first of `make demo`'s first step whose group has right and wrong responses; the
-update is on this document alone, without warm-up.
+The document is the first of `make demo`'s first step whose group has right and wrong responses. The
+update uses this document alone, without warm-up.
 """
 
 import re
@@ -41,7 +41,7 @@ FLAGS = ["--model", "tiny", "--preset", "demo", "--warmup-steps", "0"]
 
 
 def log_probabilities(run: Run, setup: Setup, trees) -> torch.Tensor:
-    """log π of each response, summed over its tokens. (G,)"""
+    """Return log π of each response, summed over its tokens (G,)."""
     c, row = run.config, pack(trees, setup.world.device)
     targets = Targets.of(row)
     logprob = score(run.model, row, c.temperature, setup.data.tokenizer.vocab_size)
@@ -50,7 +50,7 @@ def log_probabilities(run: Run, setup: Setup, trees) -> torch.Tensor:
 
 
 def first_mixed(run: Run, setup: Setup) -> RolloutBatch:
-    """The first question of the step whose responses are right and wrong, with its group."""
+    """Find the first question of the step with right and wrong responses; return its group."""
     c, data = run.config, setup.data
     budget = budget_of_step(c, 0, data.total_steps)
     questions = [
@@ -68,7 +68,7 @@ def first_mixed(run: Run, setup: Setup) -> RolloutBatch:
 
 
 def numbers() -> dict[str, object]:
-    """What the page says of the step."""
+    """Return the numbers of the page by name."""
     with tempfile.TemporaryDirectory() as out:
         run, setup = prepare(parse([*FLAGS, "--out", out], "", ""), dist.start())
     c, data, tokenizer, world = run.config, setup.data, setup.data.tokenizer, setup.world
@@ -120,7 +120,7 @@ def numbers() -> dict[str, object]:
 
 
 def _rows(one: RolloutBatch, advantage, before, change) -> str:
-    """A line of the table for each response."""
+    """Return a line of the table for each response."""
     lines, rewards = [], {name: values[0] for name, values in one.rewards.items()}
     for i, answer in enumerate(one.answers[0]):
         words = re.sub(r"\s+", " ", answer.thought).strip().split(" ")[-9:]

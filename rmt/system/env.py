@@ -29,7 +29,8 @@ def versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
 
 def commit() -> str:
     """The commit of this code, with -dirty behind it where files have changed."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    here = str(Path(__file__).parent)
+    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

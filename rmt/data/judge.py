@@ -33,7 +33,7 @@ class Judge:
         self.failed = 0  # answers that were wrong because there was no verdict
 
     def same(self, given: str, truth: str) -> bool:
-        """Return False, too, without a verdict in time. RuntimeError if the process cannot start."""
+        """Return False without a verdict in time, too. RuntimeError if no process can start."""
         if self.process is None or self.process.poll() is not None:
             self._start()
         verdict = b""
@@ -87,7 +87,7 @@ def _answer(same, answers: int, busy: mmap) -> None:
     """Run a fork: answer until the questions end (exit status 0) or one fails (another)."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the fork, whatever it is doing
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    for question in open(0, "rb", buffering=0, closefd=False):  # the next fork reads on from here
+    for question in os.fdopen(0, "rb", buffering=0, closefd=False):  # leaves the rest to a next fork
         busy[0] = 1
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:

@@ -87,7 +87,7 @@ def _answer(same, answers: int, busy: mmap) -> None:
     """Run a fork: answer until the questions end (exit status 0) or one fails (another)."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the fork, whatever it is doing
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    for question in os.fdopen(0, "rb", buffering=0, closefd=False):  # leaves the rest to a next fork
+    for question in os.fdopen(0, "rb", buffering=0, closefd=False):  # the rest: a new fork
         busy[0] = 1
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:

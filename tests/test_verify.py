@@ -1,6 +1,7 @@
 """Answers to problems: the same value in another spelling is right, anything else is wrong."""
 
 import importlib.util
+import signal
 import sys
 import time
 
@@ -149,6 +150,15 @@ def test_more_questions_than_a_pipe_holds_are_answered(stub):
 def test_a_fork_that_dies_between_questions_leaves_no_verdict_behind(stub):
     assert not stub.same("later", "a")
     time.sleep(0.3)
+    assert stub.same("b", "b") and not stub.same("b", "c") and stub.same("c", "c")
+
+
+def test_an_interrupted_question_leaves_no_verdict_behind(stub):
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        stub.same("hang", "a")
+    signal.signal(signal.SIGALRM, previous)
     assert stub.same("b", "b") and not stub.same("b", "c") and stub.same("c", "c")
 
 

@@ -37,11 +37,13 @@ class Judge:
         if self.process is None or self.process.poll() is not None:
             self._start()
         verdict = b""
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps([truth, given]).encode() + b"\n")
-            verdict = self._read_byte(1.5 * SECONDS)  # the fork's own alarm comes first
-        if verdict not in (EQUAL, DIFFERENT, NO_VERDICT):
-            self._stop()
+        try:
+            with suppress(BrokenPipeError):
+                self.process.stdin.write(json.dumps([truth, given]).encode() + b"\n")
+                verdict = self._read_byte(1.5 * SECONDS)  # the fork's own alarm comes first
+        finally:  # interrupted, too: a late verdict would be taken for that of the next question
+            if verdict not in (EQUAL, DIFFERENT, NO_VERDICT):
+                self._stop()
         self.failed += verdict not in (EQUAL, DIFFERENT)
         return verdict == EQUAL
 

@@ -1,10 +1,9 @@
-"""Text to ids and back, with two guarantees that ordinary use of a tokenizer does not give.
+"""Turn text into ids and back, with two guarantees that a tokenizer alone does not give.
 
-1. Text is never read as control: `<|im_end|>` inside a document is nine ordinary characters.
-2. A token is its exact bytes, so that a prediction can be compared without decoding.
+1. Text never becomes a control token: `<|im_end|>` inside a document is ordinary characters.
+2. Each token has exact bytes, so that a prediction can be compared without decoding.
 
-Chat templates are rendered with jinja2 (which torch already needs) from the template that comes
-with the checkpoint, around a placeholder for the user's text.
+Prompts are the checkpoint's own chat template around a placeholder for the user's text.
 """
 
 import json
@@ -19,8 +18,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from models.chat_template import find_template, render_template
 from models.tokenizer_files import check_tokenizer, class_of, describe, end_ids, special_tokens
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-PLACEHOLDER = "\ue000"  # a private-use character: no template and no tokenizer has a use for it
+THINK_CLOSE = "</think>"
+PLACEHOLDER = "\ue000"  # a private-use character, which no template or tokenizer uses
 
 
 class Tokenizer:
@@ -45,7 +44,8 @@ class Tokenizer:
         check_tokenizer(raw, directory, self._description, kind)
         self._special, extra = special_tokens(directory, self._description, kind)
         with _readable(path):
-            if self._make_special([*self._special.values(), *extra], raw["added_tokens"], path):
+            if unmarked := self._unmarked([*self._special.values(), *extra], raw, path):
+                self._control.add_special_tokens(unmarked)
                 raw = json.loads(self._control.to_str())
             self._text = HFTokenizer.from_str(json.dumps(_without_control(raw)))
             self.begin_ids = self._find_begin()
@@ -60,11 +60,10 @@ class Tokenizer:
             )
         self.think_close_id = self._control.token_to_id(THINK_CLOSE)  # None: several text tokens
 
-    def _make_special(self, tokens: list[str], added: list[dict], path: Path) -> bool:
-        """What other files call special is control; whether tokenizer.json did not say so."""
-        known = {entry["content"]: entry for entry in added}
-        changed = False
-        for content in dict.fromkeys(tokens):
+    def _unmarked(self, named: list[str], raw: dict, path: Path) -> list[AddedToken]:
+        """Return tokens that other files name as special and tokenizer.json does not."""
+        added, unmarked = {entry["content"]: entry for entry in raw["added_tokens"]}, []
+        for content in dict.fromkeys(named):
             if self._control.token_to_id(content) is None:
                 names = {k for k, v in self._special.items() if v == content}
                 if names & self._description.keys() or not names:  # else: a class's default
@@ -72,16 +71,14 @@ class Tokenizer:
                         f"{path} has no token {content!r}, which tokenizer_config.json or "
                         "special_tokens_map.json names; add it there or do not name it"
                     )
-            elif not known.get(content, {}).get("special"):
-                normalized = known.get(content, {}).get("normalized", False)
-                self._control.add_special_tokens([AddedToken(content, normalized=normalized)])
-                changed = True
-        return changed
+            elif not (entry := added.get(content, {})).get("special"):
+                unmarked.append(AddedToken(content, normalized=entry.get("normalized", False)))
+        return unmarked
 
     def _find_begin(self) -> list[int]:
-        """Ids that this model puts before a raw document: R1 and Llama have a BOS, Qwen3 none.
+        """Return the ids that go before a raw document: R1 and Llama have a BOS, Qwen3 none.
 
-        transformers 5 goes by the post-processor, not by add_bos_token.
+        transformers 5 takes them from the post-processor, not from add_bos_token.
         """
         plain = self._control.encode("a", add_special_tokens=False).ids
         whole = self._control.encode("a").ids
@@ -97,7 +94,10 @@ class Tokenizer:
                 )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; control tokens in it are spelled out as text."""
+        """Return the ids of plain text; what looks like a control token is spelled out.
+
+        ValueError for half of a surrogate pair.
+        """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -108,15 +108,15 @@ class Tokenizer:
         return self._text.encode(text, add_special_tokens=False).ids
 
     def encode_with_control(self, text: str) -> list[int]:
-        """Ids of a piece of a template, in which `<|im_start|>` is one token. Trusted text only."""
+        """Return the ids of trusted text, such as a template: `<|im_start|>` is one token."""
         return self._control.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Readable text, control tokens included; bytes that are not UTF-8 become U+FFFD."""
+        """Return readable text with control tokens; bytes that are not UTF-8 become U+FFFD."""
         return self.bytes_of(ids).decode("utf-8", errors="replace")
 
     def bytes_of(self, ids: list[int]) -> bytes:
-        """The exact bytes that these tokens stand for."""
+        """Return the exact bytes of tokens. ValueError for an id outside the vocabulary."""
         return b"".join(self._token_bytes(index) for index in ids)
 
     def _token_bytes(self, index: int) -> bytes:
@@ -126,15 +126,15 @@ class Tokenizer:
         if piece is None and not 0 <= index < self.vocab_size:
             raise ValueError(f"token {index} is outside the vocabulary of {self.vocab_size}")
         try:
-            return bytes(BYTE_OF_CHARACTER[character] for character in piece or "")  # a hole: none
-        except KeyError:  # as the decoder of tokenizers: a piece outside the alphabet is itself
+            return bytes(BYTE_OF_CHARACTER[c] for c in piece or "")  # an unused id has no bytes
+        except KeyError:  # like the decoder of tokenizers: a piece outside the alphabet is itself
             return piece.encode("utf-8")
 
     def chat_parts(self, system: str | None = None) -> tuple[list[int], list[int]]:
-        """Ids before and after the text of a user's message, up to where the assistant starts.
+        """Return the ids before and after a user's text, up to where the assistant starts.
 
-        Equal to the checkpoint's chat_template with add_generation_prompt=True. ValueError when
-        the checkpoint has no template.
+        They are those of the checkpoint's chat template with add_generation_prompt=True.
+        ValueError if it has no template, or one that does not print the text once.
         """
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": PLACEHOLDER})
@@ -147,9 +147,9 @@ class Tokenizer:
         return self.encode_with_control(parts[0]), self.encode_with_control(parts[1])
 
     def chat(self, text: str) -> list[int]:
-        """Ids of a chat about a text, as in transformers: a template may trim what it is given.
+        """Return the ids of a chat about a text, as in transformers: a template may trim the text.
 
-        Text in which transformers would see control stays text, between `chat_parts`.
+        A text that looks like control tokens to transformers is put between `chat_parts` instead.
         """
         before, after = self.chat_parts()
         ids = self.encode(text)
@@ -158,7 +158,7 @@ class Tokenizer:
         return before + ids + after
 
     def render(self, messages: list[dict], **options) -> str:
-        """The chat template of this checkpoint, as transformers' apply_chat_template renders it."""
+        """Render the chat template of this checkpoint, as transformers' apply_chat_template."""
         arguments = {"messages": messages, "add_generation_prompt": True}
         arguments |= {"tools": None, "documents": None} | self._special | options
         return render_template(self.directory, self._chat_template, **arguments)
@@ -170,7 +170,7 @@ class Tokenizer:
 
 @contextmanager
 def _readable(path: Path):
-    """ValueError for what the Rust side raises: a bare Exception, or a panic that is none."""
+    """Turn what the Rust side raises into ValueError: an Exception, or a panic, which is none."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, ValueError):
@@ -180,22 +180,21 @@ def _readable(path: Path):
 
 
 def _is_control(entry: dict) -> bool:
-    """Special, or written like a mark, as <think>; other added tokens are words of a text."""
-    marked = re.fullmatch(r"<.*>|\[.*\]", entry["content"], re.DOTALL)
-    return entry["special"] or marked is not None
+    """Tell control tokens, special or written like <think>, from added words of a text."""
+    return entry["special"] or bool(re.fullmatch(r"<.*>|\[.*\]", entry["content"], re.DOTALL))
 
 
 def _without_control(raw: dict) -> dict:
-    """A tokenizer.json that cannot produce a control token from text."""
+    """Return a tokenizer.json that cannot make a control token from text."""
     words = [entry for entry in raw["added_tokens"] if not _is_control(entry)]
-    # A word keeps its id by being in the vocabulary: others would be numbered anew.
+    # A word keeps its id because it is in the vocabulary: others would be numbered anew.
     vocabulary = raw["model"]["vocab"] | {entry["content"]: entry["id"] for entry in words}
     model = raw["model"] | {"vocab": vocabulary}
     return raw | {"added_tokens": words, "model": model, "post_processor": None}
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Inverse of GPT-2's map from bytes to printable characters (Radford et al. 2019)."""
+    """Invert GPT-2's map from bytes to printable characters (Radford et al. 2019)."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(hidden)}

@@ -13,7 +13,7 @@ import train
 from models.tokenizer import Tokenizer
 from rmt.config.config import parse
 from rmt.config.presets import METHODS, PRESETS
-from rmt.data.corpus import load_problems
+from rmt.data import corpus
 from rmt.engine.log import RunLog
 from rmt.engine.run import prepare, resolve
 from rmt.grpo import has_both_outcomes
@@ -270,7 +270,9 @@ def test_problems_without_an_answer_are_named(tmp_path, line, said):
 def test_problems_of_all_usual_data_sets_are_read(tmp_path, line, text, answer):
     (tmp_path / "problems.jsonl").write_text(json.dumps(line))
     tokenizer = Tokenizer(write_thinker(tmp_path / "thinker"))
-    (document,) = load_problems([str(tmp_path / "problems.jsonl")], tokenizer, (), 999)
+    (document,) = corpus.read(
+        [str(tmp_path / "problems.jsonl")], tokenizer, (), 999, None
+    ).documents
     assert (tokenizer.decode(document.tokens.tolist()), document.answer) == (text, answer)
 
 

@@ -1,4 +1,4 @@
-"""Records to token documents: cut, held out, or left out with a word."""
+"""Turn records into token documents: cut, held out, or left out with a remark."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.tokenizer import Tokenizer
-from rmt.data.files import shown
+from rmt.data.files import by_reason, shown
 from rmt.data.inputs import Record, as_problem, as_text, read_records
 
 BAD_SHARE = 0.01  # more unreadable records than this are an error
@@ -28,25 +28,7 @@ class Corpus:
     documents: list[Document]
     left_out: list[Record]  # those that are in no document, each with its trouble
     total: int  # records, left out or not
-    remarks: list[str]  # what to tell the user, a line each
-
-
-def load(
-    paths: Sequence[str],
-    tokenizer: Tokenizer,
-    fields: Sequence[str],
-    document_tokens: int,
-    shortest: int,
-) -> list[Document]:
-    """The documents of `read`, of all records, as text."""
-    return read(paths, tokenizer, fields, document_tokens, shortest).documents
-
-
-def load_problems(
-    paths: Sequence[str], tokenizer: Tokenizer, fields: Sequence[str], most_tokens: int
-) -> list[Document]:
-    """The documents of `read`, of all records, as problems."""
-    return read(paths, tokenizer, fields, most_tokens, None).documents
+    remarks: list[str]  # lines for the user
 
 
 def read(
@@ -58,7 +40,7 @@ def read(
     part: str = "all",
     holdout: int = 0,
 ) -> Corpus:
-    """All documents of files and folders; with `part`, those held out or those that are not.
+    """Read the documents of files and folders: "all", those to "train" on or those "held_out".
 
     Texts of more than document_tokens are cut into pieces; those of fewer than `shortest` tokens
     are left out. Without `shortest` records are problems, longer ones left out: a text (`problem`
@@ -68,10 +50,9 @@ def read(
     """
     make, many = (as_text, "texts") if shortest is not None else (as_problem, "problems")
     records, remarks = read_records(paths, make, fields)
-    remarks += _report_bad(records, paths)
-    records, remark = _part_of(records, part, holdout, many)
-    documents, left_out = [], [record for record in records if record.text is None]
-    ends = []  # tokens left out of texts that are used
+    remarks += _check_readable(records, paths)
+    records, chosen = _select(records, part, holdout, many)
+    documents, left_out, ends = [], [], []  # ends: tokens left out of texts that are used
     for record in (record for record in records if record.text is not None):
         ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
         pieces, trouble = _pieces(ids, document_tokens, shortest)
@@ -81,20 +62,69 @@ def read(
             left_out.append(replace(record, trouble=trouble))
         elif (end := len(ids) - sum(map(len, pieces))) > 0:
             ends.append(end)
+    unreadable = [record for record in records if record.text is None]
     if not documents:
-        why = left_out[-1].trouble if left_out else "there are none"
+        why = (unreadable + left_out)[-1].trouble if records else "there are none"
         raise ValueError(f"{shown(paths)}: none of {len(records)} {many} can be used: {why}")
-    remarks += remark + _name_left_out(left_out, len(records), many)
+    remarks += chosen
+    for reason, names in by_reason((r.source, r.trouble) for r in left_out).items():
+        remarks.append(
+            f"left out {len(names):,} of {len(records):,} {many}: {reason}: {shown(names)}"
+        )
     if ends:
         remarks.append(
             f"left out the last {sum(ends):,} tokens of {len(ends):,} texts: pieces of fewer than "
             f"{shortest} tokens"
         )
-    return Corpus(documents, left_out, len(records), remarks)
+    return Corpus(documents, unreadable + left_out, len(records), remarks)
+
+
+def _check_readable(records: Sequence[Record], paths: Sequence[str]) -> list[str]:
+    """Return a remark on unreadable records; ValueError if there are too many, or no record."""
+    if not records:
+        raise ValueError(f"--data {', '.join(map(str, paths))} is empty; give a file with text")
+    bad = [record for record in records if record.text is None]
+    first = "\n".join(f"  {record.source}: {record.trouble}" for record in bad[:5])
+    if len(bad) > BAD_SHARE * len(records):
+        raise ValueError(
+            f"{len(bad)} of {len(records)} records are unreadable (more than {BAD_SHARE:.0%}):\n"
+            f"{first}\nmend the file, or name its fields with --text-fields"
+        )
+    return [f"skipped {len(bad)} of {len(records)} records:\n{first}"] if bad else []
+
+
+def _select(
+    records: list[Record], part: str, holdout: int, many: str
+) -> tuple[list[Record], list[str]]:
+    """Return the records of a part, and a remark on how many are held out.
+
+    Held out are the problems whose hashes come first, whatever the order, the tokenizer or the
+    seed. All records of one problem are on one side, however it is spaced.
+    """
+    if part == "all" or (part == "train" and not holdout):
+        return records, []
+    if not holdout:
+        raise ValueError(
+            "no documents are held out (--holdout 0, or --eval-data was given); name some with "
+            "--data"
+        )
+    keys = [_hash(record.problem) for record in records]
+    hashes = sorted({key for key, record in zip(keys, records) if record.text is not None})
+    count = min(holdout, len(hashes) // 10)
+    chosen = set(hashes[:count])
+    remark = f"held out by a hash of their text: {count:,} of {len(hashes):,} {many} (--holdout)"
+    if count < holdout:
+        remark += f"; {holdout} would be more than a tenth"
+    held_out = part == "held_out"
+    return [r for r, key in zip(records, keys) if (key in chosen) == held_out], [remark]
+
+
+def _hash(problem: str) -> str:
+    return hashlib.sha256("".join(problem.split()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _pieces(ids: np.ndarray, longest: int, shortest: int | None) -> tuple[list[np.ndarray], str]:
-    """Pieces of a text, or the problem as a whole; why there are none."""
+    """Cut a text into pieces, or keep a problem whole; return them, or why there are none."""
     if not len(ids):
         return [], "it is empty"
     if shortest is None:
@@ -103,57 +133,3 @@ def _pieces(ids: np.ndarray, longest: int, shortest: int | None) -> tuple[list[n
     pieces = [ids[i : i + longest] for i in range(0, len(ids), longest)]
     too_short = f"fewer than {shortest} tokens (--min-context and one more); give longer text"
     return [piece for piece in pieces if len(piece) >= shortest], too_short
-
-
-def _part_of(
-    records: Sequence[Record], part: str, holdout: int, many: str
-) -> tuple[list[Record], list[str]]:
-    """The records of a part, and what to say about it.
-
-    Held out are the problems whose hashes come first, whatever the order, the tokenizer or the
-    seed; all records of one problem, however it is spaced, are on one side.
-    """
-    if part == "all" or (part == "train" and not holdout):
-        return list(records), []
-    if not holdout:
-        raise ValueError(
-            "no documents are held out (--holdout 0, or --eval-data was given); name some with "
-            "--data"
-        )
-    keys = [_hash(record.problem) for record in records]
-    first = sorted({key for key, record in zip(keys, records) if record.text is not None})
-    count = min(holdout, len(first) // 10)
-    chosen = set(first[:count])
-    remark = f"held out by a hash of their text: {count:,} of {len(first):,} {many} (--holdout)"
-    if count < holdout:
-        remark += f"; {holdout} would be more than a tenth"
-    held_out = part == "held_out"
-    return [r for r, key in zip(records, keys) if (key in chosen) == held_out], [remark]
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256("".join(text.split()).encode()).hexdigest()
-
-
-def _name_left_out(left_out: Sequence[Record], total: int, many: str) -> list[str]:
-    """A line for each reason, with the first names."""
-    named: dict[str, list[str]] = {}
-    for record in (record for record in left_out if record.text is not None):
-        named.setdefault(record.trouble, []).append(record.source)
-    return [
-        f"left out {len(sources):,} of {total:,} {many}: {why}: {shown(sources)}"
-        for why, sources in named.items()
-    ]
-
-
-def _report_bad(records: Sequence[Record], paths: Sequence[str]) -> list[str]:
-    bad = [record for record in records if record.text is None]
-    if not records:
-        raise ValueError(f"--data {', '.join(map(str, paths))} is empty; give a file with text")
-    shown = "\n".join(f"  {record.source}: {record.trouble}" for record in bad[:5])
-    if len(bad) > BAD_SHARE * len(records):
-        raise ValueError(
-            f"{len(bad)} of {len(records)} records are unreadable (more than {BAD_SHARE:.0%}):\n"
-            f"{shown}\nmend the file, or name its fields with --text-fields"
-        )
-    return [f"skipped {len(bad)} of {len(records)} records:\n{shown}"] if bad else []

@@ -1,16 +1,17 @@
-"""Files to records: a text each, or a problem and its answer, or why it could not be read."""
+"""Read records from files: a text each, or a problem and its answer, or why it is unreadable."""
 
 import codecs
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmt.data.files import KINDS, find_files, printable, shown
+from rmt.data.files import KINDS, by_reason, find_files, printable, shown
 
 UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 HUB_DATASETS = {
@@ -24,22 +25,25 @@ DAPO_REQUEST = re.compile(
     r'|\n\nRemember to put your answer on its own line after "Answer:"\.$'
 )
 PROBLEM = ("problem", "question")  # fields by which records of one problem are known
-HALF = "half a surrogate pair, which is no character"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Record:
-    source: str
+    source: str  # file:line
     text: str | None  # None: could not be read
     trouble: str = ""  # why it is in no document
     answer: str = ""
-    problem: str = ""  # what tells it from other records: its problem, else its text
+    problem: str = ""  # identifies the problem, or else the text, for --holdout
 
 
 def read_records(
     paths: Sequence[str], make: Callable, fields: Sequence[str]
 ) -> tuple[list[Record], list[str]]:
-    """Records of files and folders; make(source, object of a line, fields) gives one. Remarks."""
+    """Read the records of files and folders; return them, and remarks on files left out.
+
+    make: `as_text` or `as_problem`.
+    """
     places = [Path(_download(path) if path in HUB_DATASETS else path) for path in paths]
     for place in places:
         if not os.path.exists(place):
@@ -48,81 +52,81 @@ def read_records(
                 f"{', '.join(HUB_DATASETS)}"
             )
     files = find_files(places)
-    records = [Record(printable(path), None, why) for path, why in files.unreadable]
+    records = [Record(name, None, reason) for name, reason in files.unreadable]
     for file in files.found:
-        before = len(records)
-        for source, raw, trouble in _read_file(file):
-            bad = Record(source, None, trouble)
-            records.append(bad if trouble else make(source, raw, fields))
-        if len(records) == before:
-            files.pass_over("empty", file)
+        found = list(_read_file(file, make, fields))
+        records += found
+        if not found:
+            files.left_out.append((printable(file), "empty"))
     remarks = [
-        f"left out {len(them):,} files, {why}: {shown([printable(path) for path in them])}"
-        for why, them in files.passed_over.items()
+        f"left out {len(names):,} files, {reason}: {shown(names)}"
+        for reason, names in by_reason(files.left_out).items()
     ]
     return records, remarks
 
 
-def _read_file(file: Path) -> Iterator[tuple[str, Any, str]]:
-    """(source, object, what is wrong with it) of each record."""
-    name = printable(file)
+def _read_file(file: Path, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
+    name, suffix = printable(file), file.suffix.lower()
     try:
         content = file.read_bytes()
     except OSError as error:
-        yield name, None, f"cannot be read ({error.strerror})"
+        yield Record(name, None, f"cannot be read ({error.strerror})")
         return
-    if file.suffix.lower() == ".parquet":
-        yield from ((f"{name}:{i}", row, "") for i, row in enumerate(_read_parquet(file), start=1))
-        return
-    if content.startswith(UTF_16_OR_32):
+    if suffix == ".parquet":
+        rows = [(f"{name}:{n}", row) for n, row in enumerate(_read_parquet(file), start=1)]
+    elif content.startswith(UTF_16_OR_32):
         raise ValueError(f"--data {name} is UTF-16 or UTF-32; make it UTF-8: iconv -t UTF-8")
-    if file.suffix.lower() == ".jsonl":
-        for number, raw, trouble in json_lines(content):
-            bad = trouble or ("" if isinstance(raw, dict) else "not a JSON object")
-            yield f"{name}:{number}", raw, bad
-        return
-    if b"\0" in content:
+    elif suffix == ".jsonl":
+        rows = [(f"{name}:{n}", line) for n, line in split_lines(content)]
+    elif b"\0" in content:
         raise ValueError(f"--data {name} is a binary file, not text; give {KINDS}")
-    try:
-        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-        yield from [(name, {"text": text}, "")] if content else []
-    except UnicodeDecodeError as error:
-        yield name, None, f"not UTF-8 at byte {error.start}"
+    else:
+        rows = [(name, content)] if content else []
+    parse = {".parquet": dict, ".jsonl": parse_json}.get(suffix, _parse_text)
+    for source, row in rows:
+        try:
+            record = make(source, parse(row), fields)
+            if LONE_SURROGATE.search(record.text + record.answer):
+                raise ValueError("half a surrogate pair, which is no character")
+            yield record
+        except ValueError as error:
+            yield Record(source, None, str(error))
 
 
-def json_lines(content: bytes) -> Iterator[tuple[int, Any, str]]:
-    """(number, value, what is wrong with it) of each line that is not blank; "\\n" ends lines."""
+def split_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return number and content of each line that is not blank; only "\\n" ends a line."""
     for number, line in enumerate(content.split(b"\n"), start=1):
         line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
-            yield number, *_parse(line)
+            yield number, line
 
 
-def _parse(line: bytes) -> tuple[Any, str]:
+def parse_json(line: bytes) -> dict[str, Any]:
+    """Parse a line of JSON, with NaN as null; ValueError unless it is an object."""
     try:
-        return json.loads(
-            line.decode("utf-8"),
-            parse_int=_integer,
-            parse_constant=lambda _: None,  # nan, which is no JSON
-            object_pairs_hook=_object,
-        ), ""
+        value = json.loads(
+            line.decode("utf-8"), parse_constant=lambda _: None, object_pairs_hook=_unique
+        )
     except (ValueError, RecursionError) as error:
-        return None, f"not JSON: {error}"
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
-def _integer(digits: str) -> int | str:
-    try:
-        return int(digits)
-    except ValueError:  # Python reads 4,300 digits at most
-        return digits
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field {next(n for n in names if names.count(n) > 1)!r} is there twice")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"field {name!r} is there twice")
     return found
+
+
+def _parse_text(content: bytes) -> dict[str, Any]:
+    try:
+        return {"text": content.decode("utf-8-sig")}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
 
 
 def _read_parquet(file: Path) -> list[dict[str, Any]]:
@@ -140,55 +144,44 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
 
 
 def as_text(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
+    """Join text fields by a blank line; ValueError if one is missing."""
     wanted = fields or (("problem", "solution") if "problem" in raw else ("text",))
-    missing = [name for name in wanted if not isinstance(raw.get(name), str)]
-    if missing:
-        return Record(source, None, f"no text field {missing[0]!r}; it has: {_has(raw)}")
+    for name in wanted:
+        if not isinstance(raw.get(name), str):
+            raise ValueError(f"no text field {name!r}; it has: {_names(raw)}")
     text = "\n\n".join(raw[name] for name in wanted)
-    if _half_a_character(text):
-        return Record(source, None, HALF)
-    told = next((raw[name] for name in PROBLEM if isinstance(raw.get(name), str)), text)
-    return Record(source, text, problem=told)
+    problem = next((raw[name] for name in PROBLEM if isinstance(raw.get(name), str)), text)
+    return Record(source, text, problem=problem)
 
 
 def as_problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
+    """Read a problem and its answer, of MATH, GSM8K, DAPO or verl; ValueError if one is missing."""
     if isinstance(raw.get("reward_model"), dict):  # a data set made for verl
         raw = _from_verl(raw)
     fields = fields or ("question" if "question" in raw else "problem",)
-    raw = {k: DAPO_REQUEST.sub("", v.strip()) if k in fields and isinstance(v, str) else v
-           for k, v in raw.items()}  # fmt: skip
-    record = as_text(source, raw, fields)
-    answer = raw.get("answer")
-    if record.text is None:
-        return record
+    texts = {name: raw[name] for name in fields if isinstance(raw.get(name), str)}
+    raw = raw | {name: DAPO_REQUEST.sub("", text.strip()) for name, text in texts.items()}
+    record, answer = as_text(source, raw, fields), raw.get("answer")
     if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
-        return Record(source, None, f"no field 'answer' of text or a number; it has: {_has(raw)}")
+        raise ValueError(f"no field 'answer' of text or a number; it has: {_names(raw)}")
     answer = str(answer).rsplit("####")[-1].strip()
     if not answer:
-        return Record(source, None, "its answer is empty: every response would be wrong")
-    if _half_a_character(answer):
-        return Record(source, None, HALF)
+        raise ValueError("its answer is empty: every response would be wrong")
     return replace(record, answer=answer)
 
 
-def _has(raw: dict[str, Any]) -> str:
+def _names(raw: dict[str, Any]) -> str:
     return ", ".join(list(raw)[:20]) or "none"
 
 
-def _half_a_character(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _from_verl(raw: dict[str, Any]) -> dict[str, Any]:
-    truth = raw["reward_model"].get("ground_truth")
+    prompt, truth = raw.get("prompt"), raw["reward_model"].get("ground_truth")
     with suppress(TypeError, ValueError, RecursionError):  # Skywork's are lists of answers, as JSON
         listed = json.loads(truth)
-        if isinstance(listed, list) and [type(x) for x in listed[:1]] == [str]:  # no [1, 2]
+        if isinstance(listed, list) and listed and isinstance(listed[0], str):  # no [1, 2]
             truth = listed[0]
-    prompt = raw.get("prompt")
-    messages = prompt if isinstance(prompt, list) else []
-    said = [m.get("content") for m in messages if isinstance(m, dict)]
-    return {"problem": said[-1] if said else None, "answer": truth}
+    messages = [m for m in prompt if isinstance(m, dict)] if isinstance(prompt, list) else []
+    return {"problem": messages[-1].get("content") if messages else None, "answer": truth}
 
 
 def _download(name: str) -> str:

@@ -1,9 +1,9 @@
-"""math-verify behind a pipe: what a model wrote is parsed in a process that can be killed.
+"""Ask math-verify whether two answers are equal, in a process that can be killed.
 
-A power tower or a factorial would compute for ever, or fill the memory. `Judge` starts one
-process, which imports math-verify once; a fork of it answers questions until one fails, takes
-longer than SECONDS, or much of MEMORY: then that fork ends, the answer is wrong, and the next fork
-goes on, without importing anything anew. It ends with the process that asks.
+Model output is hostile: a power tower or a factorial would compute for ever, or fill the memory.
+`Judge` starts one process, which imports math-verify once. A fork of it answers questions until one
+fails, takes longer than SECONDS or more than MEMORY. Then the answer is wrong, and a new fork goes
+on without importing anything. The process ends with the one that asks.
 """
 
 import json
@@ -14,62 +14,55 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
+from mmap import mmap
 from pathlib import Path
 
-SECONDS = 2.0  # of a question
+SECONDS = 2.0  # per question
 MEMORY = 2 << 30  # bytes of address space
-MOST = 1000  # questions of one fork: their numbers have to fit into a pipe
 START = 120.0  # seconds that importing math-verify may take on a busy machine
+# What the process writes: READY once, then one of the others for each question.
+READY, EQUAL, DIFFERENT, NO_VERDICT = b"!", b"1", b"0", b"?"
 
 
 class Judge:
-    """Compares two answers by value. `command` starts a process that speaks like `main` here."""
+    """Compare two answers by value. `command` starts a process that speaks like `main` here."""
 
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "rmt.data.judge")):
         self.command, self.process = command, None
-        self.asked = self.failed = 0  # failed: wrong because there was no verdict
+        self.failed = 0  # answers that were wrong because there was no verdict
 
     def same(self, given: str, truth: str) -> bool:
-        """False, too, if there is no answer within SECONDS. RuntimeError if none can start."""
+        """Return False without a verdict in time, too. RuntimeError if no process can start."""
         if self.process is None or self.process.poll() is not None:
             self._start()
-        self.asked += 1
-        question = json.dumps([self.asked, truth, given]).encode() + b"\n"
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(question)
-            # Its own alarm comes first, unless it has lost its way altogether.
-            until = time.monotonic() + 1.5 * SECONDS
-            while line := self._line(until):
-                number, _, verdict = line.partition(b" ")
-                if number == b"%d" % self.asked:
-                    self.failed += verdict not in (b"True", b"False")
-                    return verdict == b"True"
-        self._stop()
-        self.failed += 1
-        return False
+        verdict = b""
+        try:
+            with suppress(BrokenPipeError):
+                self.process.stdin.write(json.dumps([truth, given]).encode() + b"\n")
+                verdict = self._read_byte(1.5 * SECONDS)  # the fork's own alarm comes first
+        finally:  # interrupted, too: a late verdict would be taken for that of the next question
+            if verdict not in (EQUAL, DIFFERENT, NO_VERDICT):
+                self._stop()
+        self.failed += verdict not in (EQUAL, DIFFERENT)
+        return verdict == EQUAL
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
             start_new_session=True, cwd=Path(__file__).parents[2],
         )  # fmt: skip
-        if self._line(time.monotonic() + START) != b"ready":
+        if self._read_byte(START) != READY:
             self._stop()
             raise RuntimeError(
                 f"math-verify is installed, but `{' '.join(self.command)}` does not start; look at "
                 "what it prints, or uninstall math-verify"
             )
 
-    def _line(self, until: float) -> bytes:
-        """The next line, empty if none comes in time."""
-        line, out = b"", self.process.stdout
-        while (left := until - time.monotonic()) > 0 and select.select([out], [], [], left)[0]:
-            if not (byte := out.read(1)) or byte == b"\n":
-                return line if byte else b""
-            line += byte
-        return b""
+    def _read_byte(self, seconds: float) -> bytes:
+        """Return the next byte of the process, or b"" if it ends or none comes in time."""
+        output = self.process.stdout
+        return output.read(1) if select.select([output], [], [], seconds)[0] else b""
 
     def _stop(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
@@ -79,35 +72,34 @@ class Judge:
         self.process = None
 
 
-def serve(same, answers: int, questions: int = 0) -> None:
-    """Answer questions from one descriptor to another, in forks that may die of a question."""
-    asking, answering = os.pipe()  # the number of the question that a fork died of
-    while True:
+def serve(same, answers: int) -> None:
+    """Answer questions from stdin to the descriptor `answers`, in forks that may die of one."""
+    busy = mmap(-1, 1)  # shared with the fork: 1 while it works on a question
+    status = None
+    while status != 0:
+        busy[0] = 0
         if not (fork := os.fork()):
-            _answer(same, answers, questions, answering)
+            _answer(same, answers, busy)
         _, status = os.waitpid(fork, 0)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
-            return
-        numbers = os.read(asking, 1 << 16).split()  # not empty: it only dies of a question
-        os.write(answers, numbers[-1] + b" failed\n")  # a second answer is passed over
+        if busy[0]:
+            os.write(answers, NO_VERDICT)
 
 
-def _answer(same, answers: int, questions: int, answering: int) -> None:
-    """In a fork: answer until the questions end."""
+def _answer(same, answers: int, busy: mmap) -> None:
+    """Run a fork: answer until the questions end (exit status 0) or one fails (another)."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the fork, whatever it is doing
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    for line in os.fdopen(questions, "rb", buffering=0, closefd=False):
-        number, truth, given = json.loads(line)
-        os.write(answering, b"%d " % number)
+    for question in os.fdopen(0, "rb", buffering=0, closefd=False):  # the rest: a new fork
+        busy[0] = 1
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
-            verdict = same(truth, given)
+            verdict = same(*json.loads(question))
         except BaseException:
             os._exit(1)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        os.write(answers, b"%d %s\n" % (number, str(bool(verdict)).encode()))
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if used > MEMORY // 2 or number % MOST == 0:
+        busy[0] = 0
+        os.write(answers, EQUAL if verdict else DIFFERENT)
+        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MEMORY // 2:
             os._exit(1)  # what it still holds might fail the next question
     os._exit(0)
 
@@ -117,16 +109,16 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     from math_verify import parse, verify
 
-    logging.disable()  # it warns of the timeouts that it is told not to have
+    logging.disable()  # math-verify would warn that its timeouts are off
 
     def same(truth: str, given: str) -> bool:
         # Their own timeouts are Python's signal handlers, which a long product never reaches.
         sides = (parse(f"${x}$", parsing_timeout=None) for x in (truth, given))
-        return bool(verify(*sides, timeout_seconds=None))
+        return verify(*sides, timeout_seconds=None)
 
     same("x+1", r"1+\frac{2x}{2}")  # builds the parser's tables, which is slow once
-    os.write(answers, b"ready\n")
-    with suppress(BrokenPipeError):  # who asked has gone
+    os.write(answers, READY)
+    with suppress(BrokenPipeError):  # the asking process has ended
         serve(same, answers)
 
 

@@ -1,12 +1,13 @@
-r"""Is this the answer to the problem? For post-training on problems with an answer (GRPO).
+r"""Compare an answer to a problem with the true one, for post-training (GRPO).
 
-Answers are compared as numbers; else piece by piece between brackets and commas, as numbers or as
-text in a plain spelling without the signs of percent, degrees and currencies. 1/2 is 0.5 and
-\frac{1}{2}, 1 1/2 is 3/2, 1,500 is 1500; but (1,500) has two numbers, 1 2 is not 12, and x+1 is not
-1+x. A name ("x =") or a unit ("\text{ cm}") counts only where both have one. Where that does not
-say yes, math-verify (Kydlíček, Hugging Face) is asked, if it is installed (rmt/data/judge.py).
+Answers are compared as numbers. Otherwise both are split at brackets and commas, and the pieces are
+compared as numbers or as text in a plain spelling, without signs of percent, degrees and
+currencies. 1/2 is 0.5 and \frac{1}{2}, 1 1/2 is 3/2, 1,500 is 1500; but (1,500) has two numbers,
+1 2 is not 12, and x+1 is not 1+x. A name ("x =") or a unit ("\text{ cm}") counts only where both
+have one. If the answers still differ, math-verify (Kydlíček, Hugging Face) decides, where it is
+installed (rmt/data/judge.py).
 
-What a model writes is hostile: numbers and texts are bounded before anything is computed.
+Model output is hostile: the size of numbers and texts is checked before anything is computed.
 """
 
 import os
@@ -48,7 +49,7 @@ PIECES = re.compile(r"([()\[\],;]|\\[{}])")
 
 
 def same_answer(given: str, truth: str) -> bool:
-    """Whether two answers are the same; the content of a \\boxed{}, and the truth."""
+    """Return True if `given`, the content of a \\boxed{}, equals `truth` in value or spelling."""
     if max(len(given), len(truth)) > LONGEST:
         return given.strip() == truth.strip() != ""
     for pattern in OPTIONAL:
@@ -67,7 +68,7 @@ def same_answer(given: str, truth: str) -> bool:
 
 @cache
 def verifier() -> str:
-    """Who judges here: what a number from this run depends on."""
+    """Name the rule that answers are compared by here; match rates depend on it."""
     return "numbers and spelling" if find_spec("math_verify") is None else "math-verify"
 
 
@@ -77,7 +78,7 @@ def _judged(given: str, truth: str) -> bool:
 
 
 def take_failures() -> int:
-    """How many answers were wrong for want of a verdict, since this was asked last."""
+    """Return how many answers were wrong without a verdict since the last call."""
     judge = _judge(os.getpid())
     failed, judge.failed = judge.failed, 0
     return failed
@@ -85,7 +86,7 @@ def take_failures() -> int:
 
 @cache
 def _judge(_process: int) -> Judge:
-    """One for each process: a fork must not talk through the pipe of another."""
+    """Return the judge of this process: a fork must not write to the pipe of its parent."""
     return Judge()
 
 
@@ -96,7 +97,7 @@ def _plain(text: str) -> str:
 
 
 def _joined(text: str) -> str:
-    """1,000 and 1 000 -> 1000; but a comma within brackets separates."""
+    """1,000 and 1 000 -> 1000, unless the text has brackets: there a comma separates."""
     return text if BRACKET.search(text) else _join(text)
 
 
@@ -117,39 +118,29 @@ def _same_piece(given: str, truth: str) -> bool:
 
 
 def _without_spaces(text: str) -> str:
-    """Without spaces, except those between digits: 3 4 is not 34."""
+    """Remove spaces, except between digits: 3 4 is not 34."""
     return re.sub(r"(?<![0-9.]) | (?![0-9.])", "", text)
 
 
 def _number(text: str) -> Fraction | None:
+    """Return the value of a signed number, fraction or mixed number; None for any other text."""
     sign, text = (-1, text[1:]) if text[:1] == "-" else (1, text.removeprefix("+"))
-    value = _unsigned(text.strip())
-    value = _unsigned(_join(text.strip())) if value is None else value
-    return None if value is None else sign * value
+    for spelling in (text.strip(), _join(text.strip())):
+        if (value := _unsigned(spelling)) is not None:
+            return sign * value
+    return None
 
 
 def _unsigned(text: str) -> Fraction | None:
-    value = _decimal(text)
-    if value is None and (found := MIXED.fullmatch(text)):
+    if found := NUMBER.fullmatch(text):
+        exponent = (found[2] or found[3] or found[4] or "0").lstrip("+")
+        if len(exponent) > 6 or abs(int(exponent)) > LARGEST:
+            return None
+        return Fraction(found[1] or "1") * Fraction(10) ** int(exponent)
+    if found := MIXED.fullmatch(text):
         whole, top, bottom = (int(x) for x in found.groups() if x is not None)
-        value = whole + Fraction(top, bottom) if top < bottom else None
-    if value is None and (found := FRACTION.fullmatch(text)):
-        top, bottom = (_signed(x) for x in found.groups() if x is not None)
-        value = top / bottom if top is not None and bottom else None
-    return value
-
-
-def _signed(text: str) -> Fraction | None:
-    text = text.strip()
-    value = _decimal(text[1:].strip() if text[:1] in ("-", "+") else text)
-    return -value if value is not None and text[:1] == "-" else value
-
-
-def _decimal(text: str) -> Fraction | None:
-    found = NUMBER.fullmatch(text)
-    if found is None:
-        return None
-    exponent = (found[2] or found[3] or found[4] or "0").lstrip("+")
-    if len(exponent) > 6 or abs(int(exponent)) > LARGEST:
-        return None
-    return Fraction(found[1] or "1") * Fraction(10) ** int(exponent)
+        return whole + Fraction(top, bottom) if top < bottom else None
+    if found := FRACTION.fullmatch(text):
+        top, bottom = (_number(x.strip()) for x in found.groups() if x is not None)
+        return top / bottom if top is not None and bottom else None
+    return None

@@ -14,7 +14,8 @@ from rmt.config.config import Config, in_repository
 from rmt.curriculum import NO_TIER, TIERS, quantile_thresholds
 from rmt.data import corpus
 from rmt.data.corpus import Corpus, Document
-from rmt.difficulty import cached_entropies, document_entropies
+from rmt.data.entropy_cache import cached_entropies
+from rmt.difficulty import document_entropies
 from rmt.engine.export import find_model
 from rmt.prompt import PromptIds, prompt_for
 from rmt.system.dist import World, compute_dtype, first, load_model, rollout_mode

@@ -6,6 +6,7 @@ written when it starts.
 
 import json
 import platform
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ LINE = {  # metric -> how the progress line shows it
 }  # fmt: skip
 
 
-class RunLog:
+class RunLog(AbstractContextManager):
     """Append to the files of a run; only rank 0 writes. Use as a context manager."""
 
     def __init__(self, out: Path, config: Config, step: int, total: int, world: World):
@@ -56,9 +57,6 @@ class RunLog:
         write_json(out / "run.json", described)
         self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # bad steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
-
-    def __enter__(self) -> "RunLog":
-        return self
 
     def __exit__(self, *_) -> None:
         if self.active:

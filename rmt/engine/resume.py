@@ -98,15 +98,12 @@ def _refuse_other_settings(given: Config, kept: Config) -> None:
 
 def _ignored(typed: Mapping[str, Any], kept: Config) -> str:
     """Name the flags of a command, as they were typed, that differ from the run's."""
-    differs = lambda name, value: name not in APPLIED and value != getattr(kept, name)
-    own = {name: value for name, value in typed.items() if name not in ("preset", "resume")}
-    names = [
-        flag(f"no_{name}" if value is False else name)
-        for name, value in own.items()
-        if differs(name, value)
+    differ = lambda values: [
+        n for n, value in values.items() if n not in APPLIED and value != getattr(kept, n)
     ]
-    preset = PRESETS.get(typed.get("preset"), {})
-    if any(differs(name, value) for name, value in preset.items() if name not in own):
+    own = {name: value for name, value in typed.items() if name not in ("preset", "resume")}
+    names = [flag(f"no_{name}" if own[name] is False else name) for name in differ(own)]
+    if set(differ(PRESETS.get(typed.get("preset"), {}))) - own.keys():
         names.append("--preset")
     remark = "a resumed run keeps the settings it was started with; not applied: "
     return remark + ", ".join(names) if names else ""

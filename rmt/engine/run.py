@@ -60,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run works with; made anew when it starts or resumes."""
+    """Objects that a run works with; made anew when it starts or resumes."""
 
     data: TrainingSet
     world: World

@@ -11,6 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -29,7 +30,7 @@ from rmt.system.dist import World, background_group, gather_objects
 PATIENCE = 60  # seconds that a failed run waits for its last checkpoint to be complete
 
 
-class Saver:
+class Saver(AbstractContextManager):
     """Write checkpoints of a run, one at a time, and delete all but the newest `keep`.
 
     As a context manager, wait for the last checkpoint before the run ends.
@@ -44,13 +45,10 @@ class Saver:
         # torch warns at each save of a single process.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
-    def __enter__(self) -> "Saver":
-        return self
-
     def __exit__(self, kind, *_) -> None:
         if kind is None:
             self.wait()
-        elif self.thread is not None:  # other ranks may be gone, so that it never completes
+        elif self.thread:  # other ranks may be gone, so that it never completes
             self.thread.join(min(PATIENCE, self.world.timeout))
 
     @property
@@ -80,10 +78,10 @@ class Saver:
 
     def wait(self) -> None:
         """Wait for the checkpoint; CheckpointError on all ranks if it failed on one."""
-        if self.thread is not None:
+        if self.thread:
             self.thread.join()
         self.thread, problem, self.problem = None, self.problem, None
-        if problem is not None:
+        if problem:
             raise problem
 
     def _in_background(self, step: int, state: dict[str, Any], run: dict[str, Any]) -> None:

@@ -172,7 +172,7 @@ def positions_of(
                       "RPT's nested sets (H > 0.5, ...) are left out")  # fmt: skip
         return chosen
     check_writable("--positions", stored)
-    entropies, thresholds = measure_difficulty(config, world, source, tokenizer, documents, model)
+    entropies, thresholds = measure_difficulty(config, world, source, tokenizer, model, documents)
     by = config.difficulty_model or config.model
     chosen = choose_positions(
         documents, entropies, thresholds, config.min_context, options.per_tier, config.seed,

@@ -160,7 +160,7 @@ def run_to_end(run: Run, setup: Setup, log: RunLog) -> str:
         evaluate_held_out(run, setup, log)
     log.probes(ask_probes(run, setup))
     made_by = describe(c, run.total_steps, world, run.step)
-    model = export_model(run.model, setup.source, run.out, setup.compute, world, run=made_by)
+    model = export_model(run.model, setup.model_dir, run.out, setup.compute, world, run=made_by)
     return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
 
 

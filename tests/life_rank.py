@@ -88,7 +88,7 @@ def second_life(place: Path, config: Config, world: dist.World, path: Path, file
     learn(run, setup, run.step, place / "losses-1.jsonl", path)
     size = sum(p.numel() for p in run.model.parameters()) * setup.compute.itemsize
     with phase("export", path):
-        out = export_model(run.model, setup.source, run.out, setup.compute, world, size // files)
+        out = export_model(run.model, setup.model_dir, run.out, setup.compute, world, size // files)
     with dist.rollout_mode(run.model) as sampler:
         if world.rank == 0:
             same_bits(dict(sampler.named_parameters()), out)

@@ -80,7 +80,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/update.py", "c.clip_high, c.kl_beta", "c.clip_high, 0.0", "loss kl_beta"),
     "KL is not weighted": ("rmt/objective.py", "(weight * kl).sum()", "kl.mean()", "loss kl_beta"),
     "the reference is the model": (
-        "rmt/engine/run.py", "reference = load_model(source, world, compute, trainable=False)",
+        "rmt/engine/run.py", "reference = load_model(model_dir, world, compute, trainable=False)",
         "reference = model", "loss kl_beta"),
     "the reference at temperature 1": (
         "rmt/update.py", "score(reference, f, *known)",

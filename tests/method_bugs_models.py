@@ -71,7 +71,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "initial_model(run)", "taken"),
     # Seeds, and what is known of what was asked.
     "the curriculum's seed is 0": (
-        "rmt/engine/run.py", "Curriculum(tiers, config.seed,", "Curriculum(tiers, 0,",
+        "rmt/engine/run.py", "Curriculum(data.tiers, config.seed,", "Curriculum(data.tiers, 0,",
         "curriculum_seed"),
     "tiers are drawn by seed 0": (
         "rmt/curriculum.py", "(self.seed, step, document, attempt)",
@@ -83,13 +83,13 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/curriculum.py", "(self.seed, document, tier, shuffle)",
         "(0, document, tier, shuffle)", "curriculum_seed"),
     "positions of an evaluation by seed 0": (
-        "rmt/engine/run.py", "config.eval_positions, config.seed", "config.eval_positions, 0",
+        "rmt/engine/setup.py", "config.eval_positions, config.seed", "config.eval_positions, 0",
         "curriculum_seed"),
     "what is drawn again is not observed": (
         "rmt/dynamic_sampling.py",
         "        record_matches(c, curriculum, fresh, world, attempt)\n", "", "observed"),
     "difficulty of another dtype": (
-        "rmt/engine/setup.py", " {compute_dtype(config.dtype, world)}\"\n", '"\n', "dtype"),
+        "rmt/engine/setup.py", " {compute} of {tokenizer", " of {tokenizer", "dtype"),
     # What a step says.
     "the rate of all steps is logged as the last": (
         "rmt/update.py", '"update/learning_rate", rate, 1', '"update/learning_rate", '

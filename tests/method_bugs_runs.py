@@ -5,7 +5,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "tiers above their ends": (
         "rmt/curriculum.py", 'entropy, side="right") - 1', 'entropy, side="right")', "tiers"),
     "min_context ignored": (
-        "rmt/engine/run.py", "assign_tiers(entropy, thresholds, config.min_context)",
+        "rmt/engine/setup.py", "assign_tiers(entropy, thresholds, config.min_context)",
         "assign_tiers(entropy, thresholds, 8)", "tiers"),
     "quantiles over early positions": (
         "rmt/curriculum.py", "e[min_context:] for e in entropies", "e[1:] for e in entropies",
@@ -20,8 +20,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/difficulty.py", "([np.inf], entropy[start : start + len(tree) - 1])",
         "(entropy[start : start + len(tree)],)", "entropies"),
     "the model judges itself": (
-        "rmt/engine/setup.py", "    if config.difficulty_model:\n        judge =",
-        "    if False:\n        judge =", "entropies"),
+        "rmt/engine/setup.py", "    if not config.difficulty_model:\n", "    if True:\n",
+        "entropies"),
     "early is fixed": ("rmt/questions.py", "c.curriculum_early,", "(0.6, 0.3, 0.1),", "schedule"),
     "late is fixed": ("rmt/questions.py", "c.curriculum_late,", "(0.1, 0.3, 0.6),", "schedule"),
     "t1 is fixed": ("rmt/questions.py", "c.curriculum_start,", "0.15,", "schedule"),
@@ -49,8 +49,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "if position not in gone and not self._is_noise(document, position[None]).any():",
         "if position not in gone:", "adaptive"),
     "nothing is noise": (
-        "rmt/engine/run.py", "Curriculum(tiers, config.seed, config.noise_after)",
-        "Curriculum(tiers, config.seed)", "adaptive"),
+        "rmt/engine/run.py", "Curriculum(data.tiers, config.seed, config.noise_after)",
+        "Curriculum(data.tiers, config.seed)", "adaptive"),
     "a miss after a match is noise": (
         "rmt/curriculum.py", "elif self.misses[index] != MATCHED:", "else:", "adaptive"),
     # Counts.
@@ -66,8 +66,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/engine/setup.py", "config.text_fields, config.document_tokens,",
         "config.text_fields, 10**6,", "counts"),
     "epochs are ignored": (
-        "rmt/engine/run.py",
-        "min(config.epochs * len(documents)", "min(10 * len(documents)", "counts"),
+        "rmt/engine/resume.py", "min(config.epochs * documents", "min(10 * documents", "counts"),
     "tokens do not end a run": (
         "rmt/engine/run.py", "0 < c.max_tokens <= self.tokens", "False", "ends"),
     "minutes do not end a run": (
@@ -120,8 +119,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "seconds are not restored": (
         "rmt/engine/run.py", 'saved["tokens"], saved["seconds"]', 'saved["tokens"], 0.0', "resume"),
     "T is not restored": (
-        "rmt/engine/resume.py",
-        "return before or given", "return 7 if before else given", "resume"),
+        "rmt/engine/resume.py", "        given = before\n", "        given = 7\n", "resume"),
     "moments are not restored": (
         "rmt/engine/checkpoint.py", 'optim_state_dict=state["optimizer"]',
         "optim_state_dict=get_state_dict(model, type(optimizer)(model.parameters()))[1]",
@@ -131,11 +129,11 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/engine/held_out.py", "budget_of_step(c, run.total_steps, ",
         "budget_of_step(c, run.step, ", "held_out"),
     "an evaluation from the first token on": (
-        "rmt/engine/run.py",
+        "rmt/engine/setup.py",
         "documents, entropies, thresholds, config.min_context, config.eval_positions",
         "documents, entropies, thresholds, 1, config.eval_positions", "held_out"),
     "64 positions per tier": (
-        "rmt/engine/run.py", "config.eval_positions, config.seed", "64, config.seed", "held_out"),
+        "rmt/engine/setup.py", "config.eval_positions, config.seed", "64, config.seed", "held_out"),
     "an evaluation at every step": (
         "train.py", "run.step % c.eval_every == 0", "run.step % 1 == 0", "held_out"),
     "a model is asked for B_0": (

@@ -18,7 +18,7 @@ from rmt.config.config import Config
 from rmt.curriculum import TIERS
 from rmt.engine.held_out import evaluate_held_out
 from rmt.engine.run import prepare
-from rmt.engine.setup import read_documents, read_model_directory
+from rmt.engine.setup import read_corpus, read_model_directory
 from rmt.evaluation import compare
 from rmt.evaluation.evaluate import nats_per_token
 from rmt.evaluation.positions import read_positions
@@ -63,7 +63,7 @@ def test_a_run_is_evaluated_on_what_it_left_out(place, tmp_path, capsys):
     config = Config(**SETTINGS | LEARNT)
     tokenizer, shape = read_model_directory(place / "thinker")
     parts = {
-        part: read_documents(config, [str(place / "data.jsonl")], tokenizer, shape, 12, part)
+        part: read_corpus(config, [str(place / "data.jsonl")], tokenizer, shape, 12, part).documents
         for part in ("all", "train", "held_out")
     }
     assert [len(parts[part]) for part in parts] == [40, 36, 4]
@@ -226,9 +226,9 @@ def test_no_positions_file_is_a_traceback(place, tmp_path):
     evaluated(place, tmp_path, mode="ntp", per_tier=3)
     tokenizer, shape = read_model_directory(place / "thinker")
     config, path = Config(**SETTINGS | LEARNT), tmp_path / "positions.json"
-    documents = read_documents(
+    documents = read_corpus(
         config, [str(place / "data.jsonl")], tokenizer, shape, 12, "held_out"
-    )
+    ).documents
     assert read_positions(path, documents).positions
     text, rng = path.read_text(), random.Random(0)
     odd = [None, True, -1, 10**400, 1e999, "x", [], {}, "NaN", [[]], {"easy": 1}, "\ud800"]

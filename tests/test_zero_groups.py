@@ -27,7 +27,7 @@ CASES = {
 def updated(place, advantage, match=None, text=True, **changes):
     """One update in fp64: metrics and the weights after it."""
     run = prepared(place, **changes)
-    run.model = build(run.source, torch.device("cpu"), torch.float64)
+    run.model = build(run.model_dir, torch.device("cpu"), torch.float64)
     run.optimizer = torch.optim.AdamW(run.model.parameters(), lr=1e-3, weight_decay=0.1)
     trees = [tree for tree in toy_trees() if text or tree.branches]
     responses = {b.id: b.response for tree in trees for b in tree.branches}

@@ -68,11 +68,11 @@ def everything(world, place):
 
 def fresh_model(run, dtype):
     """Like dist.load_model, in any dtype."""
-    model = on_meta(run.source).to(dtype)
+    model = on_meta(run.model_dir).to(dtype)
     if run.world.size > 1:
         dist.shard(model, run.world, dtype)
     model.to_empty(device="cpu")
-    load(model, run.source)
+    load(model, run.model_dir)
     return model
 
 

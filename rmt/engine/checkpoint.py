@@ -1,20 +1,18 @@
-"""What a run leaves on disk, none of it ever half-written: checkpoints to resume, and its model.
+"""Checkpoints of a run and its final model; neither is ever half-written.
 
     OUT/checkpoints/step-000050/   torch.distributed.checkpoint + run.json + checksums.json
     OUT/model/                     the result as a plain Hugging Face directory
 
-A checkpoint is written (saver.py) beside its place and renamed when complete; a kill at any moment
-leaves the one before it intact. It is read by any number of ranks. All ranks must see the
-same file system.
+A checkpoint is written (saver.py) to a folder beside its own, which is renamed when complete: a
+kill at any moment leaves the checkpoint before it intact. Any number of ranks can read it. All
+ranks must see the same file system.
 """
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
@@ -34,6 +32,11 @@ from rmt.config.config import wrong_types
 from rmt.system.dist import World, gather_objects
 
 CHECKSUMS, RUN = "checksums.json", "run.json"
+SAVED = {  # names in run.json -> type
+    "config": dict, "total_steps": int, "step": int, "data": str, "refused_in_a_row": int,
+    "tokens": (int, float), "seconds": (int, float),
+}  # fmt: skip
+SAVED_LATER = {"models": dict, "thresholds": list, "compute": str}  # not in older checkpoints
 
 
 class CheckpointError(ValueError):
@@ -41,83 +44,97 @@ class CheckpointError(ValueError):
 
 
 def steps(out: Path) -> list[int]:
-    """Steps of all complete checkpoints of a run, oldest first."""
+    """Return the steps of all complete checkpoints of a run, oldest first."""
     numbers = (p.name.removeprefix("step-") for p in (out / "checkpoints").glob("step-*"))
     return sorted(int(number) for number in numbers if number.isdigit())
 
 
+def step_dir(out: Path, step: int) -> Path:
+    """Return the directory of the checkpoint after `step` steps."""
+    return out / "checkpoints" / f"step-{step:06d}"
+
+
 def newest(out: Path) -> Path:
-    """The folder of a run's newest checkpoint; CheckpointError when there is none."""
+    """Return the directory of a run's newest checkpoint; CheckpointError when there is none."""
     if not steps(out):
         raise CheckpointError(
             f"--resume {out}: no checkpoint in {out / 'checkpoints'}; give the --out of "
             "a run that has saved one, or start anew"
         )
-    return place_of(out, steps(out)[-1])
+    return step_dir(out, steps(out)[-1])
 
 
-def read(place: Path, world: World) -> dict[str, Any]:
-    """Saved JSON of a checkpoint; CheckpointError when one of its files is damaged. All ranks."""
-    damaged = [name for part in gather_objects(_damaged(place, world), world) for name in part]
+def read(checkpoint_dir: Path, world: World) -> dict[str, Any]:
+    """Read run.json of a checkpoint; CheckpointError when one of its files is damaged. All ranks.
+
+    Ranks share out the files whose checksums are compared.
+    """
+    found = gather_objects(_damaged(checkpoint_dir, world), world)
+    damaged = [name for names in found for name in names]
     if damaged:
         raise CheckpointError(
-            f"{place / damaged[0]} is damaged (checksum differs from the one at saving); "
-            f"delete {place} to resume from the checkpoint before it"
+            f"{checkpoint_dir / damaged[0]} is damaged (checksum differs from the one at saving); "
+            f"delete {checkpoint_dir} to resume from the checkpoint before it"
         )
-    return _settings(place / RUN)
+    return _settings(checkpoint_dir / RUN)
 
 
-SAVED = {  # what is kept of a run beside tensors, and its type; the first two with a model, too
-    "config": dict, "total_steps": int,
-    "step": int, "data": str, "refused_in_a_row": int, "tokens": (int, float),
-    "seconds": (int, float),
-}  # fmt: skip
-SAVED_LATER = {"models": dict, "thresholds": list, "compute": str}  # not in older checkpoints
+def _damaged(checkpoint_dir: Path, world: World) -> list[str]:
+    """Name the files in this rank's share that are lost or changed."""
+    try:
+        saved = json.loads((checkpoint_dir / CHECKSUMS).read_text())
+    except (OSError, ValueError):
+        saved = None
+    if not isinstance(saved, dict) or ".metadata" not in saved:
+        return [CHECKSUMS]
+    names = sorted(saved)[world.rank :: world.size]
+    found = checksums(path for name in names if (path := checkpoint_dir / name).is_file())
+    return [name for name in names if found.get(name) != saved[name]]
 
 
 def _settings(path: Path, names: Iterable[str] = SAVED) -> dict[str, Any]:
-    """The JSON of a run; ValueError when the file is not one that a run wrote."""
+    """Read the JSON of a run; ValueError when the file is not one that a run wrote."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         wrong = [n for n in names if not isinstance(saved[n], SAVED[n]) or saved[n] is True]
         wrong += wrong_types(saved["config"])
-        wrong += [n for n, t in SAVED_LATER.items() if not isinstance(saved.get(n), (t, NoneType))]
+        found = {name: value for name, value in saved.items() if value is not None}
+        wrong += [n for n, t in SAVED_LATER.items() if not isinstance(found.get(n, t()), t)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wrong = [repr(error)]
     if wrong:
         raise ValueError(
             f"{path} is damaged: it has no settings of a run ({wrong[0]}); delete it or mend it"
         )
-    return {name: value for name, value in saved.items() if value is not None}
+    return found
 
 
 def run_settings(path: Path) -> dict[str, Any] | None:
-    """JSON (config, total_steps, ...) of the run that made a model; None when no run of ours did.
+    """Read the settings (config, total_steps, ...) of the run that made a model, or return None.
 
-    path: the model's directory, a run's (its newest checkpoint counts) or a checkpoint's.
+    path: the directory of a model, a run (its newest checkpoint counts) or a checkpoint.
     ValueError when the JSON is damaged.
     """
     path = Path(path).resolve()
-    newest = [place_of(path, step) for step in steps(path)[-1:]]
-    places = [path / MODEL_RUN, *(place / RUN for place in newest), path / RUN]
+    files = [path / MODEL_RUN, *(step_dir(path, step) / RUN for step in steps(path)[-1:])]
+    files.append(path / RUN)
     if path.name == "model":
-        places.append(path.parent / RUN)  # of a run whose model did not say yet
-    for place in (place for place in places if place.is_file()):
-        return _settings(place, ("config",))
-    return None
+        files.append(path.parent / RUN)  # of an older run, whose model has no settings
+    file = next((file for file in files if file.is_file()), None)
+    return file and _settings(file, ("config",))
 
 
-def restore(place: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
-    """Fill model, optimizer and tensors (in place) from a checkpoint. All ranks."""
+def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
+    """Fill model, optimizer and tensors, in place, from a checkpoint. All ranks."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state, "tensors": tensors}
     try:
         with warnings.catch_warnings():  # a single process has no process group
             warnings.simplefilter("ignore")
-            dcp.load(state, checkpoint_id=place)
+            dcp.load(state, checkpoint_id=checkpoint_dir)
     except (Exception, CheckpointException) as error:  # key and shape errors of every rank
         raise CheckpointError(
-            f"{place} does not fit this model or data ({reason(error)}); resume with the "
+            f"{checkpoint_dir} does not fit this model or data ({reason(error)}); resume with the "
             "model and data that the run started with"
         ) from None
     set_state_dict(
@@ -126,21 +143,17 @@ def restore(place: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
 
 
 def export_model(
-    model,
-    source: Path,
-    out: Path,
-    dtype: torch.dtype,
-    world: World,
-    max_shard_bytes: int = SHARD_BYTES,
-    run: dict[str, Any] | None = None,
-) -> Path:
-    """Write a Hugging Face directory OUT/model; CheckpointError if that fails. All ranks.
+    model, model_dir: Path, out: Path, dtype: torch.dtype, world: World,
+    max_shard_bytes: int = SHARD_BYTES, run: dict[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Write the Hugging Face directory OUT/model; CheckpointError if that fails. All ranks.
 
-    run: its settings, for `run_settings`.
+    model_dir: the initial model, whose configuration and tokenizer are copied. run: settings, for
+    `run_settings`.
     """
     problem, state = None, get_model_state_dict(model)
     try:
-        export(state, source, out / "model", dtype, max_shard_bytes, world.rank, run)
+        export(state, model_dir, out / "model", dtype, max_shard_bytes, world.rank, run)
     except (OSError, SafetensorError) as error:
         problem = reason(error)
     if problem := gather_objects(problem, world)[0]:
@@ -151,27 +164,8 @@ def export_model(
     return out / "model"
 
 
-def place_of(out: Path, step: int) -> Path:
-    """The folder of the checkpoint after `step` steps."""
-    return out / "checkpoints" / f"step-{step:06d}"
-
-
-def _damaged(place: Path, world: World) -> list[str]:
-    """Names of files, of this rank's share, that are lost or not as they were written."""
-    try:
-        names = json.loads((place / CHECKSUMS).read_text())
-    except (OSError, ValueError):
-        return [CHECKSUMS]
-    if not isinstance(names, dict) or ".metadata" not in names:
-        return [CHECKSUMS]
-    mine = [place / name for name in sorted(names)[world.rank :: world.size]]
-    lost = [path.name for path in mine if not path.is_file()]
-    found = checksums([path for path in mine if path.is_file()])
-    return lost + [name for name, value in found.items() if value != names[name]]
-
-
-def checksums(paths: list[Path]) -> dict[str, str]:
-    """File name -> SHA-256."""
+def checksums(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file, by file name."""
     sums = {}
     for path in paths:
         digest = hashlib.sha256()
@@ -182,28 +176,12 @@ def checksums(paths: list[Path]) -> dict[str, str]:
     return sums
 
 
-def write_json(path: Path, value: Any) -> None:
-    """As a file that survives a power cut."""
-    with path.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Make new names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
 def reason(error: BaseException) -> str:
-    """What the file system said, if it is behind this error, else the error's last line."""
+    """Return the file system's message if an OSError caused `error`, else its own last line."""
     if isinstance(error, CheckpointException):  # errors of all ranks, each with its traceback
         error = next(iter(error.failures.values()))[0]
-    chain = [error]
-    while follows := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(follows)
-    told = next((e for e in chain if isinstance(e, OSError)), chain[0])
-    lines = [line for line in str(told).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(told).__name__
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    lines = str(cause or error).strip().splitlines() or [type(cause or error).__name__]
+    return lines[-1].strip()

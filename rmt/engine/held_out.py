@@ -1,4 +1,4 @@
-"""The held-out evaluation during a run."""
+"""Held-out evaluation during a run."""
 
 from rmt.engine.log import RunLog
 from rmt.engine.run import Run, Setup
@@ -9,7 +9,7 @@ from rmt.sampling import Sampling
 
 
 def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
-    """Held-out accuracy and, of text, nats per token, to eval.jsonl. All ranks."""
+    """Write held-out accuracy and, for text, nats per token to eval.jsonl. All ranks."""
     c, world, tokenizer = run.config, setup.world, setup.data.tokenizer
     documents, chosen = setup.held_out
     budget = budget_of_step(c, run.total_steps, run.total_steps)  # B_T
@@ -28,10 +28,10 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
             *known, chosen.positions, budget, c.budget_entropy, sampling, world
         )
     found = {"tiers": chosen.summary(items), "items": answered(items)}
-    said = f"held-out accuracy after {run.step} steps\n{table(found['tiers'])}"
+    message = f"held-out accuracy after {run.step} steps\n{table(found['tiers'])}"
     if c.task != "problems":
         nats = nats_per_token(*known, c.tokens_per_micro_batch, world)
         found["nats_per_token"] = nats
-        said += f"\nheld-out text: {nats:.4f} nats per token"
+        message += f"\nheld-out text: {nats:.4f} nats per token"
     log.evaluation(run.step, found)
-    log.message(said)
+    log.message(message)

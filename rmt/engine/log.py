@@ -1,4 +1,4 @@
-"""What a run leaves behind, a line per step, and one progress line.
+"""Files of a run, with a line per step, and its progress line.
 
 metrics.jsonl, samples.jsonl, eval.jsonl and probes.jsonl grow; run.json and documents.json are
 written when it starts.
@@ -6,6 +6,7 @@ written when it starts.
 
 import json
 import platform
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rmt.system.dist import World
 from rmt.system.env import commit, device_name
 from rmt.system.records import append, as_json, blamed, set_aside, write_json, write_whole
 
-WATCHED = 5  # steps in a row after which a run is told why it learns nothing
+WATCHED = 5  # bad steps in a row before the run says why it learns nothing
 NOTHING_LEARNT = {
     "share/well_formed": "no response had a readable answer, \\boxed{} after </think>: look at "
     "samples.jsonl; does this model think and follow instructions?",
@@ -30,45 +31,39 @@ NOTHING_LEARNT = {
     "--budget-start",
 }
 LINE = {  # metric -> how the progress line shows it
-    "loss/rl": "rl {:+.3f}",
-    "loss/ntp": "ntp {:.3f}",
-    "reward/mean": "reward {:.2f}",
-    "reward/match": "match {:.0%}",
-    "length/thinking": "think {:.0f}",
-    "budget": "of {:.0f}",
+    "loss/rl": "rl {:+.3f}", "loss/ntp": "ntp {:.3f}", "reward/mean": "reward {:.2f}",
+    "reward/match": "match {:.0%}", "length/thinking": "think {:.0f}", "budget": "of {:.0f}",
     "speed/tokens_per_second": "{:.0f} tok/s",
-}
+}  # fmt: skip
 
 
-class RunLog:
-    """Appends one line per step; only rank 0 writes. Use as a context manager."""
+class RunLog(AbstractContextManager):
+    """Append to the files of a run; only rank 0 writes. Use as a context manager."""
 
     def __init__(self, out: Path, config: Config, step: int, total: int, world: World):
         self.out, self.active = out, world.rank == 0
         if not self.active:
             return
         out.mkdir(parents=True, exist_ok=True)
-        # A resumed run repeats the steps after its checkpoint: their lines would be double.
+        # A resumed run repeats the steps after its checkpoint: set their old records aside.
         for name in ("metrics.jsonl", "samples.jsonl"):
             set_aside(out / name, step)
-        # What was found at the checkpoint's own step stays, unless it is found again. A run that
-        # begins has no checkpoint: what is here is of one that was killed before its first.
+        # Those at the checkpoint's own step are not repeated, unless there is no checkpoint: what
+        # is here then is from a run that was killed before its first.
         for name in ("eval.jsonl", "probes.jsonl"):
             set_aside(out / name, step and step + 1)
         described = describe(config, total, world, step)
         described["lengths"] = _lengths(out / "run.json", step, total)
         write_json(out / "run.json", described)
-        self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # of steps in a row
+        self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # bad steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
-
-    def __enter__(self) -> "RunLog":
-        return self
 
     def __exit__(self, *_) -> None:
         if self.active:
             self.bar.close()
 
     def step(self, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
+        """Write the metrics and samples of a step, and advance the progress line."""
         if not self.active:
             return
         append(self.out / "metrics.jsonl", [metrics])
@@ -88,33 +83,32 @@ class RunLog:
                 self.message(f"for {WATCHED} steps {NOTHING_LEARNT[name]}")
                 del self.streaks[name]
 
-    def evaluation(self, step: int, found: dict[str, Any]) -> None:
-        if self.active:
-            self._instead("eval.jsonl", step, [{"step": step} | found])
-
     def documents(self, records: list[dict[str, Any]]) -> None:
-        """The texts that probes are about; a resumed run writes the same again."""
+        """Write the texts that probes are about; a resumed run writes the same again."""
         if self.active and records:
             content = json.dumps(as_json(records), ensure_ascii=False)
             write_whole(self.out / "documents.json", content)
 
-    def probes(self, records: list[dict[str, Any]]) -> None:
-        if self.active and records:
-            self._instead("probes.jsonl", records[0]["step"], records)
+    def evaluation(self, step: int, found: dict[str, Any]) -> None:
+        self._replace("eval.jsonl", [{"step": step} | found])
 
-    def _instead(self, name: str, step: int, records: list[dict[str, Any]]) -> None:
-        """Of what a run that goes on had said about this step."""
-        set_aside(self.out / name, step)
-        append(self.out / name, records)
+    def probes(self, records: list[dict[str, Any]]) -> None:
+        self._replace("probes.jsonl", records)
+
+    def _replace(self, name: str, records: list[dict[str, Any]]) -> None:
+        """Write records of one step; set aside what the run wrote before it resumed."""
+        if self.active and records:
+            set_aside(self.out / name, records[0]["step"])
+            append(self.out / name, records)
 
     def message(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Print a line above the progress bar."""
         if self.active:
             self.bar.write(text)
 
 
 def _lengths(path: Path, step: int, total: int) -> list[list[int]]:
-    """T and the steps from which it was that: a run that goes on may be made longer."""
+    """List (first step, T): a resumed run may be made longer."""
     with blamed(path):
         before = json.loads(path.read_text(encoding="utf-8")) if step and path.is_file() else {}
         known = before.get("lengths", [[0, before.get("total_steps", total)]])
@@ -125,11 +119,10 @@ def _lengths(path: Path, step: int, total: int) -> list[list[int]]:
 def readable_samples(
     step: int, data: TrainingSet, batch: RolloutBatch, count: int
 ) -> list[dict[str, Any]]:
-    """The first response to each of the first `count` questions of this rank, with its rewards."""
-    samples = []
+    """Return the first response to each of this rank's first `count` questions, with rewards."""
+    samples, decode = [], data.tokenizer.decode
     for index, question in enumerate(batch.questions[:count]):
-        rollout, answer = batch.responses[index][0], batch.answers[index][0]
-        document = data.documents[question.document]
+        answer, document = batch.answers[index][0], data.documents[question.document]
         samples.append(
             {
                 "step": step,
@@ -137,11 +130,9 @@ def readable_samples(
                 "index": question.document,
                 "position": question.position,
                 "tier": TIERS[question.tier] if question.tier != NO_TIER else "problem",
-                "context": data.tokenizer.decode(document.tokens[: question.position].tolist())[
-                    -200:
-                ],
+                "context": decode(document.tokens[: question.position].tolist())[-200:],
                 "truth": escape(question.truth),
-                "response": data.tokenizer.decode(rollout.tokens),
+                "response": decode(batch.responses[index][0].tokens),
                 "answer": answer.text,
                 "budget": question.budget,
                 "thinking_length": answer.thinking_length,
@@ -152,7 +143,7 @@ def readable_samples(
 
 
 def describe(config: Config, total: int, world: World, step: int) -> dict[str, Any]:
-    """Config, commit, versions and device: what a number of the run after `step` depends on."""
+    """Return what a number of the run after `step` depends on: config, commit, versions, device."""
     return {
         "config": asdict(config),
         "total_steps": total,

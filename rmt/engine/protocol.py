@@ -1,10 +1,10 @@
-"""The settings of an evaluation: what is typed, else what the run that made the model was told.
+"""Settings of an evaluation: what is typed, else those of the run that made the model.
 
 So `train.py` and then `eval.py --model RUN` is the paper's protocol: documents that training left
-out, cut and asked about as the run did. Of a model that no run made, the defaults hold.
+out, cut and asked about as the run did. For a model that no run made, the defaults hold.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ MODES = {"problems": "problems", "nothing": "ntp"}  # by the task of the run; el
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is to be evaluated, and what to say about it."""
+    """How to evaluate a model, and what to say about it."""
 
     config: Config
     part: str  # of the data: see rmt.engine.setup.read_corpus
@@ -32,12 +32,12 @@ class Protocol:
 
 
 def protocol(typed: dict[str, Any], mode: str) -> Protocol:
-    """What typed flags leave open is taken from the model's run. ValueError as of Config, and when
-    there is no held-out document.
+    """Take what typed flags leave open from the model's run.
+
+    ValueError as of Config, and when the run held out no document.
     """
     model = typed.get("model", Config.model)
-    made = run_settings(Path(model))
-    run = {} if made is None else made["config"]
+    run = (run_settings(Path(model)) or {}).get("config", {})
     taken = {name: run[name] for name in TAKEN if name in run and name not in typed}
     if "weights" in taken and not Path(taken["weights"]).is_dir():
         del taken["weights"]  # of another machine
@@ -52,15 +52,14 @@ def protocol(typed: dict[str, Any], mode: str) -> Protocol:
     if mode == "problems":
         config = replace(config, task="problems", match="answer", ntp=False)
     taught = mode == "rmt" or run.get("task") == mode
-    default = {field.name: field.default for field in fields(Config)}
-    plain = {n: tuple(v) if isinstance(v, list) else v for n, v in taken.items()}
-    words = [_words(n, v) for n, v in plain.items() if v != default[n]]
-    said = (f"as the run of {model}: {' '.join(words)}",) if words else ()
-    return Protocol(config, part, mode, final_budget(run) if taught else None, said)
+    values = {name: getattr(config, name) for name in taken}
+    words = [_words(n, value) for n, value in values.items() if value != getattr(Config, n)]
+    remarks = (f"as the run of {model}: {' '.join(words)}",) if words else ()
+    return Protocol(config, part, mode, final_budget(run) if taught else None, remarks)
 
 
 def _held_out_data(model: str, run: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
-    """Its own held-out data, else the part of its data that it held out."""
+    """Return flags for --eval-data of the run, else for what it held out of its data."""
     if run.get("eval_data"):
         return {"data": run["eval_data"]}
     kept = run.get("holdout", 0)
@@ -73,17 +72,16 @@ def _held_out_data(model: str, run: dict[str, Any], typed: dict[str, Any]) -> di
 
 
 def initial_model(run: dict[str, Any]) -> str:
-    """The model that a run began with; if that was made by a run, the one that this began with."""
+    """Return the model that a run began with; through earlier runs, if one of those made it."""
     seen = set()
     while run["model"] not in seen:
         seen.add(run["model"])
-        made = run_settings(Path(run["model"]))
-        run = made["config"] if made else run
+        run = (run_settings(Path(run["model"])) or {"config": run})["config"]
     return run["model"]
 
 
 def final_budget(run: dict[str, Any]) -> int | None:
-    """B_T of a run's schedule, or of the paper's; None where it asked for no length."""
+    """Return B_T of a run's schedule, or of the paper's; None if the run asked for no length."""
     names = ("budget", "budget_start", "budget_decay", "budget_min")
     asked, *schedule = (run.get(name, getattr(Config, name)) for name in names)
     return budget_at(1, 1, *schedule) if asked else None

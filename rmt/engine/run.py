@@ -1,30 +1,27 @@
-"""A run: the state that is saved and restored, and the setup around it that is not."""
+"""A training run: the state that checkpoints hold, and the setup around it that they do not."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rmt.config.config import Config
-from rmt.curriculum import NO_TIER, Curriculum, assign_tiers, document_order
+from rmt.curriculum import Curriculum, document_order
 from rmt.data.corpus import Document
 from rmt.engine import checkpoint
 from rmt.engine.export import find_model
-from rmt.engine.resume import check_models, check_texts, length_of, models_of, resolve
+from rmt.engine.resume import origin_of, resolve, total_steps
 from rmt.engine.saver import Saver
 from rmt.engine.setup import (
-    check_tiers,
-    longest_prompt,
-    measure_difficulty,
-    name_overlap,
-    read_documents,
+    choose_held_out,
+    load_trainable,
+    make_training_set,
     read_model_directory,
+    read_texts,
 )
-from rmt.evaluation.positions import Chosen, choose_positions, data_key
-from rmt.memory.autofit import autofit
+from rmt.evaluation.positions import Chosen
 from rmt.questions import TrainingSet
 from rmt.system.clock import Clock
 from rmt.system.dist import World, compute_dtype, load_model
@@ -40,7 +37,7 @@ class Run:
     model: Any
     optimizer: torch.optim.Optimizer
     curriculum: Curriculum
-    origin: dict[str, Any]  # what the run rests on: names of texts and models, thresholds, dtype
+    origin: dict[str, Any]  # fingerprints of models and texts, tier thresholds, compute dtype
     step: int = 0
     refused_in_a_row: int = 0  # updates refused because something was not finite
     tokens: float = 0.0  # sampled and trained on so far, over all ranks
@@ -48,7 +45,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether the last step was taken, or the tokens or minutes that were given are used up."""
+        """True after the last step, or when --max-tokens or --max-minutes are used up."""
         c = self.config
         return (
             self.step >= self.total_steps
@@ -63,14 +60,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run works with: made anew when it starts or goes on."""
+    """Objects that a run works with; made anew when it starts or resumes."""
 
     data: TrainingSet
     world: World
-    source: Path  # directory of the initial model
+    model_dir: Path  # of the initial model
     compute: torch.dtype
     reference: Any  # frozen copy of the initial model, None when beta is 0
-    # Held-out documents and the positions to be predicted; for problems no positions: their ends.
+    # --eval-data and the positions to predict there; for problems no positions: their ends.
     held_out: tuple[list[Document], Chosen] | None
     clock: Clock
     saver: Saver
@@ -81,90 +78,38 @@ def prepare(
 ) -> tuple[Run, Setup]:
     """Load model and data, measure difficulty, restore a checkpoint. All ranks.
 
-    typed: the flags of the command line, of which a run that goes on takes some.
+    typed: the flags of the command line; a resumed run applies those in resume.APPLIED.
     """
-    config, place, saved = resolve(config, world, typed)
-    source = find_model(config.model, config.weights, world)
-    tokenizer, shape = read_model_directory(source)
-    response = config.max_response
-    documents = read_documents(config, config.data, tokenizer, shape, response, "train")
-    epochs = max(1, int(min(config.epochs * len(documents) / config.batch_size, 1e18)))
-    total = length_of(config, typed, epochs, saved, world)
-    _check_length(config, total, world)
+    config, checkpoint_dir, saved = resolve(config, world, typed)
+    model_dir = find_model(config.model, config.weights, world)
+    tokenizer, shape = read_model_directory(model_dir)
+    documents, held_out = read_texts(config, tokenizer, shape, world)
+    total = total_steps(config, typed, len(documents), saved, world)
     order = document_order(len(documents), config.batch_size, total, config.seed)
+    origin = origin_of(config, model_dir, documents, held_out, saved, checkpoint_dir, world)
     compute = compute_dtype(config.dtype, world)
-    models = models_of(config, source, world)
-    check_models(config, models, saved, place)
-    model = load_model(source, world, compute, offload=config.offload)
-    prompt = longest_prompt(config, tokenizer, config.budget_start if config.budget else None)
-    # Kept with the run: a resumed one decodes as many at once, and so rounds as the first did.
-    config = autofit(config, prompt, model, compute, world)
-    compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]
-    model.configure_training(config.recompute, compiled)
-    tiers = [np.full(len(document.tokens), NO_TIER) for document in documents]
-    thresholds, measured = config.tier_thresholds, {}
-    if config.task == "next-token" or config.ntp_scope == "low_entropy":
-        drawn = np.unique(order)  # a short run need not measure the documents it will not meet
-        entropies, thresholds = measure_difficulty(
-            config, world, source, tokenizer, [documents[i] for i in drawn], model
-        )
-        measured = dict(zip(drawn.tolist(), entropies))
-        thresholds = saved.get("thresholds") or thresholds  # more steps may meet more documents
-        for index, entropy in measured.items():
-            tiers[index] = assign_tiers(entropy, thresholds, config.min_context)
-        check_tiers([tiers[index] for index in drawn], thresholds, world)
+    config, model = load_trainable(config, world, model_dir, tokenizer, compute)
+    initial = (config, world, model_dir, tokenizer, model)  # not trained yet, so it measures
+    data, thresholds = make_training_set(*initial, documents, order, saved.get("thresholds"))
+    chosen = choose_held_out(*initial, held_out) if held_out else None
     reference = None
     if config.kl_beta:
-        reference = load_model(source, world, compute, trainable=False)
-    held_out = _held_out(config, world, source, tokenizer, shape, model, documents)
-    texts = {"data": data_key(documents)}
-    texts |= {"eval_data": data_key(held_out[0])} if held_out else {}
-    run = Run(
-        config=config, total_steps=total, model=model,
-        optimizer=torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
-            weight_decay=config.weight_decay, fused=True,
-        ),
-        curriculum=Curriculum(tiers, config.seed, config.noise_after),
-        origin=texts | {
-            "models": models, "thresholds": [float(x) for x in thresholds],
-            "compute": str(compute).removeprefix("torch."),
-        },
+        reference = load_model(model_dir, world, compute, trainable=False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
+        weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
-    if place is not None:
-        check_texts(config, texts, saved, place)
-        _restore(run, place, saved)
-    data = TrainingSet(tokenizer, documents, tiers, measured, order)
-    saver = Saver(run.out, config.keep, world)
-    return run, Setup(data, world, source, compute, reference, held_out, Clock(world.device), saver)
-
-
-def _check_length(config: Config, total: int, world: World) -> None:
-    if config.profile >= total:
-        raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {total - 1}")
-    if config.resample_from >= total and world.rank == 0:
-        print(
-            f"--resample-from {config.resample_from}: no group is drawn again in the {total} steps "
-            f"of this run; from its middle on, as in RPT: --resample-from {total // 2}"
-        )
-
-
-def _held_out(config, world, source, tokenizer, shape, model, trained_on):
-    """Documents and positions of the evaluations; `model` still is the initial one. All ranks."""
-    if not config.eval_data:
-        return None
-    documents = read_documents(config, config.eval_data, tokenizer, shape, config.max_response)
-    name_overlap(config, trained_on, documents, world)
-    if config.task == "problems":
-        return documents, Chosen([])
-    entropies, thresholds = measure_difficulty(config, world, source, tokenizer, documents, model)
-    return documents, choose_positions(
-        documents, entropies, thresholds, config.min_context, config.eval_positions, config.seed
-    )
+    curriculum = Curriculum(data.tiers, config.seed, config.noise_after)
+    origin |= {"thresholds": thresholds, "compute": str(compute).removeprefix("torch.")}
+    run = Run(config, total, model, optimizer, curriculum, origin)
+    if checkpoint_dir is not None:
+        _restore(run, checkpoint_dir, saved)
+    clock, saver = Clock(world.device), Saver(run.out, config.keep, world)
+    return run, Setup(data, world, model_dir, compute, reference, chosen, clock, saver)
 
 
 def note_refusal(run: Run, setup: Setup, updated: Updated) -> None:
-    """Count updates refused in a row, and name the documents of one that was."""
+    """Count updates refused in a row, and name the documents of a refused one."""
     run.refused_in_a_row = (0 if updated.count else run.refused_in_a_row) + updated.refused
     if updated.refused and setup.world.rank == 0:
         sources = [setup.data.documents[i].source for i in sorted(updated.documents)]
@@ -177,18 +122,14 @@ def note_refusal(run: Run, setup: Setup, updated: Updated) -> None:
 def save(run: Run, setup: Setup, wait: bool = True) -> None:
     """Write a checkpoint of the state after `run.step` steps. All ranks.
 
-    Without `wait` it returns when the state is copied, which may mean waiting for the save before.
+    Without `wait`, return when the state is copied; an earlier save is waited for first.
     """
-    extra = run.origin | {
-        "config": asdict(run.config),
-        "total_steps": run.total_steps,
-        "refused_in_a_row": run.refused_in_a_row,
-        "tokens": run.tokens,
-        "seconds": run.seconds,
-    }
+    names = ("total_steps", "refused_in_a_row", "tokens", "seconds")
+    settings = run.origin | {"config": asdict(run.config)}
+    settings |= {name: getattr(run, name) for name in names}
     run.optimizer.zero_grad(set_to_none=True)  # on a CPU the copy takes the gradients' place
     with setup.clock("checkpoint"):
-        setup.saver.save(run.step, run.model, run.optimizer, _tensors(run), extra)
+        setup.saver.save(run.step, run.model, run.optimizer, _tensors(run), settings)
         if wait:
             setup.saver.wait()
 
@@ -197,7 +138,7 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in run.curriculum.arrays.items()}
 
 
-def _restore(run: Run, place: Path, saved: dict[str, Any]) -> None:
-    checkpoint.restore(place, run.model, run.optimizer, _tensors(run))  # in place, all of it
+def _restore(run: Run, checkpoint_dir: Path, saved: dict[str, Any]) -> None:
+    checkpoint.restore(checkpoint_dir, run.model, run.optimizer, _tensors(run))  # in place
     run.step, run.refused_in_a_row = saved["step"], saved["refused_in_a_row"]
     run.tokens, run.seconds = saved["tokens"], saved["seconds"]

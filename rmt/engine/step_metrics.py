@@ -1,4 +1,4 @@
-"""What a step reports of its responses, speed and memory; docs/metrics.md is the glossary."""
+"""Metrics of a step: responses, speed and memory. docs/metrics.md is the glossary."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ PHASES = ("rollout", "update", "forward", "backward", "optimizer", "communicatio
 
 
 def add_response_metrics(metrics: Metrics, batch: RolloutBatch) -> None:
-    """Rewards, lengths and tiers of this rank's responses: P groups of G."""
+    """Add rewards, lengths and tiers of this rank's responses: P groups of G."""
     rewards, questions = batch.rewards, batch.questions
     count = rewards["match"].numel()
     rollouts = [rollout for group in batch.responses for rollout in group]
@@ -34,8 +34,8 @@ def add_response_metrics(metrics: Metrics, batch: RolloutBatch) -> None:
     metrics.add("length/response", sum(len(r.tokens) for r in rollouts), count)
     metrics.add("length/thinking", sum(a.thinking_length for _, a in thought), len(thought))
     # Tokens from </think> on: neither reward nor budget counts them.
-    said = sum(len(r.tokens) - a.thinking_length for r, a in thought)
-    metrics.add("length/answer", said, len(thought))
+    after = sum(len(r.tokens) - a.thinking_length for r, a in thought)
+    metrics.add("length/answer", after, len(thought))
     off = [
         abs(answer.thinking_length - q.budget) / q.budget
         for q, group in zip(questions, batch.answers) for answer in group
@@ -58,8 +58,9 @@ def add_curriculum_metrics(
     metrics: Metrics, curriculum: Curriculum, drawn: Sequence[tuple], c: Config, dropped: int,
     world: World,
 ) -> None:  # fmt: skip
-    """drawn: what `draw_positions` gave for this rank's documents; dropped: tokens of groups that
-    were replaced.
+    """Add counts of empty tiers and noise, and the tokens of groups that were replaced: `dropped`.
+
+    drawn: results of `draw_positions` for this rank's documents.
     """
     positions = len(drawn) * c.positions_per_document
     metrics.add("share/empty_tier_draws", sum(empty for _, empty in drawn), positions)
@@ -70,7 +71,7 @@ def add_curriculum_metrics(
 def add_speed_metrics(
     metrics: Metrics, run: Run, setup: Setup, batch: RolloutBatch, updated: Updated, started: float
 ) -> None:
-    """Seconds, tokens per second, model FLOPs utilisation and memory of a step that has just ended.
+    """Add seconds, tokens per second, model FLOPs utilisation and memory of a finished step.
 
     started: of time.perf_counter. All ranks.
     """
@@ -79,10 +80,10 @@ def add_speed_metrics(
     trained = sum(map(len, updated.trees))
     for phase in PHASES:
         metrics.add(f"time/{phase}", seconds.get(phase, 0.0), 1)
-    # Tokens add up over ranks, their seconds pass at the same time.
+    # Tokens add up over ranks; their seconds are the same ones.
     metrics.add("speed/rollout_tokens_per_second", generated, seconds["rollout"] / world.size)
     metrics.add("speed/train_tokens_per_second", trained, seconds["update"] / world.size)
-    # A backward pass costs two forward passes; scoring, where there is any, is one without.
+    # A backward pass costs two forward passes; scoring is a forward pass alone.
     scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
     flops = (3 * c.updates_per_batch + scored) * forward_flops(run.model.config, updated.trees)
     gpu = world.device.type == "cuda"

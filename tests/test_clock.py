@@ -15,8 +15,9 @@ from toy_runs import prepared, stepped
 import train
 from models.config import ModelConfig
 from models.transformer import Transformer
-from rmt.engine.flops import forward_flops, peak_flops, separate_tokens, visible_pairs
+from rmt.engine.flops import forward_flops, peak_flops, visible_pairs
 from rmt.forest import Branch, Tree, pack
+from rmt.naive import separate_tokens
 from rmt.system.clock import Clock, costliest
 
 CPU = torch.device("cpu")

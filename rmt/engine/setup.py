@@ -17,7 +17,7 @@ from rmt.data.corpus import Corpus, Document
 from rmt.difficulty import cached_entropies, document_entropies
 from rmt.engine.export import find_model
 from rmt.prompt import PromptIds, prompt_for
-from rmt.system.dist import World, compute_dtype, first, load_model, rollout_mode
+from rmt.system.dist import World, compute_dtype, current, load_model, rollout_mode
 
 
 def read_model_directory(source: Path) -> tuple[Tokenizer, ModelConfig]:
@@ -77,7 +77,7 @@ def read_corpus(
         None if config.task == "problems" else config.min_context + 1,
         part, 0 if config.eval_data else config.holdout,
     )  # fmt: skip
-    for remark in found.remarks if first() else ():
+    for remark in found.remarks if current().rank == 0 else ():
         print(remark, file=sys.stderr)
     return found
 

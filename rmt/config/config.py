@@ -85,7 +85,7 @@ class Config:
     tiers: str = knob("absolute", "what the thresholds are", ("absolute", "quantile"))
     difficulty_model: str = knob("", "model that measures difficulty; default: --model")
     curriculum_rule: str = knob(
-        "schedule", "draw tiers on it, or by match rates (Eq. 13)", ("schedule", "adaptive")
+        "schedule", "draw tiers by it, or by match rates (Eq. 13)", ("schedule", "adaptive")
     )
     adaptive_floor: float = knob(0.1, "floor epsilon of Eq. 13")
     noise_after: int = knob(0, "wrong responses after which a position is left out; 0: never")
@@ -211,5 +211,5 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 def in_repository(path: str) -> Path:
     """Find a preset's relative path in the repository if it is not in the current directory."""
-    inside = Path(__file__).resolve().parent.parent / path
+    inside = Path(__file__).resolve().parents[2] / path
     return inside if not Path(path).exists() and inside.exists() else Path(path)

@@ -51,12 +51,9 @@ def _reward_problems(c) -> Iterator[str]:
     if c.budget_start < c.budget_min:
         yield f"--budget-start {c.budget_start} is below --budget-min {c.budget_min}; raise it"
     if not 0 <= c.budget_entropy <= 1:
-        yield (
-            f"--budget-entropy is {c.budget_entropy}: choose it in [0, 1], from equal budgets to "
-            "budgets in proportion to entropy"
-        )
+        yield f"--budget-entropy is {c.budget_entropy}: an exponent, so choose it in [0, 1]"
     if c.budget_entropy and c.task != "next-token":
-        yield "--budget-entropy is set, but a problem has no entropy: only next tokens have one"
+        yield "--budget-entropy is set, but a problem has no entropy: use --task next-token"
     if not 0 < c.budget_decay <= 1:
         yield f"--budget-decay is {c.budget_decay}: the budget shrinks, so choose it in (0, 1]"
     if not 0 <= c.length_weight < 0.5:
@@ -100,10 +97,7 @@ def _curriculum_problems(c) -> Iterator[str]:
     if c.tiers == "quantile" and not all(0 <= x < 1 for x in thresholds):
         yield f"--tier-thresholds is {thresholds}: quantiles lie in [0, 1); try 0.5 0.7 0.85"
     if c.curriculum_rule == "adaptive" and not c.curriculum:
-        yield (
-            "--curriculum-rule adaptive with --no-curriculum, which draws positions uniformly; "
-            "use --curriculum, or leave the rule out"
-        )
+        yield "--curriculum-rule adaptive needs a curriculum: use --curriculum, or leave it out"
     for name in ("curriculum_early", "curriculum_late"):
         p = getattr(c, name)
         if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:

@@ -11,7 +11,7 @@ from toy_runs import WORLD, draw, prepared, resampled, respond, stepped, write_t
 import rmt.dynamic_sampling
 import train
 from models.tokenizer import Tokenizer
-from rmt.config.config import parse
+from rmt.config.config import in_repository, parse
 from rmt.config.presets import METHODS, PRESETS
 from rmt.data import corpus
 from rmt.engine.log import RunLog
@@ -72,6 +72,11 @@ def test_a_flag_beats_the_preset_and_the_preset_the_method():
     rpt = parse(["--preset", "rpt"], "", "")
     assert (rpt.method, rpt.match, rpt.ntp, rpt.batch_size) == ("rpt", "prefix", False, 256)
     assert parse(["--preset", "rpt", "--ntp", "--batch-size", "3"], "", "").ntp
+
+
+def test_data_of_a_preset_are_found_wherever_a_script_is_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert all(in_repository(path).is_file() for path in PRESETS["demo"]["data"])
 
 
 def test_rpt_asks_for_no_length_and_learns_from_no_text(tmp_path):

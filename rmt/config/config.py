@@ -1,8 +1,7 @@
-"""Every knob of a run in one frozen record; command-line flags are generated from it.
+"""All settings of a run in one frozen dataclass; command-line flags are generated from it.
 
-Departures: the paper does not print the values marked [ours], nor anything below `task`.
-Precedence: default < --method < --preset < command line. A resumed run takes its checkpoint's
-config.
+Departures: the paper does not print the values marked [ours], nor anything from `task` on.
+Precedence: default < --method < --preset < command line; a resumed run has its checkpoint's config.
 """
 
 import argparse
@@ -28,12 +27,8 @@ SOLVE = "Please reason step by step, and put your final answer within \\boxed{}.
 @dataclass(frozen=True)
 class Config:
     # Used most.
-    method: str = knob(
-        "rmt", "what is learnt: values for other flags, see presets.py", tuple(METHODS)
-    )
-    model: str = knob(
-        "tiny", "name (tiny, qwen3-14b, smollm2-135m, ...), Hugging Face directory, or run"
-    )
+    method: str = knob("rmt", "what is learnt: sets other flags, see presets.py", tuple(METHODS))
+    model: str = knob("tiny", "name (tiny, qwen3-14b, ...), Hugging Face directory, or run")
     data: tuple[str, ...] = knob(
         ("KbsdJames/Omni-MATH",),
         "files or folders of .jsonl, .txt, .md, or the Hugging Face name KbsdJames/Omni-MATH",
@@ -48,10 +43,7 @@ class Config:
 
     # The paper's knobs.
     epochs: float = knob(10.0, "passes over the documents when --steps is 0")
-    holdout: int = knob(
-        200,
-        "documents kept for evaluation, chosen by a hash of their text; 0: none",
-    )
+    holdout: int = knob(200, "documents held out, chosen by a hash of their text; 0: none")
     entropy_top_k: int = knob(16, "entropy of the k likeliest tokens (Eq. 1); 0: of all [ours]")
     tier_thresholds: tuple[float, ...] = knob(
         (0.5, 1.0, 1.5), "lower ends of easy, medium, hard: nats, or quantiles in [0, 1) [ours]"
@@ -93,26 +85,17 @@ class Config:
     tiers: str = knob("absolute", "what the thresholds are", ("absolute", "quantile"))
     difficulty_model: str = knob("", "model that measures difficulty; default: --model")
     curriculum_rule: str = knob(
-        "schedule", "draw tiers on the schedule, or by their measured match rates (Eq. 13)",
-        ("schedule", "adaptive"),
-    )  # fmt: skip
+        "schedule", "draw tiers by it, or by match rates (Eq. 13)", ("schedule", "adaptive")
+    )
     adaptive_floor: float = knob(0.1, "floor epsilon of Eq. 13")
-    noise_after: int = knob(
-        0, "leave out a position after so many responses of which none was right; 0: never"
-    )
-    budget_entropy: float = knob(
-        0.0, "exponent a of Eq. 14: budgets grow with the entropy of the position; 0: all equal"
-    )
-    length_reward_gate: str = knob(
-        "none", "which responses get the length reward", ("none", "correct_only")
-    )
+    noise_after: int = knob(0, "wrong responses after which a position is left out; 0: never")
+    budget_entropy: float = knob(0.0, "exponent a of Eq. 14: budgets grow with entropy; 0: equal")
+    length_reward_gate: str = knob("none", "responses with length reward", ("none", "correct_only"))
     resample_from: int = knob(
         -1, "step from which groups with equal matches are replaced (dynamic sampling); -1: never"
     )
     resample_tries: int = knob(4, "at most so often per step")
-    advantage_norm: str = knob(
-        "group", "standard deviation that divides advantages", ("group", "batch", "none")
-    )
+    advantage_norm: str = knob("group", "standard deviation in Eq. 7", ("group", "batch", "none"))
     zero_variance_groups: str = knob(
         "keep", "groups whose matches are all equal, in the loss", ("keep", "drop")
     )
@@ -139,27 +122,18 @@ class Config:
 
     # The machine.
     weights: str = knob("", "directory with downloaded models, looked at first")
-    dtype: str = knob("auto", "compute dtype; auto: bf16 on a GPU, fp32 on a CPU",
-                      ("auto", "float32", "bfloat16"))  # fmt: skip
+    dtype: str = knob("auto", "compute dtype; auto: bf16 on GPUs", ("auto", "float32", "bfloat16"))
     max_branches: int = knob(0, "responses decoded at one time per rank; 0: as many as fit")
-    tokens_per_micro_batch: int = knob(
-        0, "tokens per forward and backward pass per rank; 0: as many as fit, up to 16384"
-    )
+    tokens_per_micro_batch: int = knob(0, "tokens per pass and rank; 0: what fits, up to 16384")
     recompute: str = knob(
-        "auto", "activations computed again in the backward pass; selective: all but matrix "
-        "products and attention; auto: as few as memory allows",
+        "auto", "activations recomputed; selective: not matmuls, attention; auto: as few as fit",
         ("auto", "none", "selective", "full"),
     )  # fmt: skip
     compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
     offload: bool = knob(False, "keep master weights, gradients and AdamW's state on the host")
-    replicate: int = knob(
-        0,
-        "copies of the model, each sharded over consecutive ranks; 0: one per node",
-    )
+    replicate: int = knob(0, "sharded copies of the model, on consecutive ranks; 0: one per node")
     timeout: float = knob(600.0, "seconds that a rank waits for another before the run fails")
-    naive: bool = knob(
-        False, "without the forest: each response a sequence of its own, no cache; to learn from"
-    )
+    naive: bool = knob(False, "no forest and no cache: one sequence per response; to learn from")
     gpus: int = knob(8, "per node, for --dry-run")
     nodes: int = knob(1, "for --dry-run")
     gpu_memory: str = knob("80GB", "per GPU, for --dry-run; GB are 10^9 bytes, GiB 2^30")
@@ -170,9 +144,8 @@ class Config:
     eval_every: int = knob(50, "steps between evaluations on --eval-data")
     eval_positions: int = knob(64, "positions per tier in such an evaluation")
     eval_decoding: str = knob(
-        "sampled", "sample with the same random numbers each time, or take the likeliest token",
-        ("sampled", "greedy"),
-    )  # fmt: skip
+        "sampled", "with the same random numbers each time, or greedy", ("sampled", "greedy")
+    )
     samples_per_step: int = knob(4, "responses written to samples.jsonl each step")
     probe_documents: int = knob(3, "documents of which one position per tier is asked repeatedly")
     probe_times: int = knob(5, "how often: at the first step, in between, and after the last")
@@ -184,7 +157,7 @@ class Config:
 
 
 def typed(arguments: Sequence[str], description: str = "", epilog: str = "") -> dict[str, Any]:
-    """The flags of a command line and their values, and no defaults. Exits on unknown ones."""
+    """Return the values of the flags that were typed. Exit with a message on an unknown flag."""
     parser = make_parser(description, epilog)
     parser.add_argument("--help-all", action="help", help="list all flags")
     parser.add_argument(
@@ -198,7 +171,7 @@ def typed(arguments: Sequence[str], description: str = "", epilog: str = "") -> 
 
 
 def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
-    """Command line -> Config. Exits with a message on bad values."""
+    """Return the Config of a command line. Exit with a message on an unknown flag or bad value."""
     values = typed(arguments, description, epilog)
     preset = PRESETS[values.pop("preset", "paper")]
     method = values.get("method", preset.get("method", "rmt"))
@@ -209,40 +182,34 @@ def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
 
 
 def from_json(raw: dict) -> Config:
-    """A Config from the JSON a run saved."""
-    known = {field.name for field in dataclasses.fields(Config)}
-    surplus = sorted(set(raw) - known)
-    if surplus:
+    """Return the Config that a run saved. ValueError on unknown fields and wrong types."""
+    if surplus := sorted(raw.keys() - {field.name for field in dataclasses.fields(Config)}):
         raise ValueError(
             f"the saved config has fields this version does not know: {', '.join(surplus)}; "
             "resume with the version that started the run"
         )
     for name in wrong_types(raw):
         raise ValueError(
-            f"the saved config has {name} = {str(raw[name])[:80]!r}, which is not of its type: the "
-            "file is damaged; put the one that the run wrote back"
+            f"the saved config has {name} = {str(raw[name])[:80]!r}, which is of the wrong type; "
+            "the file is damaged: restore the one that the run wrote"
         )
     return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
 
 
 def wrong_types(raw: dict) -> list[str]:
-    """Fields of a saved config, or some of them, that cannot be a Config's."""
+    """Return the fields in a saved config whose values are not of their type."""
     given = [f for f in dataclasses.fields(Config) if f.name in raw]
     return [f.name for f in given if not _has_type(raw[f.name], f.type)]
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    """Whether it is of a field's type, of which a tuple has one for all entries."""
     if get_origin(kind) is tuple:
-        return isinstance(value, (list, tuple)) and all(
-            _has_type(x, get_args(kind)[0]) for x in value
-        )
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+        entry = get_args(kind)[0]
+        return isinstance(value, (list, tuple)) and all(_has_type(x, entry) for x in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def in_repository(path: str) -> Path:
-    """Relative paths of presets point into the repository, wherever the script was started."""
-    beside = Path(__file__).resolve().parent.parent / path
-    return beside if not Path(path).exists() and beside.exists() else Path(path)
+    """Find a preset's relative path in the repository if it is not in the current directory."""
+    inside = Path(__file__).resolve().parents[2] / path
+    return inside if not Path(path).exists() and inside.exists() else Path(path)

@@ -1,7 +1,6 @@
-"""Methods and presets: values of Config by name. What is not named has its default, the paper's.
+"""Methods and presets: named values of Config's fields. All others keep their default, the paper's.
 
-A method says what is learnt, and is no code of its own: it chooses among the knobs of Config. A
-preset says with what and how long.
+A method sets the task and the loss; it has no code of its own. A preset sets model, data and sizes.
 """
 
 from typing import Any
@@ -10,7 +9,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rmt": {},
     # Reinforcement pre-training (arXiv 2506.08007): no budget, no curriculum, no next-token loss.
     "rpt": dict(match="prefix", budget=False, curriculum=False, ntp=False, resample_from=500),
-    # Continual pretraining on the same text. The weight only matters beside another loss.
+    # Continual pretraining on the same text. ntp_weight only matters next to another loss.
     "ntp": dict(task="nothing", budget=False, curriculum=False, ntp_weight=1.0),
     # Post-training on problems with an answer (GRPO, arXiv 2402.03300).
     "grpo": dict(task="problems", match="answer", budget=False, curriculum=False, ntp=False),
@@ -19,8 +18,8 @@ METHODS: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "rmt-q3": dict(model="qwen3-14b"),
-    # Each measures difficulty itself (Eq. 1). RPT's proxy, --difficulty-model r1-distill-qwen-1.5b,
-    # would do for R1 but is refused for Qwen3, which has another tokenizer.
+    # Both measure difficulty with the model itself (Eq. 1). RPT's proxy, --difficulty-model
+    # r1-distill-qwen-1.5b, works for R1; Qwen3 has another tokenizer.
     "rmt-r1": dict(model="r1-distill-qwen-14b"),
     "rpt": dict(
         method="rpt", model="r1-distill-qwen-14b", difficulty_model="r1-distill-qwen-1.5b",

@@ -23,7 +23,7 @@ from rmt.evaluation.positions import Chosen, choose_positions
 from rmt.memory.autofit import autofit
 from rmt.prompt import PromptIds, prompt_for
 from rmt.questions import TrainingSet
-from rmt.system.dist import World, compute_dtype, first, load_model, rollout_mode
+from rmt.system.dist import World, compute_dtype, current, load_model, rollout_mode
 
 # ---- the model
 
@@ -107,7 +107,7 @@ def read_corpus(
         None if config.task == "problems" else config.min_context + 1,
         part, 0 if config.eval_data else config.holdout,
     )  # fmt: skip
-    for remark in found.remarks if first() else ():
+    for remark in found.remarks if current().rank == 0 else ():
         print(remark, file=sys.stderr)
     return found
 

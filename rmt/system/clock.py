@@ -1,4 +1,4 @@
-"""Where the time of a step goes: seconds of its phases, a trace of its kernels. And its memory."""
+"""Phase timers, the profiler, and peak memory."""
 
 import resource
 import time
@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
-COSTLIEST = 10  # lines of the table that a profile prints
+from rmt.system.env import proc_field
+
+COSTLIEST = 10  # rows of the table that a profile prints
 
 
 class Clock:
-    """Adds up the seconds of named phases: `with clock("forward"): ...`. Phases may nest.
+    """Add up the seconds of named phases: `with clock("forward"): ...`. Phases may nest.
 
-    On a GPU the ends of a phase are events in its stream, which wait for nobody; `read` waits for
-    the last of them, once.
+    On a GPU a phase is timed by CUDA events, which do not synchronize; `read` does, once.
     """
 
     def __init__(self, device: torch.device):
@@ -38,7 +39,7 @@ class Clock:
         return event
 
     def read(self) -> dict[str, float]:
-        """Seconds of each phase since the last call."""
+        """Return the seconds of each phase since the last call."""
         if self.gpu:
             torch.cuda.synchronize()
         seconds: dict[str, float] = {}
@@ -51,21 +52,22 @@ class Clock:
 
 @contextmanager
 def profiled(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Trace what happens inside into `path`, for ui.perfetto.dev, and say what cost most."""
-    gpu = torch.cuda.is_available()
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profile(activities=kinds) as trace:
+    """Trace the body into `path`, for ui.perfetto.dev, and `say` which kernels took longest."""
+    with profile() as trace:
         yield
     trace.export_chrome_trace(str(path))
+    gpu = torch.cuda.is_available()
     kind = DeviceType.CUDA if gpu else DeviceType.CPU
-    events = [e for e in trace.key_averages() if e.device_type == kind and not e.is_user_annotation]
-    cost = (lambda e: e.self_device_time_total) if gpu else (lambda e: e.self_cpu_time_total)
-    rows = [(event.key, event.count, cost(event) / 1e6) for event in events]
+    rows = [
+        (e.key, e.count, (e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e6)
+        for e in trace.key_averages()
+        if e.device_type == kind and not e.is_user_annotation
+    ]
     say(f"{costliest(rows)}\n{path} has the whole step; open it in ui.perfetto.dev")
 
 
 def costliest(rows: list[tuple[str, int, float]]) -> str:
-    """A table of the rows (name, calls, seconds of its own) that took most of the time."""
+    """Return a table of the rows (name, calls, own seconds) that took longest."""
     total = sum(seconds for *_, seconds in rows) or 1.0
     lines = ["   share   seconds    calls  kernel or operator"]
     for name, calls, seconds in sorted(rows, key=lambda row: -row[2])[:COSTLIEST]:
@@ -74,12 +76,9 @@ def costliest(rows: list[tuple[str, int, float]]) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held so far: of the GPU by PyTorch, else resident."""
+    """Return this process's peak bytes: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.is_file():  # macOS, which counts in bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Not getrusage: on Linux it keeps across exec what the parent had held.
-    marks = (x.split() for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-    return 1024 * int(next(marks)[1])
+    if peak := proc_field("self/status", "VmHWM"):  # Linux, whose ru_maxrss includes the parent's
+        return 1024 * int(peak.split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes

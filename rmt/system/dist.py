@@ -1,7 +1,7 @@
 """Everything distributed: the process group, FSDP2, rollout mode and reductions.
 
-The same calls work for one process without a process group, for torchrun on one node (FSDP over
-all ranks) and on several nodes (HSDP: sharded inside a node, replicated across).
+The same calls work in one process without a process group, under torchrun on one node (FSDP over
+all ranks) and on several nodes (HSDP: sharded within a node, replicated across nodes).
 """
 
 import ctypes
@@ -28,9 +28,11 @@ from torch.distributed.fsdp import (
 from models.config import ModelConfig
 from models.transformer import Transformer
 from models.weights import check, load
+from rmt.system.env import proc_field
 from rmt.system.torchrun import check_store, copies
 
-TIMEOUT = 600.0  # seconds; as long as NCCL's own, where gloo waits for half an hour
+CPU = torch.device("cpu")
+TIMEOUT = 600.0  # seconds, NCCL's default; gloo's is half an hour
 
 
 @dataclass(frozen=True)
@@ -38,50 +40,49 @@ class World:
     rank: int
     size: int
     device: torch.device
-    replicate: int = 1  # copies of a sharded model: of consecutive ranks each
+    replicate: int = 1  # copies of the model, each sharded over consecutive ranks
     timeout: float = TIMEOUT  # seconds that a rank waits for another
 
 
 def start(replicate: int = 0, timeout: float = TIMEOUT) -> World:
-    """Join torchrun's process group if there is one, and pick this rank's device. All ranks.
+    """Join torchrun's process group if there is one, and choose this rank's device. All ranks.
 
-    replicate: copies of the model, 0 for one per node. A rank that has waited `timeout` seconds
-    for another fails, see rmt/system/torchrun.py. ValueError when it cannot work.
+    replicate: copies of the model; 0: one per node. timeout: seconds that a rank waits for another
+    before it fails. ValueError, with the remedy, when torchrun's settings cannot work.
     """
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else "cpu"
-    if gpu:
+    device = CPU
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
         check_store()
-        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    world = current(torch.device(device))
+        dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout))
+    world = current(device)
     local = gather_objects(int(os.environ.get("LOCAL_WORLD_SIZE", world.size)), world)
     return replace(world, replicate=copies(replicate, local), timeout=timeout)
 
 
-def current(device: torch.device) -> World:
+def _backend(device: torch.device) -> str:
+    """gloo reduces what is on the host: Python objects, and gradient norms with --offload."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def current(device: torch.device = CPU) -> World:
+    """Return this process's place in the process group, if there is one."""
     if dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), device)
     return World(0, 1, device)
 
 
-def first() -> bool:
-    """Whether this process is rank 0, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def stop() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-        # Threads of gloo outlive it. One that gives back its last tensor while Python ends aborts
-        # the process; it needs a moment of the GIL before.
-        time.sleep(0.2)
+        time.sleep(0.2)  # gloo's threads free tensors; while Python exits that aborts the process
 
 
 def compute_dtype(name: str, world: World) -> torch.dtype:
-    """What --dtype means on this rank's device."""
+    """Return the dtype that --dtype names, for this rank's device."""
     if name == "auto":
         return torch.bfloat16 if world.device.type == "cuda" else torch.float32
     return getattr(torch, name)
@@ -94,15 +95,14 @@ def load_model(
     trainable: bool = True,
     offload: bool = False,
 ) -> Transformer:
-    """A model of a Hugging Face directory on this rank's device. All ranks.
+    """Load a Hugging Face directory onto this rank's device; each rank reads its rows. All ranks.
 
-    Trainable: fp32 master weights, sharded, `compute` in the forward and backward pass. Otherwise
-    weights are stored in `compute` and frozen. Each rank reads only the rows it keeps. offload:
-    what a rank keeps, and what an optimizer makes of it, is in the host's memory.
+    trainable: fp32 master weights, sharded, and `compute` in the forward and backward pass. If not,
+    weights are frozen in `compute`. offload: as in `shard`. ValueError on damaged weights.
     """
     with torch.device("meta"):
         model = Transformer(ModelConfig.from_directory(directory))
-    check(model, Path(directory))  # sizes, before memory is taken for them
+    check(model, Path(directory))  # shapes, before memory is allocated
     model.to(torch.float32 if trainable else compute)
     if sharded := world.size > 1 or (trainable and (offload or compute != torch.float32)):
         shard(model, world, compute, offload)
@@ -119,20 +119,19 @@ def load_model(
 
 @torch.no_grad()
 def _finite(parameter: torch.Tensor) -> bool:
-    """Of this rank's rows."""
+    """Return whether this rank's rows are finite, in constant memory."""
     own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return not own.numel() or all(bool(end.isfinite()) for end in own.aminmax())
 
 
 def shard(model: Transformer, world: World, compute: torch.dtype, offload: bool = False) -> None:
-    """FSDP2 over blocks and root, gradients summed (not averaged) over ranks. All ranks.
+    """Apply FSDP2 to blocks and root; gradients are summed, not averaged, over ranks. All ranks.
 
-    offload: parameters, their gradients and so the optimizer's state stay on the host.
+    offload: keep parameters, gradients and so the optimizer's state on the host.
     """
-    if not dist.is_initialized():  # one GPU, started with plain python
-        # gloo: the norm of gradients that are on the host is reduced there
-        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if not dist.is_initialized():  # one process, started with plain python
+        store = dist.HashStore()
+        dist.init_process_group(_backend(world.device), store=store, rank=0, world_size=1)
     mesh = _mesh(world)
     reduce = torch.promote_types(compute, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
@@ -148,14 +147,14 @@ def shard(model: Transformer, world: World, compute: torch.dtype, offload: bool 
 
 
 def _mesh(world: World) -> DeviceMesh:
-    """The ranks: in a row, or in `replicate` rows, each of which holds a whole model. All ranks."""
+    """Arrange the ranks in a row, or in `replicate` rows, each with a whole model. All ranks."""
     kind = world.device.type
     if world.replicate == 1:
         return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
     rows = torch.arange(world.size).view(world.replicate, -1)
-    patience = timedelta(seconds=world.timeout)  # init_device_mesh would take gloo's own
+    timeout = timedelta(seconds=world.timeout)  # init_device_mesh would use gloo's default
     across, inside = (
-        dist.new_subgroups_by_enumeration(groups.tolist(), timeout=patience)[0]
+        dist.new_subgroups_by_enumeration(groups.tolist(), timeout=timeout)[0]
         for groups in (rows.T, rows)
     )
     names = ("replicate", "shard")
@@ -164,20 +163,18 @@ def _mesh(world: World) -> DeviceMesh:
 
 @contextmanager
 def rollout_mode(model: Transformer) -> Iterator[Transformer]:
-    """Yield a model of gathered weights to sample from; do not run `model` meanwhile. All ranks.
+    """Yield a model with gathered weights to sample from; do not run `model` meanwhile. All ranks.
 
-    It shares the weights, in the dtype that the forward pass uses, but has none of FSDP's hooks:
-    ranks may run different numbers of forward passes, and a CUDA graph may record them.
+    It shares the weights in the compute dtype, without FSDP's hooks: ranks may run different
+    numbers of forward passes, and a CUDA graph may record them.
     """
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.unshard()
-    device = model.model.norm.weight.device  # of what is gathered; the rest may be on the host
+    device = model.model.norm.weight.device  # of gathered weights; shards may be on the host
     try:
-        gathered = _without_hooks(model) if sharded else model
-        yield gathered
+        yield _without_hooks(model) if sharded else model
     finally:
-        del gathered
         for module in sharded:
             module.reshard()
         release_memory(device)
@@ -191,10 +188,10 @@ def _without_hooks(model: Transformer) -> Transformer:
 
 
 def release_memory(device: torch.device) -> None:
-    """Return what was freed to the device, so that the next phase's tensors fit where they like."""
+    """Return freed memory to the device, so that the next phase does not suffer fragmentation."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps much of it
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
         trim(0)
 
 
@@ -204,7 +201,7 @@ def reduce_sums(values: dict[str, float], world: World) -> dict[str, float]:
 
 
 def reduce_max(values: Sequence[float], world: World) -> list[float]:
-    """Largest value over all ranks, elementwise. All ranks."""
+    """Return the largest of each value over all ranks. All ranks."""
     return _reduce(values, dist.ReduceOp.MAX, world)
 
 
@@ -217,7 +214,7 @@ def _reduce(values: Sequence[float], operation, world: World) -> list[float]:
 
 
 def gather_objects(value: Any, world: World, group=None) -> list[Any]:
-    """Picklable values of all ranks, in rank order; through `group` if given. All ranks."""
+    """Return the picklable values of all ranks, in rank order. All ranks of the group."""
     if world.size == 1:
         return [value]
     values = [None] * world.size
@@ -226,21 +223,19 @@ def gather_objects(value: Any, world: World, group=None) -> list[Any]:
 
 
 def background_group(world: World):
-    """A group for a thread beside the steps; None where there is one process. All ranks."""
+    """Make a process group for a background thread; None for a single process. All ranks."""
     return dist.new_group(backend="gloo") if world.size > 1 else None
 
 
 def free_memory(world: World) -> float:
-    """Bytes that this rank can still use: of its GPU, else its share of half the machine's."""
+    """Return the bytes this rank can still use: of its GPU, or its share of half the machine's."""
     if world.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(world.device)
-        kept = torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
-        return free + kept
-    described = Path("/proc/meminfo")  # Linux
-    lines = described.read_text().splitlines() if described.is_file() else []
-    kib = [float(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        cached = torch.cuda.memory_reserved(world.device)
+        return free + cached - torch.cuda.memory_allocated(world.device)
+    available = proc_field("meminfo", "MemAvailable")  # Linux
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    return (kib[0] * 1024 if kib else 8e9) / 2 / local
+    return (1024 * int(available.split()[0]) if available else 8e9) / 2 / local
 
 
 def grad_norm(model: Transformer, limit: float) -> float:

@@ -1,6 +1,6 @@
-"""Where something ran: versions, commit, processor, GPU.
+"""Versions, commit, processor and GPU of this machine.
 
-python -m rmt.system.env      print it, for a bug report or beside a measurement
+python -m rmt.system.env      print them, for a bug report or beside a measurement
 """
 
 import os
@@ -17,7 +17,7 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "
 
 
 def versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
-    """Installed versions by package; None where a package is missing."""
+    """Return installed versions by package; None where a package is missing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in names:
         try:
@@ -28,7 +28,7 @@ def versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
 
 
 def commit() -> str:
-    """The commit of this code, with -dirty behind it where files have changed."""
+    """Return the commit of this code, with -dirty appended if files have changed."""
     here = str(Path(__file__).parent)
     git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
     try:
@@ -38,15 +38,23 @@ def commit() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a GPU, or of the processor."""
+    """Return the name of a GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _cpuinfo("model name") or platform.machine()
+    # platform.processor() is empty on most Linux systems.
+    return proc_field("cpuinfo", "model name") or platform.machine()
+
+
+def proc_field(file: str, field: str) -> str | None:
+    """Return the first value of a field of /proc/FILE; None if there is none (macOS)."""
+    path = Path("/proc", file)
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(field)), None)
 
 
 def about() -> dict[str, Any]:
-    """Versions, commit, operating system, processor and GPUs of this machine."""
-    flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
+    """Return versions, commit, operating system, processor and GPUs."""
+    flags = (proc_field("cpuinfo", "flags") or proc_field("cpuinfo", "Features") or "").split()
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "commit": commit(),
@@ -58,14 +66,6 @@ def about() -> dict[str, Any]:
         "instructions": " ".join(name for name in INSTRUCTIONS if name in flags),
         "gpus": [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus],
     }
-
-
-def _cpuinfo(field: str) -> str | None:
-    """A field of the first core; platform.processor() is empty on most Linux systems."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.is_file() else []
-    found = [line.split(":")[1].strip() for line in lines if line.startswith(field)]
-    return found[0] if found else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One process, or group of processes, at a time works in a directory.
+"""Lock a directory, so that one run at a time writes there.
 
-The lock is one of the operating system's on OUT/lock: it ends with the process that holds it,
-however that ends, and no process that it had started keeps it.
+The lock is a POSIX record lock on OUT/lock. It ends with the process that holds it, even after
+kill -9, and child processes do not inherit it.
 """
 
 import fcntl
@@ -10,43 +10,39 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from rmt.system.dist import World, gather_objects
+from rmt.system.dist import World, current, gather_objects
 
-GRACE, PATIENCE = 1.0, 60.0  # seconds: to end; to give back its memory, for one that was killed
+# Seconds to wait for a holder: one that runs, and one that was killed and still frees its memory.
+GRACE, PATIENCE = 1.0, 60.0
 
 
 @contextmanager
 def held(name: str, out: Path, world: World | None = None) -> Iterator[None]:
-    """The directory that the flag `name` gives, which is made if need be. All ranks; rank 0 holds.
+    """Make and lock the directory that the flag `name` gives. All ranks; rank 0 holds the lock.
 
-    ValueError on all ranks when another process has it, or it cannot be written to.
+    ValueError on all ranks when another process holds it, or it cannot be written to.
     """
-    lock, problem = None, None
-    if world is None or world.rank == 0:
+    world, lock, problem = world or current(), nullcontext(), ""
+    if world.rank == 0:
         try:
             lock = _take(name, out)
         except ValueError as error:
             problem = str(error)
-    try:
-        if world is not None:
-            problem = gather_objects(problem, world)[0]
-        if problem is not None:
+    with lock:
+        if problem := gather_objects(problem, world)[0]:
             raise ValueError(problem)
         yield
-    finally:
-        if lock is not None:
-            os.close(lock)
 
 
-def _take(name: str, out: Path) -> int:
-    """The open file that holds the lock until it is closed."""
-    path = out / "lock"
+def _take(name: str, out: Path) -> BinaryIO:
+    """Return a file that holds the lock until it is closed."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        lock = (out / "lock").open("ab+", buffering=0)
     except OSError as error:
         raise ValueError(
             f"{name} {out} cannot be written ({error.strerror}: {error.filename}); choose a "
@@ -58,36 +54,33 @@ def _take(name: str, out: Path) -> int:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, by the system
-            holder = os.pread(lock, 200, 0).decode("utf-8", "replace").strip()
-            if time.monotonic() < started + (PATIENCE if _ends(holder) else GRACE):
+            lock.seek(0)
+            holder = lock.read(200).decode("utf-8", "replace").strip()
+            if time.monotonic() < started + (PATIENCE if _was_killed(holder) else GRACE):
                 time.sleep(0.05)
                 continue
-            os.close(lock)
+            lock.close()
             raise ValueError(
                 f"{name} {out} is in use by another run (process {holder}); wait for it or stop "
                 "it, or choose another directory"
             ) from None
         except OSError as error:  # a file system without locks
-            print(
-                f"{path} cannot be locked ({error.strerror}): start no second run in {out}",
-                file=sys.stderr,
-            )
+            remark = f"cannot be locked ({error.strerror}): start no second run in {out}"
+            print(out / "lock", remark, file=sys.stderr)
             break
-    with suppress(OSError):  # a full disk: the lock holds without a name
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    with suppress(OSError):  # on a full disk the lock has no name
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
     return lock
 
 
-def _ends(holder: str) -> bool:
-    """Whether it is a process of this machine that has been killed but is not quite gone."""
+def _was_killed(holder: str) -> bool:
+    """Return whether it is a process of this machine that was killed and is not quite gone."""
     number, _, host = holder.partition(" on ")
-    if host != socket.gethostname():
+    if host != socket.gethostname() or not Path("/proc/self/exe").exists():  # Linux
         return False
     try:
-        os.readlink(f"/proc/{number}/exe")  # Linux; gone with the memory
-    except FileNotFoundError:
-        return Path("/proc/self/exe").exists()
-    except OSError:  # another user's
-        return False
+        os.readlink(f"/proc/{number}/exe")  # gone as soon as the memory is
+    except OSError as error:  # or it is another user's
+        return isinstance(error, FileNotFoundError)
     return False

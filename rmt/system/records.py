@@ -1,13 +1,14 @@
-"""What a run writes as it goes: JSON lines that end at "\\n" and nowhere else, and whole files.
+"""Read and write the files of a run: JSON lines, ended by "\\n" alone, and whole files.
 
-A run that goes on from a checkpoint takes the steps after it again. What it had written about them
-is moved to FILE.replaced.jsonl, so that a file has one record of a step and none is lost.
+A resumed run repeats the steps after its checkpoint. Their old records move to
+FILE.replaced.jsonl: a file has one record per step, and none is lost.
 """
 
 import errno
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 
 def as_json(value: Any) -> Any:
-    """JSON has no nan and no infinity: what was not measured or overflowed is null."""
+    """Replace nan and infinity, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -24,7 +25,7 @@ def as_json(value: Any) -> Any:
 
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """Lines at the end of a file; OSError that says how the run goes on."""
+    """Append records to a JSON-lines file. OSError that says how to continue the run."""
     text = "".join(json.dumps(as_json(r), ensure_ascii=False) + "\n" for r in records)
     try:
         with path.open("ab") as file:
@@ -37,47 +38,46 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file: none without a file, and no line that a kill cut short."""
+    """Return the records of a JSON-lines file, without torn lines; none if there is no file."""
     return [record for _, record in _lines(path) if record is not None]
 
 
 @contextmanager
 def blamed(path: Path) -> Iterator[None]:
-    """Whatever fails while a file's content is used is a ValueError that names the file."""
+    """Turn any error in the use of a file's content into a ValueError that names the file."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+    ) as error:  # fmt: skip
         raise ValueError(
-            f"{path} has what no run of ours writes ({type(error).__name__}: {error}); mend it or "
+            f"{path} has content that no run writes ({type(error).__name__}: {error}); mend it or "
             "move it away"
         ) from None
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deep; mend it or move it away") from None
 
 
 def set_aside(path: Path, step: int) -> None:
-    """Leave the records of steps before `step`; the others, and torn ones, go to FILE.replaced.
+    """Keep the records of steps before `step`; move all other lines to FILE.replaced.jsonl.
 
-    They are there before they are gone here, whenever a kill comes.
+    They are on disk there before they are removed here, so that a kill loses none.
     """
-    kept, replaced, size = [], [], 0
+    kept, replaced = [], []
     for line, record in _lines(path):
         before = record is not None and record["step"] < step
         (kept if before else replaced).append(line + b"\n")
-        size += len(line) + 1
     if replaced:
         with path.with_suffix(f".replaced{path.suffix}").open("ab") as file:
             file.writelines(replaced)
             file.flush()
             os.fsync(file.fileno())
-    if replaced or (kept and size != path.stat().st_size):  # or the last had no end of line
-        write_whole(path, b"".join(kept))
+    if path.is_file() and path.read_bytes() != (content := b"".join(kept)):
+        write_whole(path, content)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """A file in UTF-8 that is never half there (a pipe or a terminal is just written to).
+    """Write a file aside and rename it, so that it is never half there. OSError that names it.
 
-    OSError that names it.
+    Text is encoded as UTF-8. A pipe or a terminal is written to directly.
     """
     content = content if isinstance(content, bytes) else _encoded(content)
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -86,8 +86,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             path.write_bytes(content)
             return
         aside.write_bytes(content)
-        os.replace(aside, path.resolve() if path.is_symlink() else path)
-    except OSError as error:  # a full disk's names no file
+        os.replace(aside, path.resolve())  # the file behind a link
+    except OSError as error:  # that of a full disk names no file
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with suppress(OSError):
@@ -99,18 +99,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_writable(name: str, path: Path) -> None:
-    """ValueError unless `write_whole` can write the file that the flag `name` gives.
+    """Make the folder of the file that the flag `name` gives, but not the file.
 
-    To be asked before the work whose result it is for. Makes the folder, but not the file.
+    ValueError unless `write_whole` can write it. Call this before the work whose result it is for.
     """
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a directory", path)
-        tried = path.with_name(f".{path.name}.{os.getpid()}.tried")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() or not path.exists():
-            tried.touch()
-            tried.unlink()
+            tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ValueError(
             f"{name} {path} cannot be written ({error.strerror}: {error.filename}); give a file's "
@@ -119,21 +117,21 @@ def check_writable(name: str, path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line without its end, with the record of a step that it is, if it is one."""
+    """Yield each line without its end, and its record; None if it is no record of a step."""
     content = path.read_bytes() if path.is_file() else b""
     for line in content.removesuffix(b"\n").split(b"\n") if content else ():
-        try:
+        record = None
+        with suppress(ValueError, RecursionError):
             record = parse(line.decode("utf-8"))
-            whole = isinstance(record, dict) and isinstance(record.get("step"), int)
-        except (ValueError, RecursionError):
-            whole = False
+        whole = isinstance(record, dict) and isinstance(record.get("step"), int)
         yield line, record if whole else None
 
 
 def parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # nan is no JSON and no browser reads it
+    """Return the value of a JSON text; nan and infinity, which browsers refuse, become None."""
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 def _encoded(text: str) -> bytes:
-    """Half a surrogate pair, which no UTF-8 has, is written as JSON writes it: \\udc80."""
+    """Encode as UTF-8, and lone surrogates, which it lacks, as JSON escapes: \\udc80."""
     return text.encode("utf-8", "backslashreplace")

@@ -1,12 +1,10 @@
-"""Nothing outside a run ends it unsaved: no signal that asks for it, and nothing that it prints.
+"""Keep a run alive when its terminal is closed, and save before a signal stops it.
 
-A terminal without a character shows a question mark; a closed one, or a full disk, loses the text.
-When the reader of a pipe is gone (`| head`) the text is lost too, and training saves and stops, as
-it does for SIGTERM, SIGINT and SIGHUP. A signal that was ignored at the start (nohup) stays so.
+Text that cannot be written is dropped (a closed stream, a full disk); a character that the encoding
+lacks is a question mark. When the reader of a pipe is gone (`| head`), or on SIGTERM, SIGINT and
+SIGHUP, training saves and stops. A signal ignored at the start (nohup) stays ignored.
 """
 
-import errno
-import io
 import os
 import signal
 import sys
@@ -18,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Output:
-    """A text stream that swallows what it cannot write; `lost` once nobody reads it."""
+    """A text stream that drops what it cannot write; `lost` once its reader is gone."""
 
     def __init__(self, stream: Any):
         self.stream, self.lost = stream, False
@@ -38,35 +36,31 @@ class _Output:
     def _try(self, call: Callable, *arguments: str) -> None:
         try:
             call(*arguments)
-        except UnicodeEncodeError:  # of a stream that cannot be told to replace
-            self._try(call, *(a.encode("ascii", "replace").decode() for a in arguments))
-        except ValueError:  # it was closed
+        except (BrokenPipeError, ConnectionResetError):
+            self.lost = True
+        except (OSError, ValueError):  # ValueError: the stream is closed
             pass
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                self.lost = True
 
     def end(self) -> None:
-        """Give out what is left. If that fails it goes nowhere: Python's exit fails on it, too."""
+        """Flush; if that fails, send the rest to /dev/null, or Python's exit would fail as well."""
         try:
             self.stream.flush()
         except (OSError, ValueError):
             with suppress(OSError, ValueError, AttributeError):
-                _open_nowhere(self.stream.fileno())
+                _open_null(self.stream.fileno())
 
 
 @contextmanager
 def safe_printing() -> Iterator[None]:
-    """Of all that is printed in this context, or in the function that it decorates."""
+    """Let no error of stdout or stderr through, in a `with` block or a decorated function."""
     before = sys.stdout, sys.stderr
     for number in (1, 2):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file that is opened would get its number, and C's output
-            _open_nowhere(number)
-    nowhere = io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8")
-    outputs = [_Output(stream or nowhere) for stream in before]
-    sys.stdout, sys.stderr = outputs
+        except OSError:  # closed: the next file opened would get its number, and C's output
+            _open_null(number)
+    nowhere = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout, sys.stderr = outputs = [_Output(stream or nowhere) for stream in before]
     try:
         yield
     finally:
@@ -75,22 +69,25 @@ def safe_printing() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def _open_nowhere(number: int) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    if nowhere != number:
-        os.dup2(nowhere, number)
-        os.close(nowhere)
+def _open_null(number: int) -> None:
+    """Open /dev/null as this file descriptor."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
 
 
 def nobody_reads() -> bool:
-    """Whether the reader of what is printed is gone."""
+    """Return whether the reader of stdout or stderr is gone."""
     return any(getattr(stream, "lost", False) for stream in (sys.stdout, sys.stderr))
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields whether something asked to stop so far. A second SIGTERM or SIGINT ends the process
-    at once; a second SIGHUP does not, since a shell and the system send one each.
+    """Yield a function that tells whether something asked to stop.
+
+    A second SIGTERM or SIGINT ends the process at once. A second SIGHUP does not: a shell and the
+    system send one each.
     """
     asked: list[int] = []
 

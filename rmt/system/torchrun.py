@@ -1,7 +1,7 @@
-"""What torchrun tells its ranks, and what a rank says when it has lost the others.
+"""Read torchrun's environment, and explain an error caused by another rank.
 
-torchrun starts ranks on one or several nodes and, with --max-restarts, all of them again when one
-fails: same command, perhaps other nodes. Nothing here communicates; rmt/system/dist.py does.
+With --max-restarts torchrun starts all ranks again when one fails: the same command, perhaps on
+other nodes. Nothing here communicates; rmt/system/dist.py does.
 """
 
 import os
@@ -10,37 +10,37 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-GLOO = r"\bgloo\b|caused pair closure"  # its errors are plain RuntimeErrors: first, and later on
+GLOO = r"\bgloo\b|caused pair closure"  # gloo raises plain RuntimeErrors: the first, later ones
 
 
 def restarts() -> bool:
-    """Whether torchrun was asked to start all ranks again when one fails.
+    """Return whether torchrun starts all ranks again when one fails.
 
-    Its count of restarts says less: each node has its own, and a new node begins at 0.
+    Its count of restarts cannot tell: each node has its own, and a new node begins at 0.
     """
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
 
 def check_store() -> None:
-    """ValueError where restarted ranks would look for dead ones.
+    """ValueError when restarted ranks would connect to the addresses of dead ones.
 
-    torchrun's store outlives the ranks. It tells those of different starts apart by the count of
-    restarts, which differs between nodes, so that some would find the addresses of the dead.
+    torchrun's store outlives the ranks. It keys addresses by the count of restarts, which differs
+    between nodes.
     """
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", 1))
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if nodes > 1 and restarts() and shared:
         raise ValueError(
             f"torchrun --max-restarts {os.environ['TORCHELASTIC_MAX_RESTARTS']} on {nodes} nodes: "
-            "its store keeps the addresses of dead ranks, where restarted ones would look for each "
-            "other; export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on every node"
+            "its store keeps the addresses of dead ranks, to which restarted ones would "
+            "connect; export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on every node"
         )
 
 
 def copies(asked: int, local: Sequence[int]) -> int:
-    """How many copies of the model there are: `asked`, or one per node for 0.
+    """Return the number of copies of the model: `asked`, or one per node for 0.
 
-    local: for each rank, how many ranks its node has. ValueError when they do not divide.
+    local: the number of ranks on each rank's node. ValueError when ranks do not divide equally.
     """
     size = len(local)
     if asked and size % asked:
@@ -58,7 +58,7 @@ def copies(asked: int, local: Sequence[int]) -> int:
 
 
 def lost_contact(error: RuntimeError, out: str) -> str | None:
-    """What to tell the user when a collective failed because of another rank; None: it did not."""
+    """Return a message if a collective failed because of another rank, else None."""
     text = str(error).strip()
     if not isinstance(error, dist.DistError) and not re.search(GLOO, text, re.IGNORECASE):
         return None

@@ -125,8 +125,7 @@ def evaluate(
         "budget": budget, "data": data_key(documents), "records": corpus.total,
         "left_out": [{"source": r.source, "why": r.trouble} for r in corpus.left_out],
     }  # fmt: skip
-    known = (model, tokenizer)
-    chosen = Chosen([])
+    chosen, known = Chosen([]), (model, tokenizer)
     if mode != "problems":
         chosen = positions_of(config, typed, options, world, source, *known, documents)
     if mode == "ntp":
@@ -152,9 +151,8 @@ def positions_of(
     """Read the stored positions, or choose and store new ones. All ranks."""
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     choosing = {name: getattr(config, name) for name in CHOOSING} | {"per_tier": options.per_tier}
-    judge = source
-    if config.difficulty_model:
-        judge = find_model(config.difficulty_model, config.weights, world)
+    by = config.difficulty_model or config.model
+    judge = find_model(by, config.weights, world)
     choosing["difficulty_model"] = fingerprint(judge)["weights"]  # the same wherever it is
     if dist.gather_objects(stored.is_file(), world)[0]:
         asked = {name: value for name, value in choosing.items() if name in typed}
@@ -167,10 +165,9 @@ def positions_of(
         return chosen
     check_writable("--positions", stored)
     entropies, thresholds = measure_difficulty(config, world, source, tokenizer, documents, model)
-    choosing["difficulty_name"] = by = config.difficulty_model or config.model
     chosen = choose_positions(
         documents, entropies, thresholds, config.min_context, options.per_tier, config.seed,
-        choosing,
+        choosing | {"difficulty_name": by},
     )  # fmt: skip
     if world.rank == 0:
         write_positions(stored, chosen)

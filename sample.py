@@ -68,7 +68,7 @@ def read_options(arguments: Sequence[str]) -> Options:
 
 
 def read_prompt(options: Options) -> str:
-    """Read --prompt or standard input as UTF-8; ValueError if it is empty or in another encoding."""
+    """Read --prompt or standard input as UTF-8; ValueError if it is empty or no UTF-8."""
     given = os.fsencode(options.prompt)
     if not given and sys.stdin:  # None: it is closed
         given = sys.stdin.buffer.read()

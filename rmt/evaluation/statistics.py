@@ -68,9 +68,7 @@ def _weighted(values: Sequence[float], weights: Sequence[float], strata: Sequenc
 
 def mean(values: Sequence[float], weights: Sequence[float], strata: Sequence) -> float:
     """Average the weighted means of the strata; nan of nothing."""
-    return (
-        float(_strata_mean(_weighted(values, weights, strata).sum(0))) if len(values) else math.nan
-    )
+    return float(_strata_mean(_weighted(values, weights, strata).sum(0)))
 
 
 def bootstrap(

@@ -29,11 +29,6 @@ from rmt.system.dist import World, compute_dtype
 PROMPT = PromptIds(header=(0,) * 112, footer=(0,) * 40)
 
 
-def dry_run(config: Config) -> str:
-    """Describe the memory that a run with this config needs; DoesNotFit if it is too much."""
-    return report(*plan(config))
-
-
 def plan(config: Config) -> tuple[Case, dict[str, Parts]]:
     """Choose the knobs; return the case, and the peak of each phase on a rank."""
     compute = compute_dtype(config.dtype, World(0, config.gpus, torch.device("cuda")))
@@ -41,8 +36,12 @@ def plan(config: Config) -> tuple[Case, dict[str, Parts]]:
     return case, {"rollout": rollout(case, case.config.max_branches), "update": update(case)}
 
 
-def report(case: Case, phases: dict[str, Parts]) -> str:
-    """Format a table of GB per rank, and the knobs that a run would choose."""
+def dry_run(config: Config) -> str:
+    """Format the memory that a run needs, in GB per rank, and the knobs that it would choose.
+
+    DoesNotFit if it is too much.
+    """
+    case, phases = plan(config)
     c, machine = case.config, case.machine
     labels = dict.fromkeys(label for parts in phases.values() for label in parts)
     sizes = {label: [parts.get(label, 0) for parts in phases.values()] for label in labels}
@@ -61,6 +60,6 @@ def report(case: Case, phases: dict[str, Parts]) -> str:
         f"{c.tokens_per_micro_batch} (rows of {case.row} at most) --recompute {c.recompute}",
     ]
     if c.offload:
-        host = total({k: v for k, v in states(case).items() if k in HOST})
+        host = sum(size for name, size in states(case).items() if name in HOST)
         lines.append(f"host memory per rank: {host / 1e9:.1f} GB of {', '.join(HOST)}")
     return "\n".join(lines)

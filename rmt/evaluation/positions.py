@@ -78,6 +78,7 @@ def data_key(documents: Sequence[Document]) -> str:
 
 
 def write_positions(path: Path, chosen: Chosen) -> None:
+    """Store the positions; make the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(asdict(chosen)))
 

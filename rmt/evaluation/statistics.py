@@ -1,4 +1,4 @@
-"""Intervals of an accuracy, and a test whether two differ.
+"""Compute intervals of an accuracy, and test whether two accuracies differ.
 
 Positions of one document are not independent, so the bootstrap draws whole documents; it is seeded.
 Wilson's interval and McNemar's test assume that items are independent: an interval here is the

@@ -42,7 +42,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/engine/held_out.py", "chosen.positions, budget, c.budget_entropy,",
         "chosen.positions, budget, 0.0,", "stops"),
     "eval.py has one budget": (
-        "eval.py", 'config.budget_entropy if asked.mode == "rmt" else 0.0', "0.0", "taken"),
+        "eval.py", 'config.budget_entropy if mode == "rmt" else 0.0', "0.0", "taken"),
     "a prefix is a token": (
         "rmt/evaluation/evaluate.py", "match_reward(answer, question.coming))",
         'match_reward(answer, question.coming, "prefix"))', "prefix"),

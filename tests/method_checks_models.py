@@ -175,8 +175,8 @@ def check_taken(place) -> None:
     own, options = script.read_arguments(flags)
     shared = {name: value for name, value in own.items() if name != "per_tier"}
     found = script.evaluate(own, protocol(shared, ""), options, WORLD)
-    wanted = [budget(run.config, 1, 1, item["entropy"]) for item in found.items]
-    assert [item["budget"] for item in found.items] == wanted and max(wanted) > 20
+    wanted = [budget(run.config, 1, 1, item["entropy"]) for item in found["items"]]
+    assert [item["budget"] for item in found["items"]] == wanted and max(wanted) > 20
 
 
 def check_curriculum_seed(place) -> None:

@@ -146,11 +146,11 @@ def check_eval_script(place) -> None:
             shared = {name: value for name, value in typed.items() if name != "per_tier"}
             asking = protocol(shared, options.mode)
             found = script.evaluate(typed, asking, options, WORLD)
-        assert len(found.items) == 6 and found.budget == budget
+        assert len(found["items"]) == 6 and found["budget"] == budget
         (sampling,) = {s[2] for s in asked}
         assert (sampling.temperature, sampling.max_new_tokens) == (temperature, 24)
         assert (sampling.seed, sampling.purpose) == (seed, "evaluate")
-        assert {item["budget"] for item in found.items} == {budget}
+        assert {item["budget"] for item in found["items"]} == {budget}
 
 
 def check_budget_of_a_model(place) -> None:

@@ -243,7 +243,7 @@ def test_corrupt_positions_are_refused(place, capsys, content):
 
 
 def test_empty_prompt_is_refused(place, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     fragments = ("the prompt is empty", "give --prompt TEXT or text on standard input")
     refusal(sample, flags(model=place / "model"), fragments, capsys)
 

@@ -1,10 +1,10 @@
-"""Two evaluations of the same questions: who is better, and could it be chance?
+"""Compare two evaluations of the same questions in pairs.
 
     python -m rmt.evaluation.compare before.json after.json      reports of eval.py --json
 
 gained: questions that only the second has right; lost: only the first. p is McNemar's exact test,
-which takes questions for independent; the interval of the difference is a bootstrap over documents,
-which does not. A difference is called one when both say so.
+which assumes independent questions; the interval of the difference is a bootstrap over documents,
+which does not. A difference is clear when both say so.
 """
 
 import json
@@ -20,36 +20,34 @@ from rmt.evaluation.summary import PROBLEMS, Items
 from rmt.system.terminal import safe_printing
 
 ALPHA = 0.05
-SAME = ("data", "decoding")  # of a report: what makes two comparable
+Pair = tuple[dict[str, Any], dict[str, Any]]  # the answers to one question, before and after
 
 
-def paired(before: Items, after: Items) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The answers to each question; ValueError unless both were asked the same ones."""
-    asked = [{_question(item): item for item in items} for items in (before, after)]
-    if asked[0].keys() != asked[1].keys():
+def paired(before: Items, after: Items) -> list[Pair]:
+    """Pair the answers to each question; ValueError unless both answer the same ones."""
+    old, new = ({_question(item): item for item in items} for items in (before, after))
+    if old.keys() != new.keys():
         raise ValueError(
-            f"they answer other questions ({len(asked[0].keys() & asked[1].keys())} of "
-            f"{len(asked[0])} and {len(asked[1])} are the same); evaluate both on the same data "
-            "with the same --positions"
+            f"they answer other questions ({len(old.keys() & new.keys())} of {len(old)} and "
+            f"{len(new)} are the same); evaluate both on the same data with the same --positions"
         )
-    return [(item, asked[1][question]) for question, item in asked[0].items()]
+    return [(item, new[question]) for question, item in old.items()]
 
 
 def _question(item: dict[str, Any]) -> tuple:
-    """`target` is in reports of eval.py, `seed` where runs of several seeds are put together."""
+    """Identify a question; only eval.py's have a `target`, only those of a sweep a `seed`."""
     return tuple(item.get(k) for k in ("seed", "document", "position", "tier", "target"))
 
 
 def differences(before: Items, after: Items) -> list[dict[str, Any]]:
-    """A row per tier and their average, the mean over tiers; of problems one row."""
+    """Return a row per tier and one for their average, the mean over tiers; of problems one."""
     pairs = paired(before, after)
-    named = {tier: [pair for pair in pairs if pair[0]["tier"] == tier] for tier in TIERS}
-    named |= {"average": [pair for pair in pairs if pair[0]["tier"] in TIERS]}
-    named |= {PROBLEMS: [pair for pair in pairs if pair[0]["tier"] == PROBLEMS]}
-    return [_row(name, found) for name, found in named.items() if found]
+    named = {tier: (tier,) for tier in TIERS} | {"average": TIERS, PROBLEMS: (PROBLEMS,)}
+    rows = [_row(name, [p for p in pairs if p[0]["tier"] in own]) for name, own in named.items()]
+    return [row for row in rows if row["n"]]
 
 
-def _row(name: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+def _row(name: str, pairs: Sequence[Pair]) -> dict[str, Any]:
     changes = [int(new["match"]) - int(old["match"]) for old, new in pairs]
     given = [1.0] * len(pairs), [old["tier"] for old, _ in pairs]
     low, high = bootstrap([old["document"] for old, _ in pairs], changes, *given)
@@ -62,40 +60,41 @@ def _row(name: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> d
 
 
 def direction(row: dict[str, Any]) -> str:
-    """up, down, or no difference that chance would not explain."""
+    """Return "up", "down", or "no clear difference" where chance would explain it."""
     if row["p"] < ALPHA and (row["low"] > 0 or row["high"] < 0):
         return "up" if row["low"] > 0 else "down"
     return "no clear difference"
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """In words, with the numbers."""
+    """Describe the difference in words, with its numbers."""
     return f"{direction(row)}, {change(row)}, p = {row['p']:.2g}"
 
 
 def change(row: dict[str, Any]) -> str:
-    """In points of per cent; of one document there is no interval."""
+    """Format the difference and its interval in percentage points; one document has no interval."""
     low, high = (100 * row[end] for end in ("low", "high"))
     ends = "–" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
     return f"{100 * row['difference']:+.1f} ({ends})"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Format the differences as a markdown table."""
     lines = [
         "| tier | n | before % | after % | difference (95 % interval) | gained | lost | p | |",
         "|---|---:|---:|---:|:---:|---:|---:|---:|---|",
     ]
     for row in rows:
-        cells = (
-            row["tier"], str(row["n"]), f"{100 * row['before']:.1f}", f"{100 * row['after']:.1f}",
-            change(row), str(row["gained"]), str(row["lost"]), f"{row['p']:.2g}", direction(row),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        before, after = (f"{100 * row[name]:.1f}" for name in ("before", "after"))
+        lines.append(
+            f"| {row['tier']} | {row['n']} | {before} | {after} | {change(row)} | {row['gained']} "
+            f"| {row['lost']} | {row['p']:.2g} | {direction(row)} |"
+        )
     return "\n".join(lines)
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """What eval.py wrote; ValueError if it did not."""
+    """Read a report of eval.py; ValueError if it is none."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         for item in report["items"]:
@@ -121,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = differences(before["items"], after["items"])
     except (ValueError, OSError) as error:
         sys.exit(f"error: {' and '.join(map(str, names))}: {error}")
-    for name in SAME:
+    for name in ("data", "decoding"):
         if before.get(name) != after.get(name):
             print(f"note: {name} differs: {before.get(name)} and {after.get(name)}")
     print(table(rows))

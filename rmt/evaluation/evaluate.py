@@ -1,7 +1,7 @@
-"""Answers to fixed questions: next tokens, plain and with thinking, and problems.
+"""Evaluate a model at fixed positions: next tokens, plainly or with thinking, and problems.
 
-Departures: the paper does not publish its evaluation decoding; ours is greedy unless asked. A
-response without a readable answer is wrong, never left out.
+Departures: the paper does not publish its evaluation decoding; ours samples as in training unless
+asked. A response without a readable answer counts as wrong and is never left out.
 """
 
 from collections.abc import Sequence
@@ -31,29 +31,25 @@ from rmt.prompt import (
 from rmt.questions import Question, coming_tokens, question_trees, text_trees
 from rmt.rewards import match_reward
 from rmt.rollout import generate
-from rmt.sampling import Rollout, Sampling
+from rmt.sampling import Sampling
 from rmt.system.dist import World, gather_objects, rollout_mode
 from rmt.trees import Tree, micro_batches
 
 
 def predict_plainly(
-    model,
-    tokenizer: Tokenizer,
-    documents: Sequence[Document],
-    positions: Sequence[Position],
-    token_limit: int,
-    world: World,
-) -> list[dict[str, Any]]:
-    """Greedy next token of the raw text at each position (mode ntp). All ranks."""
-    by_document = _share(positions, world)
+    model, tokenizer: Tokenizer, documents: Sequence[Document], positions: Sequence[Position],
+    token_limit: int, world: World,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Predict the next token greedily from the raw text at each position (mode ntp). All ranks."""
+    own = _share(positions, world)
     begin = tokenizer.begin_ids
-    trees = [Tree(d, begin + documents[d].tokens.tolist()) for d in by_document]
+    trees = [Tree(d, begin + documents[d].tokens.tolist()) for d in own]
     device, items = next(model.parameters()).device, []
     with torch.no_grad(), rollout_mode(model) as gathered:
         for batch in micro_batches(trees, token_limit):
             forest, start, places = pack(batch, device), 0, []
             for tree in batch:
-                places += [(start + len(begin) + p.position, p) for p in by_document[tree.document]]
+                places += [(start + len(begin) + p.position, p) for p in own[tree.document]]
                 start += len(tree)
             before = forest.predecessor[torch.tensor([place for place, _ in places], device=device)]
             top = gathered(
@@ -63,46 +59,41 @@ def predict_plainly(
                 )[1][:, 0],
             )  # fmt: skip
             items += [
-                asdict(p)
-                | dict(predicted=token, match=token == p.target, prefix_match=None)
-                | dict(well_formed=True, budget=None, thinking_length=None, tokens=0)
-                | dict(kind=answer_kind(tokenizer.bytes_of([p.target])))
-                for token, (_, p) in zip(top.tolist(), places)  # the same fields as with thinking
-            ]
-    return _collect(items, world)
+                asdict(p) | dict(  # the same fields as with thinking
+                    predicted=token, match=token == p.target, prefix_match=None, well_formed=True,
+                    budget=None, thinking_length=None, tokens=0,
+                    kind=answer_kind(tokenizer.bytes_of([p.target])),
+                )
+                for token, (_, p) in zip(top.tolist(), places)
+            ]  # fmt: skip
+    return _gather(items, world)
 
 
 def nats_per_token(
     model, tokenizer: Tokenizer, documents: Sequence[Document], token_limit: int, world: World
 ) -> float:
-    """Next-token loss of the raw text, over all its tokens but one that has none before. All ranks.
+    """Return the mean next-token loss of the raw text, over every token with a predecessor.
 
-    What next-token training lowers, and what a run that only reasons may forget.
+    In nats. Next-token training lowers it; a run that only reasons may raise it. All ranks.
     """
     mine = range(len(documents))[world.rank :: world.size]
     trees = text_trees(mine, documents, tokenizer.begin_ids, (), {}, "all")
-    device, found = next(model.parameters()).device, [0.0, 0]
+    device, nats, count = next(model.parameters()).device, 0.0, 0
     with rollout_mode(model) as gathered:
         for batch in micro_batches(trees, token_limit):
             logprob = score(gathered, pack(batch, device), 1.0, tokenizer.vocab_size)
-            found = [found[0] - float(logprob.double().sum()), found[1] + len(logprob)]
-    total, count = map(sum, zip(*gather_objects(found, world)))
-    return total / count
+            nats, count = nats - float(logprob.double().sum()), count + len(logprob)
+    nats, count = map(sum, zip(*gather_objects((nats, count), world)))
+    return nats / count
 
 
 def predict_thinking(
-    model,
-    tokenizer: Tokenizer,
-    documents: Sequence[Document],
-    positions: Sequence[Position],
-    budget: int | None,
-    budget_entropy: float,
-    sampling: Sampling,
-    world: World,
-) -> list[dict[str, Any]]:
+    model, tokenizer: Tokenizer, documents: Sequence[Document], positions: Sequence[Position],
+    budget: int | None, budget_entropy: float, sampling: Sampling, world: World,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Think, then predict (modes ntr and rmt): one response per position. All ranks.
 
-    budget_entropy: the exponent of budgets by position (Eq. 14); 0: the budget as it is.
+    budget_entropy: exponent of the budget of a position (Eq. 14); 0 gives each the same budget.
     """
     own = [p for group in _share(positions, world).values() for p in group]
     questions = []
@@ -111,76 +102,67 @@ def predict_thinking(
         coming = coming_tokens(tokenizer, documents[p.document], p.position)
         questions.append(Question(p.document, p.position, TIERS.index(p.tier), coming, asked))
     prompts = [next_token_prompt(tokenizer, question.budget) for question in questions]
-    rollouts, items = _answer(model, questions, documents, prompts, sampling), []
-    for position, question, rollout in zip(own, questions, rollouts):
-        answer = parse_response(tokenizer, rollout.tokens)
+    answers, items = _answer(model, tokenizer, documents, questions, prompts, sampling), []
+    for position, question, (answer, item) in zip(own, questions, answers):
         match = bool(match_reward(answer, question.coming))
         ids = [position.target] if match else tokenizer.encode(answer.text or "")
-        predicted = ids[0] if len(ids) == 1 else None
-        found = _item(tokenizer, question, rollout, answer, match, predicted)
-        found["prefix_match"] = bool(match_reward(answer, question.coming, "prefix"))
-        items.append(asdict(position) | found | dict(kind=answer_kind(question.truth)))
-    return _collect(items, world)
+        item |= dict(predicted=ids[0] if len(ids) == 1 else None, match=match)
+        item["prefix_match"] = bool(match_reward(answer, question.coming, "prefix"))
+        items.append(asdict(position) | item | dict(kind=answer_kind(question.truth)))
+    return _gather(items, world)
 
 
 def solve(
-    model,
-    tokenizer: Tokenizer,
-    documents: Sequence[Document],
-    budget: int | None,
-    request: str,
-    sampling: Sampling,
-    world: World,
-) -> list[dict[str, Any]]:
-    """One response to each problem; with its answer, whether or not it has thought. All ranks."""
-    prompt = problem_prompt(tokenizer, budget, request)
-    own = range(len(documents))[world.rank :: world.size]
+    model, tokenizer: Tokenizer, documents: Sequence[Document], budget: int | None, request: str,
+    sampling: Sampling, world: World,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Give one response to each problem; its answer counts even without </think>. All ranks."""
     questions = [
         Question(d, len(documents[d].tokens), NO_TIER, (documents[d].answer.encode(),), budget)
-        for d in own
+        for d in range(len(documents))[world.rank :: world.size]
     ]
-    prompts = [prompt] * len(questions)
-    rollouts, items = _answer(model, questions, documents, prompts, sampling), []
-    for question, rollout in zip(questions, rollouts):
-        answer = parse_response(tokenizer, rollout.tokens, thinks=False)
-        match = bool(match_reward(answer, question.coming, "answer"))
-        where = dict(document=question.document, position=question.position, tier=PROBLEMS)
-        items.append(where | _item(tokenizer, question, rollout, answer, match, answer.text))
-    return _collect(items, world)
+    prompts = [problem_prompt(tokenizer, budget, request)] * len(questions)
+    answers, items = _answer(model, tokenizer, documents, questions, prompts, sampling, False), []
+    for question, (answer, item) in zip(questions, answers):
+        item |= dict(document=question.document, position=question.position, tier=PROBLEMS)
+        item |= dict(
+            predicted=answer.text, match=bool(match_reward(answer, question.coming, "answer"))
+        )
+        items.append(item)
+    return _gather(items, world)
 
 
 def _answer(
-    model, questions: Sequence[Question], documents: Sequence[Document],
-    prompts: Sequence[PromptIds], sampling: Sampling,
-) -> list[Rollout]:  # fmt: skip
-    """One response to each of this rank's questions. All ranks."""
+    model, tokenizer: Tokenizer, documents: Sequence[Document], questions: Sequence[Question],
+    prompts: Sequence[PromptIds], sampling: Sampling, thinks: bool = True,
+) -> list[tuple[Answer, dict[str, Any]]]:  # fmt: skip
+    """Answer each question of this rank: the answer, and the fields of its item. All ranks."""
     with rollout_mode(model) as gathered:
         groups = {}  # by question: batches hold the trees in any order
         for batch in micro_batches(question_trees(questions, documents, prompts), CACHED_TOKENS):
             ids = [branch.id for tree in batch for branch in tree.branches]
             groups |= zip(ids, generate(gathered, batch, 1, sampling))
-    return [groups[number][0] for number in range(len(questions))]
-
-
-def _item(
-    tokenizer: Tokenizer, question: Question, rollout: Rollout, answer: Answer, match: bool,
-    predicted: Any,
-) -> dict[str, Any]:  # fmt: skip
-    return dict(
-        budget=question.budget, predicted=predicted, match=match,
-        well_formed=answer.text is not None, thinking_length=answer.thinking_length,
-        tokens=len(rollout.tokens), response=tokenizer.decode(rollout.tokens),
-    )  # fmt: skip
+    answers = []
+    for number, question in enumerate(questions):
+        tokens = groups[number][0].tokens
+        answer = parse_response(tokenizer, tokens, thinks)
+        item = dict(
+            budget=question.budget, well_formed=answer.text is not None, tokens=len(tokens),
+            thinking_length=answer.thinking_length, response=tokenizer.decode(tokens),
+        )  # fmt: skip
+        answers.append((answer, item))
+    return answers
 
 
 def _share(positions: Sequence[Position], world: World) -> dict[int, list[Position]]:
-    """This rank's positions by document."""
+    """Return this rank's positions by document."""
     grouped: dict[int, list[Position]] = {}
     for position in positions:
         grouped.setdefault(position.document, []).append(position)
     return {d: grouped[d] for d in sorted(grouped)[world.rank :: world.size]}
 
 
-def _collect(items: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:
+def _gather(items: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:
+    """Gather the items of all ranks, in the order of positions."""
     merged = [item for part in gather_objects(items, world) for item in part]
     return sorted(merged, key=lambda item: (item["document"], item["position"]))

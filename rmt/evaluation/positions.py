@@ -1,7 +1,7 @@
-"""The questions of an evaluation: chosen once by the entropies of one model, then stored.
+"""Choose the positions of an evaluation once, by the entropies of one model, and store them.
 
 Departures: the paper does not publish its positions. Ours are a file, so that every checkpoint
-answers the same questions. The file has the settings that chose them, too.
+answers the same questions. The file also has the settings that chose them.
 """
 
 import hashlib
@@ -34,28 +34,23 @@ class Position:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The questions, and what they were chosen from and by."""
+    """The positions, and what chose them; files of early versions have the positions only."""
 
     positions: list[Position]
-    thresholds: tuple[float, ...] = ()  # lower ends of the tiers in nats; of old files unknown
-    population: dict[str, int] = field(default_factory=dict)  # positions of each tier; the same
-    settings: dict[str, Any] = field(default_factory=dict)  # flag -> value; the same
+    thresholds: tuple[float, ...] = ()  # lower ends of the tiers in nats
+    population: dict[str, int] = field(default_factory=dict)  # tier -> positions in the documents
+    settings: dict[str, Any] = field(default_factory=dict)  # name of a flag -> value
 
     def summary(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows about the answers."""
+        """Summarise the answers in rows of a table."""
         return summarise(items, self.population, min(self.thresholds, default=math.inf))
 
 
 def choose_positions(
-    documents: Sequence[Document],
-    entropies: Sequence[np.ndarray],
-    thresholds: Sequence[float],
-    min_context: int,
-    per_tier: int,
-    seed: int,
-    settings: dict[str, Any] | None = None,
-) -> Chosen:
-    """Up to per_tier positions of each tier, uniformly at random; ValueError without any."""
+    documents: Sequence[Document], entropies: Sequence[np.ndarray], thresholds: Sequence[float],
+    min_context: int, per_tier: int, seed: int, settings: Mapping[str, Any] | None = None,
+) -> Chosen:  # fmt: skip
+    """Draw up to per_tier positions of each tier uniformly; ValueError without any."""
     tiers = [assign_tiers(entropy, thresholds, min_context) for entropy in entropies]
     chosen, population = [], {}
     for tier, name in enumerate(TIERS):
@@ -70,13 +65,12 @@ def choose_positions(
             f"no position has an entropy of {thresholds[0]} nats or more after the first "
             f"{min_context} tokens; lower --tier-thresholds or give longer documents"
         )
-    ordered = sorted(chosen, key=lambda p: (p.document, p.position))
-    ends = tuple(float(threshold) for threshold in thresholds)
-    return Chosen(ordered, ends, population, _plain(settings or {}))
+    chosen.sort(key=lambda p: (p.document, p.position))
+    return Chosen(chosen, tuple(map(float, thresholds)), population, dict(settings or {}))
 
 
 def data_key(documents: Sequence[Document]) -> str:
-    """Names a data set by its tokens, so that all models meet the same stored positions."""
+    """Hash the tokens of a data set, so that all models find the same stored positions."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.tokens.tobytes() + b"|")
@@ -84,6 +78,7 @@ def data_key(documents: Sequence[Document]) -> str:
 
 
 def write_positions(path: Path, chosen: Chosen) -> None:
+    """Store the positions; make the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(asdict(chosen)))
 
@@ -91,31 +86,27 @@ def write_positions(path: Path, chosen: Chosen) -> None:
 def read_positions(
     path: Path, documents: Sequence[Document], asked: Mapping[str, Any] | None = None
 ) -> Chosen:
-    """ValueError when the stored positions do not belong to these documents, or were chosen with
-    other values of the flags in `asked`.
+    """Read stored positions.
+
+    ValueError if they belong to other documents, or other values of the flags in `asked` chose
+    them.
     """
     try:
-        chosen = _chosen(json.loads(path.read_text(encoding="utf-8")))
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-    ) as error:
+        chosen = _parse(json.loads(path.read_text(encoding="utf-8")))
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as e:
         raise ValueError(
-            f"--positions {path} is not a file of positions ({error!r}); give another file to "
-            "choose anew"
+            f"--positions {path} is not a file of positions ({e!r}); give another file to choose "
+            "anew"
         ) from None
     if not chosen.positions:
         raise ValueError(f"--positions {path} is empty; delete it to choose positions anew")
     for name, value in (asked or {}).items():
-        if name in chosen.settings and _plain(value) != (kept := chosen.settings[name]):
+        value = list(value) if isinstance(value, tuple) else value  # as JSON has it
+        if (kept := chosen.settings.get(name, value)) != value:
             raise ValueError(
-                f"--{name.replace('_', '-')} {_shown(value)}, but the positions stored in {path} "
-                f"were chosen with {_shown(kept)}; leave the flag out, or give --positions "
-                "another file to choose anew"
+                f"--{name.replace('_', '-')} is {value}, but the positions stored in {path} were "
+                f"chosen with {kept}; leave the flag out, or give --positions another file to "
+                "choose anew"
             )
     for p in chosen.positions:
         inside = 0 <= p.document < len(documents)
@@ -128,35 +119,22 @@ def read_positions(
     return chosen
 
 
-def _chosen(raw: Any) -> Chosen:
-    """Of a file; a bare list of positions is what earlier versions wrote."""
+def _parse(raw: Any) -> Chosen:
+    """Read the content of a file, or the bare list of positions that early versions wrote."""
     if isinstance(raw, list):
-        return Chosen([_position(p) for p in raw])
-    positions = [_position(p) for p in raw["positions"]]
-    thresholds = tuple(float(x) for x in raw["thresholds"])
+        return Chosen(list(map(_position, raw)))
+    positions = list(map(_position, raw["positions"]))
+    thresholds = tuple(map(float, raw["thresholds"]))
     population = {name: int(raw["population"][name]) for name in TIERS}
-    asked = Counter(p.tier for p in positions)
-    few = [name for name in TIERS if population[name] < asked[name]]
-    if few:
-        raise ValueError(f"{asked[few[0]]} positions of the {population[few[0]]} of tier {few[0]}")
+    for name, count in Counter(p.tier for p in positions).items():
+        if count > population[name]:
+            raise ValueError(f"{count} positions of the {population[name]} of tier {name}")
     return Chosen(positions, thresholds, population, dict(raw["settings"]))
 
 
 def _position(raw: dict[str, Any]) -> Position:
-    """TypeError, ValueError or KeyError unless raw has the fields of a position."""
-    if raw["tier"] not in TIERS:
-        raise ValueError(f"tier {raw['tier']!r} is none of {', '.join(TIERS)}")
-    numbers = {name: int(raw[name]) for name in ("document", "position", "target")}
-    entropy = float(raw["entropy"])
-    if not entropy >= 0:
-        raise ValueError(f"an entropy of {entropy} nats")
-    return Position(entropy=entropy, tier=raw["tier"], **numbers)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(value))
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    document, position, target = (int(raw[name]) for name in ("document", "position", "target"))
+    found = Position(document, position, float(raw["entropy"]), raw["tier"], target)
+    if found.tier not in TIERS or not found.entropy >= 0:
+        raise ValueError(f"tier {found.tier!r} with an entropy of {found.entropy} nats")
+    return found

@@ -1,8 +1,8 @@
-"""How sure an accuracy is, and whether two differ: intervals, a paired test, a bootstrap.
+"""Compute intervals of an accuracy, and test whether two accuracies differ.
 
-Positions of one document are not independent of each other, so resampling draws whole documents
-(a cluster bootstrap); its random numbers are seeded. Wilson's interval and McNemar's test take
-items for independent: an interval here is the wider of Wilson's and the bootstrap's.
+Positions of one document are not independent, so the bootstrap draws whole documents; it is seeded.
+Wilson's interval and McNemar's test assume that items are independent: an interval here is the
+wider of Wilson's and the bootstrap's.
 """
 
 import math
@@ -16,7 +16,7 @@ ENDS = (2.5, 97.5)  # percentiles
 
 
 def wilson(right: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (Wilson 1927)."""
+    """Return Wilson's 95 % interval of a proportion (Wilson 1927); nan of nothing."""
     if n == 0:
         return math.nan, math.nan
     p, scale = right / n, 1 + Z * Z / n
@@ -26,9 +26,9 @@ def wilson(right: float, n: float) -> tuple[float, float]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of McNemar's exact test: is wrong → right as frequent as right → wrong?
+    """Return the two-sided p of McNemar's exact test that gains and losses are equally likely.
 
-    Binomial (gained + lost, 1/2), not mid-p; items that both have right, or wrong, say nothing.
+    Binomial (gained + lost, 1/2), not mid-p; items that did not change do not count.
     """
     changed, fewer = gained + lost, min(gained, lost)
     ways = tail = 1  # exact integers; each binomial from the one before it
@@ -39,46 +39,45 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def resample(clusters: Sequence[int], values: np.ndarray, draws: int = DRAWS) -> np.ndarray:
-    """Sums of values (n, ...) over as many clusters as there are, drawn with replacement.
+    """Draw as many clusters as there are, with replacement; return the sums of their values.
 
-    clusters (n,): which each value belongs to. Returns (draws, ...).
+    clusters (n,): the cluster of each value; values (n, ...). Returns (draws, ...).
     """
     names, owner = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.zeros((len(names), math.prod(values.shape[1:])))
     np.add.at(sums, owner, values.reshape(len(values), -1))
-    rng, share = np.random.default_rng(0), np.full(len(names), 1 / len(names))
-    drawn = [rng.multinomial(len(names), share) @ sums for _ in range(draws)]
-    return np.stack(drawn).reshape(draws, *values.shape[1:])
+    share = np.full(len(names), 1 / len(names))
+    counts = np.random.default_rng(0).multinomial(len(names), share, size=draws)
+    return (counts @ sums).reshape(draws, *values.shape[1:])
 
 
-def strata_mean(sums: np.ndarray) -> np.ndarray:
-    """(..., strata, 2) sums and counts -> (...) the mean over strata with a count; nan without."""
+def _strata_mean(sums: np.ndarray) -> np.ndarray:
+    """Average over strata: (..., strata, 2) sums and counts -> (...); nan where all are empty."""
     total, count = sums[..., 0], sums[..., 1]
-    present = count > 0
-    rates = np.where(present, total / np.where(present, count, 1), 0.0).sum(-1)
-    strata = present.sum(-1)
-    return np.where(strata, rates / np.maximum(1, strata), np.nan)
+    rates = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+    strata = (count > 0).sum(-1)
+    return np.where(strata, rates.sum(-1) / np.maximum(1, strata), np.nan)
 
 
-def _pairs(values: Sequence[float], weights: Sequence[float], strata: Sequence) -> np.ndarray:
-    """(n, strata, 2): the weighted value and the weight of each item, in its stratum's column."""
+def _weighted(values: Sequence[float], weights: Sequence[float], strata: Sequence) -> np.ndarray:
+    """Return (n, strata, 2): each item's weighted value and weight, in its stratum's column."""
     named = np.asarray(strata)[:, None] == np.unique(np.asarray(strata))
     value, weight = np.asarray(values, float), np.asarray(weights, float)
-    return np.stack((named * (value * weight)[:, None], named * weight[:, None]), axis=-1)
+    return named[..., None] * np.stack((value * weight, weight), axis=-1)[:, None]
 
 
 def mean(values: Sequence[float], weights: Sequence[float], strata: Sequence) -> float:
-    """The mean over strata of the weighted means in each; nan of nothing."""
-    return float(strata_mean(_pairs(values, weights, strata).sum(0))) if len(values) else math.nan
+    """Average the weighted means of the strata; nan of nothing."""
+    return float(_strata_mean(_weighted(values, weights, strata).sum(0)))
 
 
 def bootstrap(
     clusters: Sequence[int], values: Sequence[float], weights: Sequence[float], strata: Sequence
 ) -> tuple[float, float]:
-    """95 % interval of `mean` by percentiles over resampled clusters; nan of a single cluster."""
+    """Return the 95 % percentile interval of `mean` over resampled clusters; nan of one cluster."""
     if len(set(clusters)) < 2:
         return math.nan, math.nan
-    drawn = strata_mean(resample(clusters, _pairs(values, weights, strata)))
+    drawn = _strata_mean(resample(clusters, _weighted(values, weights, strata)))
     low, high = np.nanpercentile(drawn, ENDS)
     return float(low), float(high)
 
@@ -86,11 +85,11 @@ def bootstrap(
 def interval(
     clusters: Sequence[int], right: Sequence[bool], weights: Sequence[float], strata: Sequence
 ) -> tuple[float, float]:
-    """95 % interval of `mean` of what is right (1) or wrong (0).
+    """Return a 95 % interval of `mean` of what is right (1) or wrong (0).
 
-    The wider of the bootstrap over clusters, which sees that items of a cluster are alike, and of
-    Wilson's of each stratum put together (MOVER, Zou & Donner 2008), which holds where all are
-    right, or few are there. Weighted items count as Kish's effective number, (Σw)² / Σw².
+    It is the wider of two: the bootstrap over clusters, whose items are alike, and Wilson's of each
+    stratum put together (MOVER, Zou & Donner 2008), which holds where all are right or few are
+    there. Weighted items count as Kish's effective number, (Σw)² / Σw².
     """
     if not len(right):
         return math.nan, math.nan
@@ -101,8 +100,7 @@ def interval(
         w = weight[strata == name].astype(float)
         p, n = float(w @ right[strata == name] / w.sum()), float(w.sum() ** 2 / (w @ w))
         found.append((p, *wilson(p * n, n)))
-    middle = sum(p for p, _, _ in found) / len(found)
-    below = math.sqrt(sum((p - a) ** 2 for p, a, _ in found)) / len(found)
-    above = math.sqrt(sum((p - b) ** 2 for p, _, b in found)) / len(found)
-    low, high = np.fmin(low, middle - below), np.fmax(high, middle + above)  # a nan is passed over
+    p, a, b = np.array(found).T  # (strata,) each
+    below, above = (float(np.linalg.norm(p - end)) / len(p) for end in (a, b))
+    low, high = np.fmin(low, p.mean() - below), np.fmax(high, p.mean() + above)  # skips a nan
     return max(0.0, float(low)), min(1.0, float(high))

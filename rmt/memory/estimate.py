@@ -1,8 +1,7 @@
-"""How much memory the phases of a run need, in bytes per rank.
+"""Estimate the peak memory of sampling and updating, in bytes per rank.
 
-Sums over what is held at the fullest moments. autofit.py chooses knobs by them and dry_run.py shows
-them; tests/simulate.py runs a whole step on fake tensors and finds the same to 5 %. Shapes: n
-tokens of a row, C hidden, I intermediate, H heads, K key/value heads, D head dim.
+autofit.py chooses knobs by these sums and dry_run.py prints them; tests/simulate.py runs a whole
+step on fake tensors and finds the same to 5 %.
 """
 
 import math
@@ -23,36 +22,30 @@ from rmt.rollout import PREFILL_TOKENS
 
 Parts = dict[str, int]  # label -> bytes
 
-MASK_BYTES = 6  # of each pair of tokens, while create_block_mask evaluates Eq. 11 for a forest
-CACHED_TOKENS = 1 << 15  # of documents that an evaluation holds at one time
-MOST_BRANCHES = 256  # beyond, a GPU's decode step is bound by arithmetic, no longer by memory
-ROW_TOKENS = 1 << 14  # of a micro-batch: beyond, nothing becomes faster
-# What the tensors of a run cannot have. Usual values; no GPU has measured them here.
-CONTEXT = 0.6e9  # the CUDA context, the kernels that are loaded, cuBLAS's workspace
-NCCL = 1.0e9  # its buffers, where there are several ranks
-FRAGMENTED = 0.05  # share of the rest that lies in pieces too small for what is asked
-HOST = ("master weights", "optimizer state", "gradients")  # what --offload keeps there
+MASK_BYTES = 6  # per pair of tokens, while create_block_mask evaluates Eq. 11 for a forest
+CACHED_TOKENS = 1 << 15  # of documents whose keys and values an evaluation holds at a time
+MOST_BRANCHES = 256  # with more, a decode step on a GPU is bound by arithmetic, not by memory
+ROW_TOKENS = 1 << 14  # of a micro-batch; longer ones are no faster
+# Memory that tensors cannot use: usual values, not measured here.
+CONTEXT = 0.6e9  # CUDA context, loaded kernels, cuBLAS workspace
+NCCL = 1.0e9  # buffers of NCCL, with several ranks
+FRAGMENTED = 0.05  # share of the rest that is lost to fragmentation
+HOST = ("master weights", "optimizer state", "gradients")  # in host memory with --offload
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank has."""
+    """The ranks of a run and the memory of each."""
 
-    kind: str  # of its device: cuda or cpu
+    kind: str  # of the device: cuda or cpu
     ranks: int
-    shards: int  # ranks that hold one copy of the model between them
-    room: float  # bytes for tensors, after the reserves
-
-    @classmethod
-    def described(cls, ranks: int, shards: int, memory: float) -> "Machine":
-        """GPUs of `memory` bytes each."""
-        room = (memory - CONTEXT - NCCL * (ranks > 1)) * (1 - FRAGMENTED)
-        return cls("cuda", ranks, shards, room)
+    shards: int  # ranks that share one copy of the model
+    room: float  # bytes that tensors may use
 
 
 @dataclass(frozen=True)
 class Case:
-    """Everything that the memory of a run depends on; knobs of `config` that are 0 or auto: open"""
+    """All that the memory of a run depends on; knobs of `config` that are 0 or auto are open."""
 
     config: Config
     shape: ModelConfig
@@ -72,12 +65,12 @@ class Case:
 
     @property
     def longest(self) -> int:
-        """Tokens of a document with one response: what cannot be split."""
+        """Tokens of a document with one response, which cannot be split."""
         return self.config.document_tokens + len(self.prompt) + self.config.max_response
 
     @property
     def row(self) -> int:
-        """Tokens of the largest micro-batch: a full one, a tree, or all that a step has."""
+        """Tokens of the largest micro-batch: a full one, a single tree, or a whole step."""
         c = self.config
         group = len(self.prompt.footer) + c.group_size * c.max_response
         questions = len(self.prompt.header) + c.document_tokens + c.positions_per_document * group
@@ -88,7 +81,7 @@ class Case:
 
 @cache
 def parameters(shape: ModelConfig) -> tuple[int, int]:
-    """How many the root of the model has (embedding, head, last norm), and each layer."""
+    """Count the parameters of the root (embedding, head, last norm), and of each layer."""
     tables = 1 if shape.tie_word_embeddings else 2
     with torch.device("meta"):
         layer = sum(p.numel() for p in Block(shape).parameters())
@@ -97,15 +90,15 @@ def parameters(shape: ModelConfig) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Layer:
-    """Bytes per token of a row."""
+    """Activation bytes of a layer, per token."""
 
     kept: float  # from forward to backward pass
-    backward: float  # besides, while it is differentiated
+    backward: float  # in addition, during its backward pass
     forward: float  # at most, in a pass without gradient
 
 
 def layer(shape: ModelConfig, compute: torch.dtype, recompute: str) -> Layer:
-    """What autograd keeps of a layer on a GPU, with FlexAttention and fused norms."""
+    """Estimate the activations of a layer on a GPU, with FlexAttention and fused norms."""
     c, i, heads = shape.hidden_size, shape.intermediate_size, shape.num_attention_heads
     rows = heads + shape.num_key_value_heads
     hd, size, norms = rows * shape.head_dim, compute.itemsize, int(shape.qk_norm)
@@ -122,7 +115,7 @@ def layer(shape: ModelConfig, compute: torch.dtype, recompute: str) -> Layer:
 
 
 def states(case: Case) -> Parts:
-    """What stays from step to step, wherever it is kept; gradients until the next rollouts."""
+    """Return what stays from step to step, on device or host; gradients until the next rollouts."""
     root, each = parameters(case.shape)
     own = (root + each * case.shape.num_hidden_layers) // case.machine.shards
     if not case.trainable:
@@ -133,32 +126,30 @@ def states(case: Case) -> Parts:
     return parts
 
 
-def on_device(case: Case, parts: Parts) -> Parts:
-    return {k: v for k, v in parts.items() if not (case.config.offload and k in HOST)}
-
-
-def host_copies(case: Case) -> Parts:
-    """With --offload: the root on its way from the host, each tensor in fp32, then in `compute`."""
-    root, _ = parameters(case.shape)
-    head = case.shape.vocab_size * case.shape.hidden_size
-    size = (4 * head + case.compute.itemsize * root) // case.machine.shards
-    return {"copies from the host": size} if case.config.offload else {}
+def device_states(case: Case) -> Parts:
+    """Return those of `states` that are on the device."""
+    return {k: v for k, v in states(case).items() if not (case.config.offload and k in HOST)}
 
 
 def update(case: Case) -> Parts:
-    """The worst moment on a GPU of forward and backward passes over the largest row."""
-    held = on_device(case, states(case)) | host_copies(case)
+    """Return what is held at the peak of a forward and backward pass over the largest row."""
+    held = device_states(case)
+    if case.config.offload:  # the root is copied to the device, each tensor in fp32, then `compute`
+        (root, _), head = parameters(case.shape), case.shape.vocab_size * case.shape.hidden_size
+        size = 4 * head + case.compute.itemsize * root
+        held["copies from the host"] = size // case.machine.shards
     return max((held | moment for moment in _moments(case)), key=total)
 
 
 def _moments(case: Case) -> Iterator[Parts]:
+    """Yield what is held besides, at each moment that may be the peak."""
     shape, size, n = case.shape, case.compute.itemsize, case.row
     (root, each), layers = parameters(shape), shape.num_hidden_layers
     own = layer(shape, case.compute, kept_by(case.config))
     kept, gathered = n * own.kept * layers, size * case.sharded
-    # The head: its gradient in fp32, exponentials of a chunk, slices of logits on their way.
+    # The head: its gradient in fp32, the exponentials of a chunk, slices of logits.
     head, width = shape.vocab_size * shape.hidden_size, 2 if size == 2 else size
-    chunk = math.ceil(n / math.ceil(n / CHUNK["cuda"]))  # they are dealt out evenly
+    chunk = math.ceil(n / math.ceil(n / CHUNK["cuda"]))  # chunks have equal lengths
     exponentials = chunk * (width * shape.vocab_size + 16 * (SLICE + shape.hidden_size))
     hidden = 3 * n * shape.hidden_size * size
     yield {
@@ -166,20 +157,20 @@ def _moments(case: Case) -> Iterator[Parts]:
         "activations": kept + hidden,
         "head slices": 4 * head + exponentials,
     }
-    # Its backward pass begins: the root is gathered again, and the layer before it on its way.
+    # Its backward pass begins: the root is gathered again, the last layer is prefetched.
     yield {
         "gathered weights": gathered * 2 * root,
         "activations": kept + hidden,
         "head slices": (4 + size) * head,
     }
-    # The first layer of the backward pass, while the next is gathered and the last one reduced.
+    # The first layer of the backward pass: the next is gathered, the last one's gradients reduced.
     yield {
         "gathered weights": gathered * (root + 2 * each),
         "activations": kept + n * own.backward + hidden,
         "gradients in reduction": 4 * each * case.sharded,
         "temporary": size * (head * case.sharded + each),
     }
-    # The root at the end: gradients of embedding and head, and both in fp32 for the reduction.
+    # The end: the root's gradients, and the same in fp32 for the reduction.
     yield {
         "gathered weights": gathered * root,
         "gradients in reduction": 4 * root * case.sharded,
@@ -189,33 +180,35 @@ def _moments(case: Case) -> Iterator[Parts]:
 
 
 def kept_by(config: Config) -> str:
-    """--recompute, as a layer on a GPU would have it without torch.compile."""
+    """Return --recompute; a compiled layer without it keeps what "selective" keeps."""
     compiled = config.compile != "off" and config.recompute == "none"
     return "selective" if compiled else config.recompute
 
 
 def rollout(case: Case, branches: int = 0) -> Parts:
-    """What sampling holds: weights, documents, their prefill, and so many branches."""
+    """Return what sampling holds: weights, documents and their prefill, and `branches` branches."""
     root, each = parameters(case.shape)
-    kind, size, n = case.machine.kind, case.compute.itemsize, PREFILL_TOKENS
-    parts = on_device(case, states(case))
-    parts.pop("gradients", None)  # they made room
+    size, n = case.compute.itemsize, PREFILL_TOKENS
+    parts = device_states(case)
+    parts.pop("gradients", None)  # freed before sampling
+    if case.sharded:  # all layers, and one that is being gathered
+        parts["gathered weights"] = size * (root + each * (case.shape.num_hidden_layers + 1))
     tokens = case.documents * (len(case.prompt) + case.config.document_tokens)
     cache = max(tokens, CACHED_TOKENS) * KVCache.bytes_per_token(case.shape, case.compute)
-    pairs = n * n * MASK_BYTES * (kind == "cuda")
+    mask = n * n * MASK_BYTES * (case.machine.kind == "cuda")
     prefill = n * layer(case.shape, case.compute, "none").forward
-    whole = root + each * (case.shape.num_hidden_layers + 1)  # one is on its way
-    gathered = {"gathered weights": size * whole} if case.sharded else {}
     own, logits = branch(case)
-    cache += branches * own
-    held = {"KV cache": cache, "temporary": max(pairs, prefill), "sampler": branches * logits}
-    return parts | gathered | held
+    return parts | {
+        "KV cache": cache + branches * own,
+        "temporary": max(mask, prefill),
+        "sampler": branches * logits,
+    }
 
 
 def branch(case: Case) -> tuple[int, int]:
-    """Bytes of a branch's own keys and values, and of its logits while a token is drawn."""
+    """Return bytes of a branch's own keys and values, and of its logits while a token is drawn."""
     capacity = len(case.prompt.footer) + case.config.max_response + 1
-    # fp32, exponentials and a copy; and the same again in the memory of a recorded step.
+    # fp32, exponentials and a copy; twice, for the CUDA graph of a step has them too.
     logits = 2 * 3 * 4 * case.shape.vocab_size
     return capacity * KVCache.bytes_per_token(case.shape, case.compute), logits
 

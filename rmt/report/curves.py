@@ -1,4 +1,4 @@
-"""The curves of a run: which metrics share a panel, and a picture of the first panels."""
+"""Define the panels of curves in the report, and draw the first of them as a picture."""
 
 import io
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ Series = dict[str, list[tuple[int, float]]]  # metric -> (step, value), in the o
 
 @dataclass(frozen=True)
 class Panel:
-    """Metrics that are drawn together. Targets are what they should follow: wide and pale."""
+    """Metrics that are drawn together; targets, which they should follow, are wide and pale."""
 
     title: str
     unit: str
     metrics: tuple[str, ...]
     targets: tuple[str, ...] = ()
     healthy: str = ""
-    low: float | None = 0.0  # ends of the axis; None: where the data end
+    low: float | None = 0.0  # ends of the axis; None: those of the data
     high: float | None = None
     smooth: bool = True
 
@@ -58,7 +58,7 @@ PANELS = (
 
 
 def draw_curves(series: Series, path: Path) -> bool:
-    """One picture with a panel per subject; False when matplotlib is not installed."""
+    """Draw the first panels in one picture; return False when matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -84,7 +84,7 @@ def draw_curves(series: Series, path: Path) -> bool:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential mean, without a bias towards 0 at the start."""
+    """Return the exponential mean, without a bias towards 0 at the start."""
     smooth, weight, total = [], 0.0, 0.0
     for value in values:
         total, weight = SMOOTHING * total + value, SMOOTHING * weight + 1

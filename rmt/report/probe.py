@@ -1,8 +1,8 @@
-"""The same few positions asked again and again, so that one can watch thinking shrink.
+"""Ask the same few positions again and again, to watch thinking change during a run.
 
-Training meets a position once in a while. Here one position of each tier of a few documents is
-chosen once and asked at a few steps, as training asks: same prompt, budget and rewards. Nothing is
-learnt from it, and random numbers have a purpose of their own: a run has the same bits without.
+Training meets a position only once in a while. Probes are one position of each tier in a few
+documents, chosen once, with the prompt, budget and rewards of training at that step. Nothing is
+learnt from them, and their random numbers have a purpose of their own: they change no bit of a run.
 """
 
 from typing import Any
@@ -31,19 +31,19 @@ from rmt.system.dist import rollout_mode
 
 
 def probe_steps(run: Run) -> set[int]:
-    """Steps before which probes are asked: the first, evenly in between, and T, after the last."""
+    """Return the steps before which probes are asked: 0, evenly in between, and T (the end)."""
     gaps = run.config.probe_times - 1
     return {round(k * run.total_steps / gaps) for k in range(gaps + 1)}
 
 
 def probed_documents(c: Config, data: TrainingSet) -> list[int]:
-    """The first documents that the run meets; none where no next token is reasoned about."""
+    """Return the first documents of the run; none unless it reasons about next tokens."""
     met = dict.fromkeys(data.order.flatten().tolist())
     return list(met)[: c.probe_documents if c.task == "next-token" else 0]
 
 
 def probe_questions(c: Config, data: TrainingSet, step: int) -> list[Question]:
-    """One position of each tier that a probed document has, the same at every step."""
+    """Ask one position of each tier of each probed document, the same at every step."""
     questions, budget = [], budget_of_step(c, step, data.total_steps)
     for index in probed_documents(c, data):
         for tier in range(len(TIERS)):
@@ -55,15 +55,15 @@ def probe_questions(c: Config, data: TrainingSet, step: int) -> list[Question]:
 
 
 def ask_probes(run: Run, setup: Setup) -> list[dict[str, Any]]:
-    """G responses to each probe at this step, a record per position. All ranks.
+    """Sample G responses to each probe at this step; return a record per position. All ranks.
 
-    Every rank samples all of them: there are few, and none has to wait for another.
+    Every rank samples all of them: there are few.
     """
     c, step, data, tokenizer = run.config, run.step, setup.data, setup.data.tokenizer
     questions = probe_questions(c, data, step)
     if not questions:
         return []
-    run.optimizer.zero_grad(set_to_none=True)  # as before training's rollouts: room for the cache
+    run.optimizer.zero_grad(set_to_none=True)  # room for the cache
     trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
     with rollout_mode(run.model) as sampler:
         sampling = sampling_at(c, tokenizer, step, "sample")
@@ -102,7 +102,7 @@ def _rollout(batch: RolloutBatch, advantage: Tensor, number: int, k: int) -> dic
 
 
 def describe_documents(run: Run, setup: Setup) -> list[dict[str, Any]]:
-    """The probed documents for people: text, entropy in nats and tier (or null) of each token."""
+    """Describe the probed documents: text, entropy in nats and tier (or None) of each token."""
     data = setup.data
     return [
         {
@@ -119,7 +119,7 @@ def describe_documents(run: Run, setup: Setup) -> list[dict[str, Any]]:
 
 
 def _readable(token: bytes) -> str:
-    """Its text, so that tokens in a row read as the document; escaped where there is none."""
+    """Return the text of a token, escaped where it has none that can be seen."""
     try:
         text = token.decode("utf-8")
     except UnicodeDecodeError:  # a part of a character

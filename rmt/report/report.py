@@ -1,11 +1,11 @@
-"""What a run did, for people: a table before and after, curves, and one page to explore.
+"""Report on runs: a table before and after, curves, and one page to explore.
 
-    python -m rmt.report runs/demo              several runs: their curves are drawn over each other
+    python -m rmt.report runs/demo              several runs share their panels
 
-reads metrics.jsonl and, where they exist, samples.jsonl, documents.json, probes.jsonl, eval.jsonl
-and before.json, after.json (and before-ntp.json, after-ntp.json) of eval.py. It writes curves.png
-into every run and report.html into the first: a page that needs neither server nor network. Its
-style and scripts are in rmt/report/page/.
+Reads metrics.jsonl and, where they exist, samples.jsonl, documents.json, probes.jsonl, eval.jsonl,
+and before.json, after.json, before-ntp.json, after-ntp.json of eval.py. Writes curves.png into
+each run and report.html into the first; the page needs no server and no network. Its style and
+scripts are in rmt/report/page/.
 """
 
 import json
@@ -33,37 +33,45 @@ SHOWN = ("model", "method", "batch_size", "group_size", "learning_rate", "seed")
 
 
 def read_json(path: Path, otherwise: Any) -> Any:
+    """Read a JSON file; return `otherwise` without one."""
     return parse(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
 
 
 def evaluations(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Name of an evaluation -> tier -> what was found, for those that were made."""
+    """Return the evaluations that a run has: name -> tier -> row."""
     found = {}
     for stem, name in NAMES.items():
-        with blamed(out / f"{stem}.json"):
-            if (out / f"{stem}.json").is_file():
-                report = read_json(out / f"{stem}.json", None)
-                found[name] = {row["tier"]: row for row in report["tiers"]}
-                for row in found[name].values():  # what is not a number fails here
-                    _accuracy(row), _length(row)
+        with blamed(path := out / f"{stem}.json"):
+            if path.is_file():
+                found[name] = {row["tier"]: row for row in read_json(path, None)["tiers"]}
+                _line(name, found[name])  # fails here if a value is not a number
     return found
 
 
 def comparison(out: Path) -> str:
-    """Markdown table of all evaluations of a run: accuracy with its interval, and lengths."""
+    """Format the evaluations of a run as a markdown table: accuracies, intervals, lengths."""
     lines = [
         "| accuracy % (95 % interval) | easy | medium | hard | average | thinking tokens |",
         "|---|---|---|---|---|---:|",
     ]
-    for name, rows in evaluations(out).items():
-        cells = [_accuracy(rows.get(tier)) for tier in (*TIERS, "average")]
-        cells.append(_length(rows.get("average", {})))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines + [_line(name, rows) for name, rows in evaluations(out).items()])
+
+
+def _line(name: str, rows: dict[str, dict[str, Any]]) -> str:
+    cells = [name]
+    for row in (rows.get(tier) for tier in (*TIERS, "average")):
+        if row and row["n"]:
+            right, low, high = (100 * row[key] for key in ("accuracy", "low", "high"))
+            cells.append(f"{right:.1f} ({low:.1f}–{high:.1f})")
+        else:
+            cells.append("–")
+    length = rows.get("average", {}).get("thinking_length")
+    cells.append("–" if length is None else f"{length:.1f}")
+    return "| " + " | ".join(cells) + " |"
 
 
 def verdicts(out: Path) -> list[str]:
-    """For each tier, whether what is right has changed, by a paired test. Empty without both."""
+    """Test each tier for a change, in pairs; nothing without both evaluations."""
     paths = [out / f"{stem}.json" for stem in ("before", "after")]
     if not all(read_json(path, {}).get("items") for path in paths):
         return []
@@ -74,48 +82,37 @@ def verdicts(out: Path) -> list[str]:
     return [f"{row['tier']}: {verdict(row)}" for row in rows]
 
 
-def _accuracy(row: dict[str, Any] | None) -> str:
-    if not row or not row["n"]:
-        return "–"
-    low, high = 100 * row["low"], 100 * row["high"]
-    return f"{100 * row['accuracy']:.1f} ({low:.1f}–{high:.1f})"
-
-
-def _length(row: dict[str, Any]) -> str:
-    length = row.get("thinking_length")
-    return "–" if length is None else f"{length:.1f}"
-
-
 def series_of(out: Path) -> Series:
-    """Every metric of a run that the page shows, where it was measured."""
-    wanted = {name for panel in PANELS for name in (*panel.metrics, *panel.targets)}
-    wanted.add("reward/match")  # one of the numbers at the top
-    series: Series = {}
-    add = lambda name, step, value: series.setdefault(name, []).append(
-        (step, float(f"{value:.6g}"))
-    )
+    """Collect the metrics of a run that the page shows."""
     with blamed(out / "metrics.jsonl"):
-        for row in read_lines(out / "metrics.jsonl"):
-            for name in sorted(wanted & row.keys()):
-                if row[name] is not None:
-                    add(name, row["step"], row[name])
+        series = _series(read_lines(out / "metrics.jsonl"))
     with blamed(out / "eval.jsonl"):
-        for evaluation in read_lines(out / "eval.jsonl"):
-            for row in evaluation["tiers"]:
-                if row["n"] and (name := f"held-out/{row['tier']}") in wanted:
-                    add(name, evaluation["step"], row["accuracy"])
-            if evaluation.get("nats_per_token") is not None:
-                add("held-out/ntp", evaluation["step"], evaluation["nats_per_token"])
+        series |= _series([
+            {"step": found["step"], "held-out/ntp": found.get("nats_per_token")}
+            | {f"held-out/{row['tier']}": row["accuracy"] for row in found["tiers"]}
+            for found in read_lines(out / "eval.jsonl")
+        ])  # fmt: skip
     with blamed(out / "run.json"):
         return series | planned(out, [step for step, _ in series.get("draw/easy", [])])
 
 
+def _series(rows: Sequence[dict[str, Any]]) -> Series:
+    names = [name for panel in PANELS for name in panel.metrics + panel.targets]
+    names.append("reward/match")  # one of the numbers at the top
+    measured = {name: [row for row in rows if row.get(name) is not None] for name in names}
+    return {
+        name: [(row["step"], float(f"{row[name]:.6g}")) for row in found]
+        for name, found in measured.items()
+        if found
+    }
+
+
 def planned(out: Path, steps: Sequence[int]) -> Series:
-    """Probability of each tier that the curriculum's schedule had at these steps."""
+    """Return the probability of each tier on the curriculum's schedule at these steps."""
     described = read_json(out / "run.json", {})
     config = described.get("config", {})
-    by_schedule = config.get("curriculum") and config.get("curriculum_rule") != "adaptive"
-    if not by_schedule or not steps:
+    scheduled = config.get("curriculum") and config.get("curriculum_rule") != "adaptive"
+    if not scheduled or not steps:
         return {}
     knobs = [config[f"curriculum_{name}"] for name in ("early", "late", "start", "end")]
     lengths = described.get("lengths", [[0, described["total_steps"]]])
@@ -128,14 +125,11 @@ def planned(out: Path, steps: Sequence[int]) -> Series:
 
 
 def run_data(out: Path, name: str) -> dict[str, Any]:
-    """All that the page shows of a run."""
+    """Collect all that the page shows of a run."""
     with blamed(out / "run.json"):
         described = read_json(out / "run.json", {})
-        config = described.get("config", {})
-        facts = {name: config[name] for name in SHOWN if name in config}
-        facts |= {
-            name: described[name] for name in ("device", "ranks", "commit") if name in described
-        }
+        facts = {key: value for key, value in described.get("config", {}).items() if key in SHOWN}
+        facts |= {key: described[key] for key in ("device", "ranks", "commit") if key in described}
     with blamed(out / "documents.json"):
         documents = read_json(out / "documents.json", [])
     return {
@@ -151,7 +145,7 @@ def run_data(out: Path, name: str) -> dict[str, Any]:
 
 
 def page(runs: Sequence[Path]) -> str:
-    """One self-contained HTML page about the runs."""
+    """Return one self-contained HTML page about the runs."""
     short = len({out.name for out in runs}) == len(runs)
     names = [out.name if short else out.as_posix() for out in runs]
     data = {
@@ -160,13 +154,13 @@ def page(runs: Sequence[Path]) -> str:
         "panels": [asdict(panel) for panel in PANELS],
         "runs": [run_data(out, name) for out, name in zip(runs, names)],
     }
-    # What a model wrote cannot end the element that holds it: no `<` is left in it.
+    # Without `<`, text of a model cannot end the element that holds it.
     data = json.dumps(as_json(data), ensure_ascii=False, separators=(",", ":"))
     data = data.replace("<", "\\u003c")
     parts = {
         "STYLE": (ASSETS / "page.css").read_text(encoding="utf-8"),
         "SCRIPT": "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
-        "DATA": data,  # last: what it says is never taken for a place to fill
+        "DATA": data,  # last, so that nothing in it is taken for a placeholder
     }
     html = (ASSETS / "page.html").read_text(encoding="utf-8")
     for name, text in parts.items():
@@ -181,10 +175,10 @@ def write_page(runs: Sequence[Path]) -> Path:
 
 
 def try_report(out: Path) -> str:
-    """Where the page of a run that has just ended is, or why there is none."""
+    """Write the page of a run that has just ended; return its path, or why there is none."""
     try:
         return f"wrote {write_page([out])}"
-    except Exception as error:  # the run is saved: whatever is wrong here must not look like a loss
+    except Exception as error:  # the run is saved: a failure here must not fail it
         return f"no report ({type(error).__name__}: {error}); try python -m rmt.report {out}"
 
 
@@ -199,18 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for out in runs:
-        print(f"\n{out}\n{comparison(out)}\n" if len(runs) > 1 else f"\n{comparison(out)}\n")
-        for line in verdicts(out):
-            print(line)
+        title = f"{out}\n" if len(runs) > 1 else ""
+        print(f"\n{title}{comparison(out)}\n", *verdicts(out), sep="\n")
     if not all(drawn):
         print("no picture: matplotlib is not installed")
     print("\nwritten:")
     for out in runs:
-        kept = (path for path in out.rglob("*") if path.is_file())
-        for path in sorted(path for path in kept if "checkpoints" not in path.parts):
-            print(f"  {path}")
+        for path in sorted(out.rglob("*")):
+            if path.is_file() and "checkpoints" not in path.parts:
+                print(f"  {path}")
         print(f"  {out / 'checkpoints'}/")
-
-
-if __name__ == "__main__":
-    main()

@@ -71,7 +71,7 @@ def _reward_problems(c) -> Iterator[str]:
         yield (
             f"--max-response is {c.max_response}: a thought of --budget-start {c.budget_start} "
             f"tokens (--budget-entropy {c.budget_entropy}) would be cut off before its answer; use "
-            f"{needed} or more, or a lower --budget-start"
+            f"--max-response {needed} or more, or a lower --budget-start"
         )
     if c.max_response < 4:
         yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"

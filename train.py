@@ -24,7 +24,7 @@ from rmt.engine.log import RunLog, describe, readable_samples
 from rmt.engine.resume import claimed
 from rmt.engine.run import Run, Setup, note_refusal, prepare, save
 from rmt.engine.step_metrics import add_curriculum_metrics, add_response_metrics, add_speed_metrics
-from rmt.grpo import advantage_scale, advantages, length_share
+from rmt.grpo import advantage_scale, advantages
 from rmt.memory.dry_run import dry_run
 from rmt.questions import (
     ask,
@@ -46,14 +46,9 @@ from rmt.system.torchrun import lost_contact
 from rmt.update import global_objective, update
 
 EPILOG = """\
-what to watch (docs/metrics.md has every metric):
-  match   share of responses that name the next token; should rise
-  think   mean thinking length; should follow the budget it is shown against
-  ntp     nats per token on the text not reasoned about; should not rise
-
-a run leaves OUT/report.html to look at, the lines that it shows (OUT/metrics.jsonl, samples.jsonl,
-probes.jsonl), OUT/checkpoints/ and OUT/model/, a Hugging Face directory. Ctrl-C finishes the step
-and saves; --resume OUT continues bit for bit, and --resume OUT --steps N makes a run longer.
+watch that `match` rises, `think` follows the budget beside it, and `ntp` does not rise
+(docs/metrics.md). A run writes OUT/report.html, metrics.jsonl, samples.jsonl, checkpoints/ and
+model/, a Hugging Face directory. Ctrl-C saves; --resume OUT continues, --steps N makes it longer.
 """
 REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
 
@@ -99,8 +94,6 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     reward = batch.rewards["total"]
     scale = advantage_scale(reward, c.advantage_norm, c.advantage_delta, all_rewards)
     advantage = advantages(reward, scale)
-    shares = length_share(reward, batch.rewards["length"], c.length_weight, scale)
-    metrics.add("share/advantage_from_length", *shares)
 
     # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, in one forest.
     prompts = prompts_of(c, tokenizer, batch.questions)
@@ -119,7 +112,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         )  # fmt: skip
 
     note_refusal(run, setup, updated)
-    add_response_metrics(metrics, batch)
+    add_response_metrics(metrics, batch, scale, c.length_weight)
     add_speed_metrics(metrics, run, setup, batch, updated, started)
     row = {"step": step, "budget": budget} | metrics.reduce(world)
     run.tokens += row["tokens/step"] + row["tokens/dropped"]

@@ -16,7 +16,6 @@ import numpy as np
 TIERS = ("easy", "medium", "hard")
 MATCHED = -1  # in place of a count of misses
 MEMORY = 0.9  # share of the counts behind a tier's match rate that a step keeps
-MOST_DRAWN = 10**8  # documents of all steps, repetitions included
 NO_TIER = -1  # too predictable, or too early in the document, to be reasoned about
 
 
@@ -60,27 +59,6 @@ def quantile_thresholds(
 ) -> tuple[float, ...]:
     """Return lower ends of the tiers as quantiles over all positions that may have one."""
     return tuple(np.quantile(np.concatenate([e[min_context:] for e in entropies]), quantiles))
-
-
-def document_order(documents: int, batch: int, steps: int, seed: int) -> np.ndarray:
-    """Return (steps, batch) document indices: shuffled epochs end to end, none twice in a step."""
-    if batch > documents:
-        raise ValueError(
-            f"batch_size {batch} exceeds the {documents} documents of the corpus; "
-            f"use --batch-size {documents} or less, or more data"
-        )
-    if steps * batch > MOST_DRAWN:
-        raise ValueError(
-            f"{steps:,} steps of --batch-size {batch} draw more than {MOST_DRAWN:,} documents; "
-            "lower --steps, or else --epochs"
-        )
-    epochs = [np.zeros(0, dtype=np.int64)]
-    for epoch in range(-(-steps * batch // documents)):
-        shuffled = np.random.default_rng((seed, epoch)).permutation(documents)
-        begun = documents * epoch % batch  # documents of the step that this epoch completes
-        again = np.isin(shuffled, epochs[-1][len(epochs[-1]) - begun :])
-        epochs.append(np.concatenate((shuffled[~again], shuffled[again])))
-    return np.concatenate(epochs)[: steps * batch].reshape(steps, batch)
 
 
 @dataclass(frozen=True)

@@ -44,19 +44,6 @@ def advantage_scale(rewards: Tensor, norm: str, delta: float, batch: Sequence[Te
     return torch.ones_like(rewards)
 
 
-def length_share(
-    rewards: Tensor, length_rewards: Tensor, length_weight: float, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the advantage variance due to the length reward, and all of it, as sums over (P, G).
-
-    A = A_match + A_len, so Σ A² = Σ A·A_match + Σ A·A_len; the share is the second over the whole.
-    In a group of equal r_match it is 1 whatever w is: the normalisation cancels the scale.
-    """
-    whole = centred(rewards) / scale
-    from_length = length_weight * centred(length_rewards) / scale
-    return (whole * from_length).sum(), whole.square().sum()
-
-
 def policy_loss(
     logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:

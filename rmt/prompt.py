@@ -155,19 +155,6 @@ def escape(token: bytes, braces: bool = False) -> str:
     return "".join(_escape_character(character, braces) for character in text)
 
 
-def answer_kind(token: bytes) -> str:
-    """Classify a token by how it is named: "plain", "brace" (an unpaired one) or "escaped"."""
-    written = escape(token)
-    if written.encode("utf-8", errors="surrogateescape") != token:
-        return "escaped"
-    depth = 0
-    for character in written:
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return "brace"
-    return "brace" if depth else "plain"
-
-
 def _escape_character(character: str, braces: bool) -> str:
     named = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
     if character in named:

@@ -95,7 +95,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/update.py", '"update/learning_rate", rate, 1', '"update/learning_rate", '
         "c.learning_rate, 1", "optimizer"),
     "the share of length by a w of 0.1": (
-        "train.py", 'rewards["length"], c.length_weight, scale', 'rewards["length"], 0.1, scale',
+        "rmt/engine/step_metrics.py", 'rewards["length"], length_weight, scale',
+        'rewards["length"], 0.1, scale',
         "loss length_weight"),
     "clipped of all tokens": (
         "rmt/update.py", 'sums["clipped"], (targets.rollout >= 0).sum()',

@@ -24,7 +24,8 @@ import train
 from models.fingerprint import PART_BYTES, PARTS, fingerprint
 from models.weights import INDEX, SINGLE
 from rmt.config.config import parse, typed
-from rmt.curriculum import document_order, tier_probabilities
+from rmt.curriculum import tier_probabilities
+from rmt.data.corpus import document_order
 from rmt.engine.checkpoint import steps
 from rmt.engine.resume import resolve
 from rmt.report.report import planned

@@ -18,12 +18,13 @@ from rmt.curriculum import (
     Curriculum,
     adaptive_probabilities,
     assign_tiers,
-    document_order,
     low_entropy,
     quantile_thresholds,
     tier_probabilities,
 )
-from rmt.grpo import advantage_scale, advantages, length_share
+from rmt.data.corpus import document_order
+from rmt.engine.step_metrics import length_share
+from rmt.grpo import advantage_scale, advantages
 from rmt.rewards import total_reward
 
 EARLY, LATE = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)

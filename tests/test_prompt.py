@@ -6,7 +6,8 @@ import pytest
 from toy_models import write_tokenizer
 
 from models.tokenizer import Tokenizer
-from rmt.prompt import Answer, answer_kind, boxed_content, escape, parse_response
+from rmt.evaluation.evaluate import answer_kind
+from rmt.prompt import Answer, boxed_content, escape, parse_response
 from rmt.rewards import match_reward
 
 BOXES = {

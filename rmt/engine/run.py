@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from rmt.config.config import Config
-from rmt.curriculum import Curriculum, document_order
-from rmt.data.corpus import Document
+from rmt.curriculum import Curriculum
+from rmt.data.corpus import Document, document_order
 from rmt.engine import checkpoint
 from rmt.engine.export import find_model
 from rmt.engine.resume import origin_of, resolve, total_steps

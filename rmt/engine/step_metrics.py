@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from rmt.config.config import Config
 from rmt.curriculum import TIERS, Curriculum
@@ -11,7 +12,7 @@ from rmt.data.math_answers import take_failures
 from rmt.engine.balance import idle_share
 from rmt.engine.flops import forward_flops, peak_flops
 from rmt.engine.run import Run, Setup
-from rmt.grpo import has_both_outcomes
+from rmt.grpo import centred, has_both_outcomes
 from rmt.questions import RolloutBatch
 from rmt.system.clock import peak_memory
 from rmt.system.dist import World, gather_objects
@@ -22,8 +23,13 @@ from rmt.update import Updated
 PHASES = ("rollout", "update", "forward", "backward", "optimizer", "communication", "checkpoint")
 
 
-def add_response_metrics(metrics: Metrics, batch: RolloutBatch) -> None:
-    """Add rewards, lengths and tiers of this rank's responses: P groups of G."""
+def add_response_metrics(
+    metrics: Metrics, batch: RolloutBatch, scale: Tensor, length_weight: float
+) -> None:
+    """Add rewards, lengths and tiers of this rank's responses: P groups of G.
+
+    scale: the divisor of advantages, see grpo.advantage_scale.
+    """
     rewards, questions = batch.rewards, batch.questions
     count = rewards["match"].numel()
     rollouts = [rollout for group in batch.responses for rollout in group]
@@ -31,6 +37,8 @@ def add_response_metrics(metrics: Metrics, batch: RolloutBatch) -> None:
     thought = [(r, a) for r, a in zip(rollouts, answers) if a.thinking_length is not None]
     for name, total in (("mean", "total"), ("match", "match"), ("length", "length")):
         metrics.add(f"reward/{name}", rewards[total].sum(), count)
+    shares = length_share(rewards["total"], rewards["length"], length_weight, scale)
+    metrics.add("share/advantage_from_length", *shares)
     metrics.add("length/response", sum(len(r.tokens) for r in rollouts), count)
     metrics.add("length/thinking", sum(a.thinking_length for _, a in thought), len(thought))
     # Tokens from </think> on: neither reward nor budget counts them.
@@ -96,3 +104,16 @@ def add_speed_metrics(
     metrics.add("speed/tokens_per_second", trained, took / world.size)
     metrics.add("tokens/step", generated + trained, 1 / world.size)  # a sum over ranks
     metrics.add_max("memory/peak_gb", peak_memory(world.device) / 1e9)
+
+
+def length_share(
+    rewards: Tensor, length_rewards: Tensor, length_weight: float, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the advantage variance due to the length reward, and all of it, as sums over (P, G).
+
+    A = A_match + A_len, so Σ A² = Σ A·A_match + Σ A·A_len; the share is the second over the whole.
+    In a group of equal r_match it is 1 whatever w is: the normalisation cancels the scale.
+    """
+    whole = centred(rewards) / scale
+    from_length = length_weight * centred(length_rewards) / scale
+    return (whole * from_length).sum(), whole.square().sum()

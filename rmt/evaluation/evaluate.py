@@ -20,14 +20,7 @@ from rmt.evaluation.summary import PROBLEMS
 from rmt.forest import pack
 from rmt.memory.estimate import CACHED_TOKENS
 from rmt.objective import score
-from rmt.prompt import (
-    Answer,
-    PromptIds,
-    answer_kind,
-    next_token_prompt,
-    parse_response,
-    problem_prompt,
-)
+from rmt.prompt import Answer, PromptIds, escape, next_token_prompt, parse_response, problem_prompt
 from rmt.questions import Question, coming_tokens, question_trees, text_trees
 from rmt.rewards import match_reward
 from rmt.rollout import generate
@@ -166,3 +159,16 @@ def _gather(items: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:
     """Gather the items of all ranks, in the order of positions."""
     merged = [item for part in gather_objects(items, world) for item in part]
     return sorted(merged, key=lambda item: (item["document"], item["position"]))
+
+
+def answer_kind(token: bytes) -> str:
+    """Classify a token by how it is named: "plain", "brace" (an unpaired one) or "escaped"."""
+    written = escape(token)
+    if written.encode("utf-8", errors="surrogateescape") != token:
+        return "escaped"
+    depth = 0
+    for character in written:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return "brace"
+    return "brace" if depth else "plain"

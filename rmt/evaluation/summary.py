@@ -15,7 +15,7 @@ from rmt.evaluation.statistics import interval, mean
 
 PROBLEMS = "problems"  # in place of a tier
 NESTED = (0.5, 1.0, 1.5)  # nats
-KINDS = {  # rmt.prompt.answer_kind
+KINDS = {  # of evaluate.answer_kind
     "plain": "plain answers", "brace": "answers with a brace", "escaped": "escaped answers",
 }  # fmt: skip
 Items = Sequence[dict[str, Any]]

@@ -32,8 +32,8 @@ from rmt.questions import (
     draw_positions,
     prompts_of,
     question_trees,
+    reward_responses,
     sampling_at,
-    score_responses,
     text_trees,
 )
 from rmt.report.probe import ask_probes, describe_documents, probe_steps
@@ -80,7 +80,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
             # 4. Rollouts: G responses to each question, a thought and then the token.
             responses = generate(sampler, trees, c.group_size, sampling_at(c, tokenizer, step))
             # 5. Rewards (P, G): the right token, and the length that was asked for.
-            batch = score_responses(c, tokenizer, questions, responses)
+            batch = reward_responses(c, tokenizer, questions, responses)
         record_matches(c, run.curriculum, batch, world)
         batch, dropped = replace_zero_variance(  # RPT; RMT keeps the batch as it is
             c, data, run.curriculum, batch, sampler, generate, step, world, clock
@@ -95,7 +95,8 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     scale = advantage_scale(reward, c.advantage_norm, c.advantage_delta, all_rewards)
     advantage = advantages(reward, scale)
 
-    # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, in one forest.
+    # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, in one forest:
+    # a document is there twice, inside its prompt with the responses, and bare.
     prompts = prompts_of(c, tokenizer, batch.questions)
     trees = question_trees(batch.questions, data.documents, prompts, batch.responses)
     if c.ntp:
@@ -124,7 +125,7 @@ def run_to_end(run: Run, setup: Setup, log: RunLog) -> str:
     """All remaining steps; returns what to tell the user. All ranks."""
     c, world, saver = run.config, setup.world, setup.saver
     log.documents(describe_documents(run, setup))
-    with stop_requests() as asked, saver:
+    with stop_requests() as stop_asked, saver:
         while not run.over:
             if setup.held_out and run.step % c.eval_every == 0:
                 evaluate_held_out(run, setup, log)
@@ -138,7 +139,7 @@ def run_to_end(run: Run, setup: Setup, log: RunLog) -> str:
             log.step(row, samples)
             broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
             unsaved = saver.failed  # the next save will say why
-            stop = broken or bool(dist.reduce_max([asked() or unsaved], world)[0])
+            stop = broken or bool(dist.reduce_max([stop_asked() or unsaved], world)[0])
             if stop or run.step % c.save_every == 0 or run.over:
                 save(run, setup, wait=stop or run.over)
             if broken:

@@ -19,7 +19,7 @@ from rmt.curriculum import TIERS
 from rmt.engine.run import Run, Setup, prepare
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages, has_both_outcomes
-from rmt.objective import Targets, score
+from rmt.objective import Targets, target_logprobs
 from rmt.questions import (
     RolloutBatch,
     ask,
@@ -27,8 +27,8 @@ from rmt.questions import (
     draw_positions,
     prompts_of,
     question_trees,
+    reward_responses,
     sampling_at,
-    score_responses,
     text_trees,
     tier_schedule,
 )
@@ -44,7 +44,7 @@ def log_probabilities(run: Run, setup: Setup, trees) -> torch.Tensor:
     """Return log π of each response, summed over its tokens (G,)."""
     c, row = run.config, pack(trees, setup.world.device)
     targets = Targets.of(row)
-    logprob = score(run.model, row, c.temperature, setup.data.tokenizer.vocab_size)
+    logprob = target_logprobs(run.model, row, c.temperature, setup.data.tokenizer.vocab_size)
     sums = torch.zeros(c.group_size, dtype=torch.float64)
     return sums.index_add_(0, targets.rollout.cpu(), logprob.double().cpu())
 
@@ -60,7 +60,7 @@ def first_mixed(run: Run, setup: Setup) -> RolloutBatch:
     ]
     trees = question_trees(questions, data.documents, prompts_of(c, data.tokenizer, questions))
     responses = generate(run.model, trees, c.group_size, sampling_at(c, data.tokenizer, 0))
-    batch = score_responses(c, data.tokenizer, questions, responses)
+    batch = reward_responses(c, data.tokenizer, questions, responses)
     i = int(has_both_outcomes(batch.rewards["match"]).nonzero()[0])
     one = slice(i, i + 1)
     rewards = {name: values[one] for name, values in batch.rewards.items()}

@@ -41,6 +41,13 @@ class Tokenizer:
             self._control.no_truncation()  # some checkpoints store the limits of their last use
             self._control.no_padding()
             raw = json.loads(self._control.to_str())
+            pieces = self._control.get_vocab(with_added_tokens=False)
+        if len(owner := {index: piece for piece, index in pieces.items()}) < len(pieces):
+            both = next((piece, owner[i]) for piece, i in pieces.items() if owner[i] != piece)
+            raise ValueError(
+                f"{path} gives one id to two tokens, {both[0]!r} and {both[1]!r}: it is damaged; "
+                "fetch it again"
+            )
         check_tokenizer(raw, directory, self._description, kind)
         self._special, extra = special_tokens(directory, self._description, kind)
         with _readable(path):

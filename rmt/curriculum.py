@@ -27,13 +27,13 @@ def tier_probabilities(
     return (1 - u) * np.asarray(early) + u * np.asarray(late)  # Eq. 4
 
 
-def adaptive_probabilities(right: np.ndarray, asked: np.ndarray, floor: float) -> np.ndarray:
-    """Return p_t in proportion to floor + 4·p(1 − p), p = right / asked of each tier.
+def adaptive_probabilities(right: np.ndarray, responses: np.ndarray, floor: float) -> np.ndarray:
+    """Return p_t in proportion to floor + 4·p(1 − p), p = right / responses of each tier.
 
     p(1 − p) is the variance of the matching reward, 0 where all responses are right or all wrong.
     The floor keeps every tier in use, so that its p stays known.
     """
-    p = right / asked
+    p = right / responses
     weight = floor + 4 * p * (1 - p)  # Eq. 13
     return weight / weight.sum()
 
@@ -100,14 +100,14 @@ class Curriculum:
         """Let earlier matches count less; to be called once per step."""
         self.rates *= MEMORY
 
-    def observe(self, document: int, position: int, tier: int, right: int, asked: int) -> None:
-        """Record that `right` of `asked` responses about a position named its token."""
-        self.rates[tier] += (right, asked)
+    def observe(self, document: int, position: int, tier: int, right: int, responses: int) -> None:
+        """Record that `right` of the responses about a position named its token."""
+        self.rates[tier] += (right, responses)
         index = self.first[document] + position
         if right:
             self.misses[index] = MATCHED
         elif self.misses[index] != MATCHED:
-            self.misses[index] += asked
+            self.misses[index] += responses
 
     def _pool(self, document: int, tier: int) -> np.ndarray:
         """Return the positions of a tier that are not noise."""

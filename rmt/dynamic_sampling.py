@@ -20,8 +20,8 @@ from rmt.questions import (
     draw_positions,
     prompts_of,
     question_trees,
+    reward_responses,
     sampling_at,
-    score_responses,
 )
 from rmt.system.clock import Clock
 from rmt.system.dist import World, gather_objects
@@ -48,7 +48,7 @@ def replace_zero_variance(
 ) -> tuple[RolloutBatch, int]:  # fmt: skip
     """Replace groups of equal matches as far as possible; also returns the tokens thrown away.
 
-    generate: of rmt/rollout.py, to be called with `sampler`. All ranks.
+    generate: of rmt/rollout.py or rmt/naive.py. All ranks.
     """
     budget, dropped = budget_of_step(c, step, data.total_steps), 0
     taken: dict[int, set[int]] = {}  # positions of each document that this step has asked about
@@ -69,7 +69,7 @@ def replace_zero_variance(
             trees = question_trees(questions, data.documents, prompts)
             sampling = sampling_at(c, data.tokenizer, step, attempt=attempt)
             responses = generate(sampler, trees, c.group_size, sampling)
-            fresh = score_responses(c, data.tokenizer, questions, responses)
+            fresh = reward_responses(c, data.tokenizer, questions, responses)
         record_matches(c, curriculum, fresh, world, attempt)
         dropped += sum(len(r.tokens) for i in replaced for r in batch.responses[i])
         batch = _with(batch, list(replaced), fresh)

@@ -1,5 +1,6 @@
 """The forest: trees packed in one row of N tokens; defines the attention mask, shift and targets.
 
+docs/mask.png draws an example.
 Five integers describe a token:
 
     tree      which tree of the row

@@ -75,19 +75,17 @@ class Targets:
         return torch.from_numpy(values).to(self.token.device)
 
 
-def score(model, forest: Forest, temperature: float, vocab_size: int) -> Tensor:
+def target_logprobs(model, forest: Forest, temperature: float, vocab_size: int) -> Tensor:
     """Return log-probabilities (n,) of a forest's targets as in `forest_loss`, without gradient."""
     targets = Targets.of(forest)
-    scale = targets.per_kind(temperature, 1.0)
+    temperatures = targets.per_kind(temperature, 1.0)
     with torch.no_grad():
         return model(
-            forest.tokens,
-            forest.position,
-            forest.attend,
+            forest.tokens, forest.position, forest.attend,
             lambda hidden, head: linear_entropy_logprob(
-                targets.read(hidden), head, targets.token, scale, vocab_size
+                targets.read(hidden), head, targets.token, temperatures, vocab_size
             )[0],
-        )
+        )  # fmt: skip
 
 
 class TokenLoss:
@@ -123,8 +121,8 @@ class TokenLoss:
             kl = kl_estimate(logprob, self.reference[index].to(logprob.dtype))
             rl = rl + o.kl_beta * (weight * kl).sum()
             self._add("kl", kl[response])
-        self._add("loss/rl", rl)
-        self._add("loss/ntp", -logprob[~response])
+        self._add("loss/rl", rl)  # with its weights: a part of the loss
+        self._add("loss/ntp", -logprob[~response])  # a plain sum, for the mean in nats
         self._add("clipped", clipped[response])
         self._add("entropy", entropy[response])
         return rl - (ntp_weight * logprob).sum()  # Eq. 10
@@ -150,11 +148,12 @@ def forest_loss(
     """
     targets = Targets.of(forest)
     token_loss = TokenLoss(objective, targets, old_logprob, reference_logprob)
-    scale = targets.per_kind(objective.temperature, 1.0)
+    temperatures = targets.per_kind(objective.temperature, 1.0)
 
     def readout(hidden, head):
         return linear_objective(
-            targets.read(hidden), head, targets.token, token_loss, scale, objective.vocab_size,
+            targets.read(hidden), head, targets.token, token_loss, temperatures,
+            objective.vocab_size,
             chunk,
         )  # fmt: skip
 

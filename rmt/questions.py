@@ -140,7 +140,7 @@ def sampling_at(
     )  # fmt: skip
 
 
-def score_responses(
+def reward_responses(
     c: Config, tokenizer: Tokenizer, questions: list[Question], responses: list[list[Rollout]]
 ) -> RolloutBatch:
     """Read the answer in each response and reward it (Eq. 3, 5, 6)."""

@@ -47,7 +47,10 @@ def thinking_reward(
 
 
 def total_reward(match: float, length: float, length_weight: float) -> float:
-    """Return (1 − w)·r_match + w·r_len; w < 1/2 keeps right answers above wrong ones."""
+    """Return (1 − w)·r_match + w·r_len.
+
+    w < 1/2 and w·r_max < 1 − w keep right answers above wrong ones (rmt/config/validate.py).
+    """
     return (1 - length_weight) * match + length_weight * length  # Eq. 6
 
 

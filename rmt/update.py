@@ -11,7 +11,7 @@ from rmt.config.config import Config
 from rmt.forest import Forest
 from rmt.grpo import has_both_outcomes, rollout_weights
 from rmt.naive import separate_tokens
-from rmt.objective import Objective, Targets, forest_loss, score
+from rmt.objective import Objective, Targets, forest_loss, target_logprobs
 from rmt.questions import RolloutBatch
 from rmt.sampling import Rollout
 from rmt.system import dist
@@ -75,10 +75,11 @@ def update(
     sampled = [rollout.logprobs for group in responses for rollout in group]
     done = Updated(trees)
     known = (c.temperature, objective.vocab_size)
+    logprobs = lambda policy: [target_logprobs(policy, f, *known) for f in forests]
     with clock("forward"):
-        kl_reference = [score(reference, f, *known) for f in forests] if reference else None
+        kl_reference = logprobs(reference) if reference else None
         # One update per batch is exactly on-policy: there the old policy is the current one.
-        old = [score(model, f, *known) for f in forests] if c.updates_per_batch > 1 else None
+        old = logprobs(model) if c.updates_per_batch > 1 else None
     for number in range(c.updates_per_batch):
         optimizer.zero_grad(set_to_none=True)
         bad: set[int] = set()
@@ -92,6 +93,7 @@ def update(
             bad |= _bad_documents(model, forest, targets.tree, logprob, bad)
             metrics.add("policy/clipped", sums["clipped"], (targets.rollout >= 0).sum())
             if number == 0:
+                # A sum over forests and ranks: the weights hold the global counts.
                 metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))
                 _add_losses(metrics, sums, logprob, targets, targets.in_order(sampled))
         rate = learning_rate(c, step * c.updates_per_batch + number + 1)
@@ -161,7 +163,8 @@ def _forests(
     batches = micro_batches(trees, token_limit)
     with clock("communication"):
         most = int(dist.reduce_max([len(batches)], world)[0])
-    # Dummy batches keep FSDP's collectives aligned, and give the optimizer gradients of 0.
+    # Dummy batches keep FSDP's collectives aligned, and give the optimizer gradients of 0 (its
+    # momentum and weight decay act all the same).
     batches += [[Tree(-1, (0,))]] * (max(1, most) - len(batches))
     return [pack(batch, world.device) for batch in batches]
 

@@ -190,7 +190,7 @@ def break_run(place, rng):
         break_json(path, rng)
     else:
         path.write_bytes(break_bytes(path.read_bytes(), rng))
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
         sums = json.loads((newest / CHECKSUMS).read_text())
         if path.name == "run.json":  # what else is broken, its checksum tells
             sums |= checksums([path])

@@ -83,13 +83,14 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/engine/run.py", "reference = load_model(model_dir, world, compute, trainable=False)",
         "reference = model", "loss kl_beta"),
     "the reference at temperature 1": (
-        "rmt/update.py", "score(reference, f, *known)",
-        "score(reference, f, 1.0, known[1])", "loss kl_beta"),
+        "rmt/update.py", "logprobs(reference)",
+        "[target_logprobs(reference, f, 1.0, known[1]) for f in forests]", "loss kl_beta"),
     "no old policy": (
         "rmt/update.py", "forest, objective, old and old[i]", "forest, objective, None",
         "loss updates"),
     "the old policy at temperature 1": (
-        "rmt/update.py", "score(model, f, *known)", "score(model, f, 1.0, known[1])",
+        "rmt/update.py", "logprobs(model)",
+        "[target_logprobs(model, f, 1.0, known[1]) for f in forests]",
         "loss updates"),
     "one update per batch": (
         "rmt/update.py", "range(c.updates_per_batch)", "range(1)", "loss updates"),

@@ -9,7 +9,7 @@ from method_logged import assert_logged
 from method_step import assert_by_hand, copied, doubled, watched
 from toy_runs import draw, prepared
 
-from rmt.questions import score_responses
+from rmt.questions import reward_responses
 from rmt.sampling import Rollout
 
 MIXED = dict(temperature=1.0, group_size=3)  # some groups have right and wrong answers
@@ -86,7 +86,7 @@ def check_matches(place) -> None:
             other = "b" if text[0] == "a" else "a"
             groups.append([said(run, text[:n]) for n in (1, 2, 3)])
             groups[-1].append(said(run, other))
-        rewards = score_responses(run.config, run.tokenizer, questions, groups).rewards
+        rewards = reward_responses(run.config, run.tokenizer, questions, groups).rewards
         assert rewards["match"].tolist() == [wanted] * len(questions)
 
 

@@ -12,7 +12,7 @@ from toy_runs import begins_with, draw, prepared, resampled, respond, stepped, w
 
 import rmt.dynamic_sampling
 from rmt.config.presets import METHODS
-from rmt.questions import prompts_of, score_responses, tier_schedule
+from rmt.questions import prompts_of, reward_responses, tier_schedule
 
 
 def tiers_by_hand(run):
@@ -161,7 +161,7 @@ def check_resampling(place) -> None:
     """From its step on, groups of equal matches are drawn anew, so often, with new numbers."""
     run = prepared(place, method="rpt", **METHODS["rpt"] | dict(resample_from=1, resample_tries=3,
                    group_size=2, match="token", batch_size=2, steps=4))  # fmt: skip
-    sample, score, tries = rmt.dynamic_sampling.sampling_at, score_responses, []
+    sample, score, tries = rmt.dynamic_sampling.sampling_at, reward_responses, []
 
     def sampling(*given, attempt):
         tries.append([attempt])
@@ -174,7 +174,7 @@ def check_resampling(place) -> None:
         return batch
 
     with patch.object(rmt.dynamic_sampling, "sampling_at", sampling), \
-            patch.object(rmt.dynamic_sampling, "score_responses", equal):  # fmt: skip
+            patch.object(rmt.dynamic_sampling, "reward_responses", equal):  # fmt: skip
         for step, wanted in ((0, [0]), (1, [0, 1, 2, 3]), (2, [0, 1, 2])):
             if step == 2:  # three positions of each document are left
                 for tiers in run.tiers:

@@ -25,7 +25,7 @@ from rmt.engine.log import RunLog
 from rmt.engine.protocol import protocol
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking
 from rmt.evaluation.positions import Position
-from rmt.questions import score_responses
+from rmt.questions import reward_responses
 from rmt.report.probe import ask_probes
 from rmt.sampling import PURPOSES, Rollout, Sampling
 
@@ -197,7 +197,7 @@ def check_observed(place) -> None:
     """What was said to questions that were drawn again is known to the curriculum as well."""
     run = prepared(place, method="rpt", **METHODS["rpt"] | dict(resample_from=0, resample_tries=2,
                    group_size=2, match="token", batch_size=3))  # fmt: skip
-    score, places = score_responses, []
+    score, places = reward_responses, []
 
     def wrong(*given):
         batch = score(*given)
@@ -205,8 +205,8 @@ def check_observed(place) -> None:
         places.extend((q.document, q.position) for q in batch.questions)
         return batch
 
-    with patch.object(rmt.dynamic_sampling, "score_responses", wrong), \
-            patch.object(train, "score_responses", wrong):  # fmt: skip
+    with patch.object(rmt.dynamic_sampling, "reward_responses", wrong), \
+            patch.object(train, "reward_responses", wrong):  # fmt: skip
         stepped(run, 0)
     misses = run.curriculum.misses
     assert len(places) == 9 and misses.sum() == 18

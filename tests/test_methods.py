@@ -17,7 +17,7 @@ from rmt.data import corpus
 from rmt.engine.log import RunLog
 from rmt.engine.run import prepare, resolve
 from rmt.grpo import has_both_outcomes
-from rmt.questions import prompts_of, score_responses
+from rmt.questions import prompts_of, reward_responses
 
 DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of "
@@ -147,7 +147,7 @@ def test_dynamic_sampling_replaces_groups_of_equal_matches(tmp_path):
 
 def test_each_try_has_random_numbers_of_its_own_and_asks_no_position_twice(tmp_path, monkeypatch):
     settings = dict(match="token", group_size=2, resample_from=0, positions_per_document=3)
-    run, seen, score = run_of(tmp_path, "rpt", **settings), [], score_responses
+    run, seen, score = run_of(tmp_path, "rpt", **settings), [], reward_responses
 
     def noting(*given):
         batch = score(*given)
@@ -156,7 +156,7 @@ def test_each_try_has_random_numbers_of_its_own_and_asks_no_position_twice(tmp_p
         return batch
 
     for module in (toy_runs, rmt.dynamic_sampling):
-        monkeypatch.setattr(module, "score_responses", noting)
+        monkeypatch.setattr(module, "reward_responses", noting)
     asked(run)
     assert len(seen) == 5
     places = [place for places in seen for place in places]

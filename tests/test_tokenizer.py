@@ -232,6 +232,17 @@ def test_a_beginning_that_only_the_post_processor_names_is_used(tmp_path):
     assert Tokenizer(tmp_path).encode("a") == [inner.token_to_id("a")]
 
 
+def test_a_vocabulary_with_one_id_for_two_tokens_is_refused(tmp_path):
+    """transformers takes the one or the other, by chance."""
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    raw = json.loads(path.read_text("utf-8"))
+    raw["model"]["vocab"]["a"] = raw["model"]["vocab"]["!"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=r"one id to two tokens.*'!'|one id to two tokens.*'a'"):
+        Tokenizer(tmp_path)
+
+
 def test_stop_ids_are_those_of_generation_config_when_there_is_one(tmp_path):
     write_tokenizer(tmp_path, special=["<pad>", "<eos>"])
     assert Tokenizer(tmp_path).stop_ids == (257,)

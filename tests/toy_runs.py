@@ -31,8 +31,8 @@ from rmt.questions import (
     draw_positions,
     prompts_of,
     question_trees,
+    reward_responses,
     sampling_at,
-    score_responses,
 )
 from rmt.rollout import generate
 from rmt.system.dist import current
@@ -177,7 +177,7 @@ def respond(run, questions, step=0, purpose="train", attempt=0):
     trees = question_trees(questions, run.documents, prompts_of(c, tokenizer, questions))
     sampling = sampling_at(c, tokenizer, step, purpose, attempt)
     responses = generate(run.model, trees, c.group_size, sampling)
-    return score_responses(c, tokenizer, list(questions), responses)
+    return reward_responses(c, tokenizer, list(questions), responses)
 
 
 def resampled(run, batch, step=0):

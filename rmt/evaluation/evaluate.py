@@ -19,7 +19,7 @@ from rmt.evaluation.positions import Position
 from rmt.evaluation.summary import PROBLEMS
 from rmt.forest import pack
 from rmt.memory.estimate import CACHED_TOKENS
-from rmt.objective import score
+from rmt.objective import target_logprobs
 from rmt.prompt import Answer, PromptIds, escape, next_token_prompt, parse_response, problem_prompt
 from rmt.questions import Question, coming_tokens, question_trees, text_trees
 from rmt.rewards import match_reward
@@ -74,7 +74,7 @@ def nats_per_token(
     device, nats, count = next(model.parameters()).device, 0.0, 0
     with rollout_mode(model) as gathered:
         for batch in micro_batches(trees, token_limit):
-            logprob = score(gathered, pack(batch, device), 1.0, tokenizer.vocab_size)
+            logprob = target_logprobs(gathered, pack(batch, device), 1.0, tokenizer.vocab_size)
             nats, count = nats - float(logprob.double().sum()), count + len(logprob)
     nats, count = map(sum, zip(*gather_objects((nats, count), world)))
     return nats / count

@@ -23,8 +23,8 @@ from rmt.questions import (
     budget_of_step,
     prompts_of,
     question_trees,
+    reward_responses,
     sampling_at,
-    score_responses,
 )
 from rmt.rollout import generate
 from rmt.system.dist import rollout_mode
@@ -68,7 +68,7 @@ def ask_probes(run: Run, setup: Setup) -> list[dict[str, Any]]:
     with rollout_mode(run.model) as sampler:
         sampling = sampling_at(c, tokenizer, step, "sample")
         responses = generate(sampler, trees, c.group_size, sampling)
-    batch = score_responses(c, tokenizer, questions, responses)
+    batch = reward_responses(c, tokenizer, questions, responses)
     total = batch.rewards["total"]
     scale = advantage_scale(total, c.advantage_norm, c.advantage_delta, [total])
     advantage = advantages(total, scale)

@@ -10,6 +10,7 @@ neither result nor message, a hang, memory, or a result that is not transformers
 """
 
 import argparse
+import copy
 import contextlib
 import copy
 import io
@@ -83,13 +84,13 @@ def break_tree(tree, rng):
         if what == 0 and isinstance(parent, (dict, list)):
             del parent[path[-1]]
         elif what == 1 and isinstance(parent, dict):
-            parent[rng.choice(list(parent))] = parent[path[-1]]
+            parent[rng.choice(list(parent))] = copy.deepcopy(parent[path[-1]])
         elif what == 2 and isinstance(parent[path[-1]], (int, float)):
             parent[path[-1]] = parent[path[-1]] * rng.choice((-1, 2, 0.5, 1000)) + rng.choice(
                 (0, 1)
             )
         else:
-            parent[path[-1]] = rng.choice(NASTY)
+            parent[path[-1]] = copy.deepcopy(rng.choice(NASTY))
     return tree
 
 

@@ -10,7 +10,6 @@ neither result nor message, a hang, memory, or a result that is not transformers
 """
 
 import argparse
-import copy
 import contextlib
 import copy
 import io
@@ -75,7 +74,7 @@ def break_tree(tree, rng):
         for path in places(tree):
             depths.setdefault(len(path), []).append(path)
         if not depths:
-            return rng.choice(NASTY)
+            return copy.deepcopy(rng.choice(NASTY))
         path = rng.choice(depths[rng.choice(list(depths))])
         parent = tree
         for key in path[:-1]:

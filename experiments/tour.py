@@ -1,6 +1,6 @@
 """Follow one document through one step, with real shapes and numbers: docs/tour.md.
 
-    python -m experiments.tour      rewrites it: experiments/tour.md with the numbers filled in
+    python -m experiments.tour      rewrites it: experiments/tour.md.in with the numbers filled in
 
 The document is the first of `make demo`'s first step whose group has right and wrong responses. The
 update uses this document alone, without warm-up.
@@ -135,7 +135,7 @@ def _rows(one: RolloutBatch, advantage, before, change) -> str:
 
 
 def main() -> None:
-    page = (Path(__file__).parent / "tour.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent / "tour.md.in").read_text(encoding="utf-8")
     for name, value in numbers().items():
         page = page.replace(f"{{{{{name}}}}}", str(value))
     out = ROOT / "docs" / "tour.md"

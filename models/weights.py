@@ -55,10 +55,11 @@ def find(model: str, weights: Path | None = None, download: bool = True) -> Path
     if model == "tiny":
         return TINY
     if model not in REPOSITORIES:
-        close = difflib.get_close_matches(model, ["tiny", *REPOSITORIES], n=1, cutoff=0.0)
+        close = difflib.get_close_matches(model, ["tiny", *REPOSITORIES], n=1)
         raise ValueError(
-            f"--model {model} is neither a directory nor a known name; did you mean {close[0]}? "
-            f"Known names: tiny, {', '.join(REPOSITORIES)}"
+            f"--model {model} is neither a directory nor a known name. "
+            + "".join(f"Did you mean {name}? " for name in close)
+            + f"Known names: tiny, {', '.join(REPOSITORIES)}"
         )
     if weights is not None and not Path(weights).is_dir():
         raise FileNotFoundError(f"--weights {weights} is not a directory; give one or leave it out")

@@ -11,6 +11,7 @@ from rmt.config.flags import flag
 
 NO_FLAG = {
     "unknown-flag": (["--learning-rat", "1"], "--learning-rat", "did you mean --learning-rate?"),
+    "another-trainer's-flag": (["--num-generations", "8"], "did you mean --group-size?"),
     "unknown-flag-with-value": (["--budgets=3"], "--budgets=3", "did you mean --budget?"),
     "underscores": (["--batch_size", "4"], "--batch_size", "did you mean --batch-size?"),
     "stray-word": (["runs"], "runs", "see --help"),
@@ -20,7 +21,7 @@ NO_FLAG = {
     "fraction-for-integer": (["--batch-size", "1.5"], "--batch-size", "int", "'1.5'"),
     "word-for-number": (["--tier-thresholds", "low"], "--tier-thresholds", "float", "'low'"),
     "value-of-a-switch": (["--ntp", "false"], "argument false", "--ntp or --no-ntp takes no value"),
-    "nothing-like-it": (["--lr", "1"], "--lr", "see --help"),
+    "nothing-like-it": (["--vvv", "1"], "--vvv", "see --help"),
     "empty-resume": (["--resume", ""], "--resume is empty", "give a path"),
     "empty-data": (["--data", "a.txt", ""], "--data is empty", "give a path"),
     "value-left-out": (["--model"], "--model", "expected one argument"),

@@ -12,6 +12,13 @@ from typing import NoReturn, get_args, get_origin
 # Flags for which "" is refused: it would mean the current directory, or a flag that is left out.
 PATHS = ("model", "data", "out", "resume", "eval_data", "json", "positions")
 
+# Names in other trainers (TRL, verl, Hugging Face) and ours.
+ELSEWHERE = {
+    "--lr": "--learning-rate", "--num-generations": "--group-size", "--beta": "--kl-beta",
+    "--max-completion-length": "--max-response", "--max-steps": "--steps",
+    "--output-dir": "--out", "--dataset": "--data", "--model-name-or-path": "--model",
+}  # fmt: skip
+
 
 def knob(default, help: str, choices: tuple[str, ...] | None = None):
     """Declare a field of a dataclass that becomes a flag."""
@@ -71,7 +78,9 @@ def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
     values, unknown = parser.parse_known_args(arguments)
     if unknown:
         options = {o: action for action in parser._actions for o in action.option_strings}
-        near = difflib.get_close_matches(unknown[0].split("=")[0], options.keys() - {"--help"}, n=1)
+        name = unknown[0].split("=")[0].replace("_", "-")
+        near = [ELSEWHERE[name]] if ELSEWHERE.get(name) in options else []
+        near += difflib.get_close_matches(name, options.keys() - {"--help"}, n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help"
         before = arguments[max(0, arguments.index(unknown[0]) - 1)]
         if isinstance(options.get(before), argparse.BooleanOptionalAction):

@@ -100,6 +100,8 @@ def read_corpus(
             f"--document-tokens {config.document_tokens} + {len(prompt)} tokens of prompt + "
             f"--max-response {response} = {needed} tokens exceed the model's context "
             f"of {shape.max_position_embeddings}; lower one of the two"
+            + ", or use --preset demo, whose sizes are the tiny model's"
+            * (config.model == "tiny")
         )
     found = corpus.read(
         [str(in_repository(path)) for path in paths], tokenizer,

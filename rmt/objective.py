@@ -44,12 +44,8 @@ class Targets:
     @classmethod
     def of(cls, forest: Forest) -> "Targets":
         index = forest.mask.nonzero()[:, 0]
-        return cls(
-            forest.predecessor[index],
-            forest.tokens[index],
-            forest.branch[index] - 1,
-            forest.tree[index],
-        )
+        columns = forest.predecessor, forest.tokens, forest.branch - 1, forest.tree
+        return cls(*(column[index] for column in columns))
 
     def read(self, hidden: Tensor) -> Tensor:
         """Select the hidden states that predict the targets: (N, C) -> (n, C)."""
@@ -153,8 +149,7 @@ def forest_loss(
     def readout(hidden, head):
         return linear_objective(
             targets.read(hidden), head, targets.token, token_loss, temperatures,
-            objective.vocab_size,
-            chunk,
+            objective.vocab_size, chunk,
         )  # fmt: skip
 
     loss, logprob, _ = model(forest.tokens, forest.position, forest.attend, readout)

@@ -1,4 +1,4 @@
-"""Reinforcement mid-training (arXiv 2509.24375): think about hard tokens, learn the rest plainly.
+"""Reinforcement mid-training (arXiv 2509.24375): think about some tokens, learn the rest plainly.
 
     python train.py --model tiny --preset demo              a few minutes on two CPU cores
     torchrun --nproc_per_node 8 train.py --model qwen3-14b  the paper's setting
@@ -54,22 +54,25 @@ REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
 
 
 def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
-    """One step of the method; returns its metrics and some samples. All ranks."""
+    """One step of the method; returns its metrics and some samples. All ranks: each must call it.
+
+    Shapes: P questions of this rank, G responses to each.
+    """
     c, step, data, world, clock = run.config, run.step, setup.data, setup.world, setup.clock
     tokenizer, metrics, started = data.tokenizer, Metrics(), time.perf_counter()
     generate, pack = (naive if c.naive else rollout).generate, (naive if c.naive else forest).pack
 
     # 1. Draw the positions C to reason about: a tier on a schedule, then a position of that tier.
-    drawn = {
-        index: draw_positions(c, data, run.curriculum, step, index, c.positions_per_document)
-        for index in data.order[step].tolist()
+    drawn = {  # document -> draws, and how many wanted an empty tier
+        i: draw_positions(c, data, run.curriculum, step, i, c.positions_per_document)
+        for i in data.order[step].tolist()
     }
     # 2. Budget: how many tokens to think at this step.
     budget = budget_of_step(c, step, data.total_steps)
     asked = {
         i: [ask(c, data, i, draw, budget) for draw in draws] for i, (draws, _) in drawn.items()
     }
-    asked = own_documents(c, data, asked, world)  # of this rank
+    asked = own_documents(c, data, asked, world)  # keep this rank's documents
     questions = [question for group in asked.values() for question in group]
 
     # 3. Prompts: which token comes next? Please use exactly B tokens within <think></think>.
@@ -88,14 +91,14 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     add_curriculum_metrics(metrics, run.curriculum, [drawn[i] for i in asked], c, dropped, world)
     with clock("communication"):
         documents, batch = rebalance(c, data, list(asked), batch, world)
-        all_rewards = dist.gather_objects(batch.rewards["total"], world)
+        all_rewards = dist.gather_objects(batch.rewards["total"], world)  # --advantage-norm batch
 
     # 6. Advantages (P, G): each reward relative to those of its group.
     reward = batch.rewards["total"]
     scale = advantage_scale(reward, c.advantage_norm, c.advantage_delta, all_rewards)
     advantage = advantages(reward, scale)
 
-    # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, in one forest:
+    # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, together:
     # a document is there twice, inside its prompt with the responses, and bare.
     prompts = prompts_of(c, tokenizer, batch.questions)
     trees = question_trees(batch.questions, data.documents, prompts, batch.responses)

@@ -82,7 +82,7 @@ def _draw_trees(axis) -> None:
     axis.text(-0.4, 1.2, "trunk: a document τ", color=COLOURS["trunk"])
     axis.text(-0.4, -1.25, "stem: a question at τ3", color=COLOURS["stem"])
     axis.text(-0.4, -2.25, "branches: two responses a, b", color=COLOURS["branch"])
-    axis.text(-0.4, -3.2, "another tree: raw text σ, all targets", color=COLOURS["other"])
+    axis.text(-0.4, -3.2, "another tree: raw text σ, targets from σ1 on", color=COLOURS["other"])
     axis.set(xlim=(-0.8, 7.7), ylim=(-4.6, 2), title="a forest of two trees: 16 tokens")
     axis.axis("off")
 

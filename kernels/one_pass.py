@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo: 4 seconds
 
-from kernels.reference import TokenLoss, wide
+from kernels.reference import TokenLossFunction, wide
 from kernels.refuse import (
     per_token_inverse,
     require_head,
@@ -26,7 +26,7 @@ def linear_objective(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    token_loss: TokenLoss,
+    token_loss: TokenLossFunction,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
     chunk: int | None = None,
@@ -100,7 +100,7 @@ class _LinearObjective(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
-def _slopes(token_loss: TokenLoss, statistics: Statistics, index: Tensor, enabled: bool):
+def _slopes(token_loss: TokenLossFunction, statistics: Statistics, index: Tensor, enabled: bool):
     """Return a chunk's loss and its derivatives by log p and entropy of each token."""
     logprob, entropy = statistics.logprob, statistics.entropy
     with torch.set_grad_enabled(enabled):

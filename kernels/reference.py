@@ -15,7 +15,7 @@ from torch import Tensor
 
 IGNORE = -100  # the target of a token without a target; PyTorch's ignore_index
 
-TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+TokenLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def entropy_logprob(
@@ -67,7 +67,7 @@ def linear_objective(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    token_loss: TokenLoss,
+    token_loss: TokenLossFunction,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,7 +68,7 @@ class _AttendByCall(torch.autograd.Function):
                 qs[:, :, rows], ks[:, :, keys], vs[:, :, keys], is_causal=rows == keys
             )
             total, total_lse = outs[:, :, rows], lse[:, :, rows]
-            if rows == keys:
+            if rows == keys:  # the first call of these rows (forest._tree_calls)
                 total.copy_(part)
                 total_lse.copy_(part_lse)
             else:

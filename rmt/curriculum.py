@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 TIERS = ("easy", "medium", "hard")
-MATCHED = -1  # in place of a count of misses
-MEMORY = 0.9  # share of the counts behind a tier's match rate that a step keeps
+MATCHED = -1  # count of misses of a position that was matched once
+DECAY = 0.9  # per step, of the counts behind a tier's match rate
 NO_TIER = -1  # too predictable, or too early in the document, to be reasoned about
 
 
@@ -84,7 +84,7 @@ class Curriculum:
         self.first = np.cumsum([0, *map(len, tiers)])  # of each document in `misses`
         self.drawn = np.zeros((len(tiers), len(TIERS)), dtype=np.int64)
         self.misses = np.zeros(self.first[-1], dtype=np.int64)  # MATCHED once there was a match
-        self.rates = np.tile([0.5, 1.0], (len(TIERS), 1))  # right and asked, fading
+        self.rates = np.tile([0.5, 1.0], (len(TIERS), 1))  # right and all responses, decayed
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ class Curriculum:
 
     def fade(self) -> None:
         """Let earlier matches count less; to be called once per step."""
-        self.rates *= MEMORY
+        self.rates *= DECAY
 
     def observe(self, document: int, position: int, tier: int, right: int, responses: int) -> None:
         """Record that `right` of the responses about a position named its token."""
@@ -138,7 +138,7 @@ class Curriculum:
             if not present.sum():
                 return draws, empty + count - number
             tier = int(rng.choice(len(TIERS), p=wanted / wanted.sum()))
-            if not sizes[tier]:
+            if not sizes[tier]:  # count it, and draw from the tiers that the document has
                 empty += 1
                 tier = int(rng.choice(len(TIERS), p=present / present.sum()))
             position = self._next(document, tier, gone)
@@ -148,7 +148,7 @@ class Curriculum:
         return draws, empty
 
     def _next(self, document: int, tier: int, gone: set[int]) -> int:
-        """Take the next position of the current shuffle that is neither noise nor gone."""
+        """Take the next position of the shuffle that is neither noise nor gone; there is one."""
         positions = np.flatnonzero(self.tiers[document] == tier)
         while True:
             shuffle, index = divmod(int(self.drawn[document, tier]), len(positions))

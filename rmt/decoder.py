@@ -22,7 +22,7 @@ from models.kv_cache import KVCache
 from models.transformer import Transformer
 from rmt.sampling import sample
 
-POLL = {"cpu": 1, "cuda": 16}  # steps; a CPU has no queue that a question would drain
+POLL = {"cpu": 1, "cuda": 16}  # steps; reading `done` synchronizes a GPU, a CPU not
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DecodeLoop:
         wide = torch.promote_types(model.head.dtype, torch.float32)
         self.head = model.head.to(wide) if device.type == "cpu" else model.head
         self.stop_ids = torch.tensor(stop_ids, device=device, dtype=torch.int64)
-        # A row more, for idle slots, and a column more, for branches that are done.
+        # One more row, for idle slots, and one more column, for branches that are done.
         self.uniform = F.pad(uniform, (0, 1, 0, 1))
         self.tokens = torch.zeros_like(self.uniform, dtype=torch.int64)
         self.logprobs = torch.zeros_like(self.uniform, dtype=wide)
@@ -68,14 +68,14 @@ class DecodeLoop:
         self.state = self.idle.repeat(1, cache.slots)
         self.waiting = deque(range(self.requests))
         self.held: list[int] = []  # the request of each active slot
-        self.longest = 0  # no active slot has more own tokens
+        self.longest = 0  # upper bound on the own tokens of an active slot
         self.recorded = device.type == "cuda" and choice(self.head) != "reference"
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.recorded else None
         self.tables: dict[int, Tensor] = {}
 
     def run(self) -> Iterator[None]:
-        """Decode all requests; yield each time the host has looked, before slots are reused."""
+        """Decode all requests; yield after each poll, before slots are reused."""
         self._fill([])
         while self.held:
             for _ in range(POLL[self.state.device.type]):
@@ -162,6 +162,7 @@ class DecodeLoop:
 
     def _step(self, n: int) -> None:
         """One token for each of the first n slots; no shape depends on what is computed."""
+        # Views of self.state: what is written to them stays.
         start, fork, length, request, offset, token, done = self.state[:, :n]
         self.cache.begin_step(start, fork, length, self.tiles, self.longest)
         choose = lambda hidden, _head: sample(

@@ -19,14 +19,9 @@ from rmt.trees import Tree, micro_batches
 
 
 def document_entropies(
-    model,
-    documents: Sequence[Document],
-    begin_ids: list[int],
-    top_k: int,
-    vocab_size: int,
-    token_limit: int,
-    world: World,
-) -> list[np.ndarray]:
+    model, documents: Sequence[Document], begin_ids: list[int], top_k: int, vocab_size: int,
+    token_limit: int, world: World,
+) -> list[np.ndarray]:  # fmt: skip
     """Return for each document the entropy (T,) in nats of predicting each token from those before.
 
     Infinite for the first token of a text without a begin token, as nothing is before it. All

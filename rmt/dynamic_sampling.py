@@ -1,4 +1,4 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476), as RPT uses it. RMT does not.
+"""Dynamic sampling (DAPO, arXiv 2503.14476), as RPT uses it; RMT only records its matches.
 
 A group whose matches are all equal is replaced by one about another position.
 

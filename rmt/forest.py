@@ -44,7 +44,7 @@ class Forest:
     fork: Tensor
     position: Tensor
     predecessor: Tensor  # index of the token whose hidden state predicts this one; -1: none
-    mask: Tensor  # True where the token is a training target
+    is_target: Tensor  # True where the token is a training target
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -93,13 +93,15 @@ def pack(
     for column, start in zip(columns, starts):
         column["predecessor"][column["predecessor"] >= 0] += start
     total = int(starts[-1])
-    padding = dict(tokens=0, tree=-1, branch=0, stem=0, fork=0, position=0, predecessor=-1, mask=0)
+    padding = dict(
+        tokens=0, tree=-1, branch=0, stem=0, fork=0, position=0, predecessor=-1, is_target=0
+    )
     vectors = {}
     for name, fill in padding.items():
         row = np.full(padded_length(total) if pad else total, fill, dtype=np.int64)
         row[:total] = np.concatenate([column[name] for column in columns]) if columns else 0
         vectors[name] = torch.from_numpy(row).to(device)
-    vectors["mask"] = vectors["mask"].bool()
+    vectors["is_target"] = vectors["is_target"].bool()
     return Forest(trees=tuple(trees), **vectors)
 
 
@@ -108,7 +110,7 @@ def padded_length(tokens: int) -> int:
     step = FLEX_BLOCK
     while 64 * step <= tokens:
         step *= 2
-    # Not one block: torch.compile makes a program of its own for arrays with one entry.
+    # At least two blocks: torch.compile specialises dimensions of size 1.
     return max(2 * FLEX_BLOCK, -(-tokens // step) * step)
 
 
@@ -116,7 +118,7 @@ def _tree_columns(number: int, tree: Tree) -> dict[str, np.ndarray]:
     """Return the vectors of one tree; predecessors count from its first token."""
     depth = np.arange(len(tree.trunk))
     targets = False if tree.targets is None else np.asarray(tree.targets, dtype=bool) & (depth > 0)
-    runs = [_run(tree.trunk, 0, -1, position=0, branch=0, stem=0, fork=depth, mask=targets)]
+    runs = [_run(tree.trunk, 0, -1, position=0, branch=0, stem=0, fork=depth, is_target=targets)]
     end = len(depth)
     for stem in tree.stems:
         fork, prompt, name = stem[0].fork, stem[0].prompt, -1 - stem[0].id
@@ -127,11 +129,13 @@ def _tree_columns(number: int, tree: Tree) -> dict[str, np.ndarray]:
             )
         same = dict(stem=name, fork=fork)
         # The shift: what follows the trunk is predicted by the trunk's last token that it sees.
-        runs.append(_run(prompt, end, fork - 1, position=fork, branch=name, mask=False, **same))
+        runs.append(
+            _run(prompt, end, fork - 1, position=fork, branch=name, is_target=False, **same)
+        )
         end += len(prompt)
         before, position = end - 1 if len(prompt) else fork - 1, fork + len(prompt)
         for b in stem:
-            columns = dict(branch=1 + b.id, mask=True, **same)
+            columns = dict(branch=1 + b.id, is_target=True, **same)
             runs.append(_run(b.response, end, before, position, **columns))
             end += len(b.response)
     columns = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}

@@ -20,7 +20,7 @@ def has_both_outcomes(match: Tensor) -> Tensor:
 
 def centred(x: Tensor) -> Tensor:
     """Subtract the mean of each group (P, G); exactly 0 where a group's values are all equal."""
-    x = x - x[:, :1]  # else the mean of eight times 0.37 may differ from 0.37 in the last bit
+    x = x - x[:, :1]  # so that equal rewards give exactly 0, whatever the mean rounds to
     return x - x.mean(dim=1, keepdim=True)
 
 

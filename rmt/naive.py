@@ -1,4 +1,4 @@
-"""The method without the forest: every response is a sequence of its own. Slow and short.
+"""The method without the forest: every response is a sequence of its own. Slow, easy to check.
 
 `pack` and `generate` do what rmt/forest.py and rmt/rollout.py do and share nothing: a response is
 scored, and each of its tokens sampled, in the whole sequence trunk[:fork] + prompt + response, with
@@ -30,7 +30,7 @@ class Sequences:
     branch: Tensor  # 1 + Branch.id in the sequence of a response, 0 in a text
     position: Tensor
     predecessor: Tensor  # index of the token before; -1 for the first of a sequence
-    mask: Tensor  # True where the token is a training target
+    is_target: Tensor  # True where the token is a training target
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention in each sequence: q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
@@ -44,7 +44,7 @@ class Sequences:
 
 def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Sequences:
     """Lay out each response behind all that it sees, and each text that is trained on."""
-    columns: dict[str, list] = {name: [] for name in ("tokens", "tree", "branch", "mask")}
+    columns: dict[str, list] = {name: [] for name in ("tokens", "tree", "branch", "is_target")}
     lengths = []
     for number, tree in enumerate(trees):
         rows = []  # (tokens, which of them are targets, branch)
@@ -53,14 +53,14 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Sequences
             rows.append((list(tree.trunk), targets, 0))
         for b in tree.branches:
             before = [*tree.trunk[: b.fork], *b.prompt]
-            mask = [False] * len(before) + [True] * len(b.response)
-            rows.append(([*before, *b.response], mask, 1 + b.id))
-        for tokens, mask, branch in rows:
+            targets = [False] * len(before) + [True] * len(b.response)
+            rows.append(([*before, *b.response], targets, 1 + b.id))
+        for tokens, targets, branch in rows:
             lengths.append(len(tokens))
             columns["tokens"] += tokens
             columns["tree"] += [number] * len(tokens)
             columns["branch"] += [branch] * len(tokens)
-            columns["mask"] += [False, *mask[1:]]  # nothing precedes a first token
+            columns["is_target"] += [False, *targets[1:]]  # nothing precedes a first token
     vectors = {name: torch.tensor(values, device=device) for name, values in columns.items()}
     position = torch.cat([torch.arange(n, device=device) for n in lengths])
     index = torch.arange(len(position), device=device)

@@ -43,7 +43,7 @@ class Targets:
 
     @classmethod
     def of(cls, forest: Forest) -> "Targets":
-        index = forest.mask.nonzero()[:, 0]
+        index = forest.is_target.nonzero()[:, 0]
         columns = forest.predecessor, forest.tokens, forest.branch - 1, forest.tree
         return cls(*(column[index] for column in columns))
 
@@ -54,7 +54,7 @@ class Targets:
 
     def per_kind(self, response: float, trunk: float) -> Tensor:
         """Return one number for response tokens, another for trunk tokens. (n,) fp64"""
-        # torch.where of two plain numbers would round them to fp32.
+        # torch.where of two Python floats returns fp32.
         return torch.where(
             self.rollout >= 0, response, torch.full_like(self.rollout, trunk, dtype=torch.float64)
         )
@@ -93,7 +93,8 @@ class TokenLoss:
     def __init__(
         self, objective: Objective, targets: Targets, old: Tensor | None, reference: Tensor | None
     ):
-        o, self.objective, self.old, self.reference = objective, objective, old, reference
+        o = self.objective = objective
+        self.old, self.reference = old, reference
         self.response = targets.rollout >= 0
         self.advantage = targets.per_rollout(o.advantage)
         self.weight = targets.per_rollout(o.weight)

@@ -109,10 +109,10 @@ def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
 def boxed_content(text: str, unpaired: bool = True) -> str | None:
     r"""Return the content of the last \boxed{...}, unstripped; None if there is none.
 
-    Where the braces from there on pair, the one that closes the box ends it. Where they do not, or
-    nothing would be inside, the answer has an unpaired brace of its own and ends before the last
-    brace of the text: \boxed{^{} is `^{`, \boxed{}$} is `}$`. With `unpaired=False` the brace that
-    closes the box ends it whatever follows, and \boxed{5}} is `5`.
+    Examples: \boxed{\frac{1}{2}} is `\frac{1}{2}`, \boxed{^{} is `^{`, \boxed{}$} is `}$`. If the
+    braces from the box on pair, the one that closes the box ends the answer; if they do not, or the
+    answer would be empty, the last brace of the text does. With unpaired=False the brace that
+    closes the box always does: \boxed{5}} is `5`.
     """
     last = text.rfind("}")
     start = text.rfind(BOXED, 0, max(last, 0))

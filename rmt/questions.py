@@ -1,7 +1,7 @@
 """Questions and answers of a step: draw positions, ask, score responses, make trees.
 
 A question is a position of a document: which token comes next? With --task problems it is the end
-of a problem, and with --task nothing there is none. Shapes: P questions, G responses to each.
+of a problem; --task nothing asks no questions. Shapes: P questions, G responses to each.
 """
 
 from collections.abc import Sequence

@@ -93,14 +93,14 @@ def _prefill(
     model: Transformer, cache: KVCache, trees: Sequence[Tree], trunks: Sequence[Sequence[int]]
 ) -> None:
     """Fill the cache by forward passes over trunks and branch prompts; no logits are made."""
-    known = [
+    prefilled = [
         Tree(t.document, trunk, tuple(
             replace(b, prompt=b.prompt[:-1]) for b in t.branches if len(b.prompt) > 1
         )) for t, trunk in zip(trees, trunks)
     ]  # fmt: skip
     device = cache.own.device
     trunk_end = prompt_end = 0
-    for batch in _chunks(known):
+    for batch in _chunks(prefilled):
         on_trunk = np.concatenate([
             np.arange(len(tree)) < len(tree.trunk) for tree in batch
         ])  # fmt: skip

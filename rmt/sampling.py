@@ -1,9 +1,9 @@
 """Draw tokens: the parameters, the random numbers, the draw itself, and what comes back.
 
 The distribution that is sampled is the one that is scored: softmax(logits / temperature) over the
-tokenizer's ids, nothing cut off. Random numbers are counters: the draw for token t of a rollout
-depends on (seed, purpose, step, document, fork, rollout, t) and on nothing else, so neither batch
-nor number of ranks changes a sample. Shapes: n rows, V vocabulary.
+tokenizer's ids, nothing cut off. Random numbers are counter-based: the draw for token t of a
+rollout depends on (seed, purpose, step, document, fork, rollout, t) and on nothing else, so neither
+batch nor number of ranks changes a sample. Shapes: n rows, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Sampling:
     seed: int = 0
     purpose: str = "train"
     step: int = 0
-    first: int = 0  # number of the first rollout to each prompt
+    first: int = 0  # number of a prompt's first rollout: a new attempt has new random numbers
 
 
 @dataclass

@@ -3,7 +3,8 @@
 The trunk is the document; a branch leaves it at the position to be predicted and holds the rest of
 the prompt and one response. Branches with the same prompt share its tokens, their stem. A branch is
 the ordinary sequence trunk[:fork] + prompt + response: rmt/naive.py computes it as one, and
-rmt/forest.py computes shared tokens once.
+rmt/forest.py computes shared tokens once. In other terms: trunk = shared prefix, stem = suffix of
+the prompt, response (or rollout) = completion; while they are sampled, a branch is a prompt alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Branch:
-    """A continuation of trunk[:fork]: prompt tokens (only seen), then response tokens (targets)."""
+    """A continuation of trunk[:fork]: prompt tokens (context), then response tokens (targets)."""
 
     id: int  # which rollout of the step; unique within a forest
     fork: int

@@ -69,7 +69,7 @@ def update(
     reference: the frozen initial model (None: no KL); responses: with the sampler's
     log-probabilities, for the log; pack: of rmt/forest.py or rmt/naive.py.
     """
-    # With KL every response has a gradient.
+    # With KL a response without advantage has a gradient, too.
     trees = list(trees) if c.kl_beta else drop_zero_advantage(trees, objective)
     forests = _forests(trees, c.tokens_per_micro_batch, pack, world, clock)
     sampled = [rollout.logprobs for group in responses for rollout in group]

@@ -55,7 +55,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/curriculum.py", "elif self.misses[index] != MATCHED:", "else:", "adaptive"),
     # Counts.
     "one position per document": (
-        "train.py", "step, index, c.positions_per_document)", "step, index, 1)", "counts"),
+        "train.py", "step, i, c.positions_per_document)", "step, index, 1)", "counts"),
     "positions of a step repeat": (
         "rmt/curriculum.py", "            gone.add(position)\n", "", "counts"),
     "G is 4": ("train.py", "trees, c.group_size, sampling_at", "trees, 4, sampling_at", "counts"),

@@ -218,12 +218,12 @@ def test_predecessor_is_the_token_before_in_the_ordinary_sequence(trees):
 def test_mask_marks_responses_and_trunk_targets(trees):
     forest = pack(trees)
     expected = [token for tokens, mask, _ in sequences(trees) for token in np.array(tokens)[mask]]
-    assert forest.tokens[forest.mask].tolist() == expected
+    assert forest.tokens[forest.is_target].tolist() == expected
 
 
 def test_the_first_token_of_a_trunk_is_no_target():
     tree = Tree(0, [3, 4, 5], targets=[True, True, True])
-    assert pack([tree]).mask.tolist() == [False, True, True]
+    assert pack([tree]).is_target.tolist() == [False, True, True]
     assert tree.trunk_targets == 2
 
 

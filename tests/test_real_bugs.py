@@ -69,7 +69,7 @@ def test_masking_next_token_targets_changes_neither_texts_nor_tiers(tmp_path):
         assert (
             counts
             == [tree.trunk_targets for tree in trees]
-            == [int(pack([tree]).mask.sum()) for tree in trees]
+            == [int(pack([tree]).is_target.sum()) for tree in trees]
         ), "denominator and mask disagree"
     after = [run.documents[i].tokens for i in indices], [low[i] for i in indices]
     assert all((a == b).all() for one, two in zip(before, after) for a, b in zip(one, two))

@@ -97,6 +97,7 @@ def _settings(path: Path, names: Iterable[str] = SAVED) -> dict[str, Any]:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         wrong = [n for n in names if not isinstance(saved[n], SAVED[n]) or saved[n] is True]
+        wrong += [n for n in names if isinstance(saved[n], (int, float)) and not saved[n] >= 0]
         wrong += wrong_types(saved["config"])
         found = {name: value for name, value in saved.items() if value is not None}
         wrong += [n for n, t in SAVED_LATER.items() if not isinstance(found.get(n, t()), t)]

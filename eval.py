@@ -1,14 +1,14 @@
-"""Next-token accuracy by difficulty of a model on held-out text.
+"""Measure next-token accuracy by difficulty of a model on held-out text.
 
-    python eval.py --model runs/rmt                       as its run: what that left out, B_T, ...
+    python eval.py --model runs/rmt                       as its run: what that held out, B_T, ...
     python eval.py --model qwen3-14b --mode ntp --data omni-math/eval.jsonl   greedy next token
     python eval.py --model qwen3-14b --mode ntr ...       think first, without asking for a length
     python eval.py --model runs/rmt --mode problems --data gsm8k/test.jsonl   answer problems
-    python -m rmt.compare before.json after.json          what --json wrote of two
+    python -m rmt.evaluation.compare before.json after.json          compare two --json files
 
-Without --data it takes held-out documents: of a run, those it named with --eval-data or else held
-out of its data; otherwise those of the default data. With --data it takes all, unless --holdout is
-given. What is not typed is as the model's run was told, and named when it starts.
+Without --data it takes held-out documents: for a run its --eval-data, or else what it held out of
+its data; otherwise those of the default data. With --data it takes all, unless --holdout is given.
+Other flags that are not given are those of the model's run; they are printed at the start.
 
 Positions are chosen once per data set, by the entropies of the model that the run began with (or
 --difficulty-model), and stored in --positions with the settings that chose them: every checkpoint
@@ -23,32 +23,37 @@ from pathlib import Path
 from typing import Any
 
 from models.fingerprint import fingerprint
-from rmt import dist
-from rmt.budget import response_needed
-from rmt.clock import peak_memory
-from rmt.config import Config
-from rmt.corpus import Document
-from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
-from rmt.export import find_model
-from rmt.fit import fitted
-from rmt.flags import add_fields, knob, make_parser, parse_known
-from rmt.memory import ROW_TOKENS
-from rmt.positions import Chosen, choose_positions, data_key, read_positions, write_positions
-from rmt.protocol import Protocol, protocol
-from rmt.records import check_writable, write_json
-from rmt.rollout import Sampling
-from rmt.sources import longest_prompt, measure_difficulty, read_corpus, read_model_directory
-from rmt.summary import summarise, table
-from rmt.terminal import safe_printing
+from rmt.config.config import Config
+from rmt.config.flags import add_fields, knob, make_parser, parse_known
+from rmt.config.validate import response_needed
+from rmt.data.corpus import Document
+from rmt.engine.export import find_model
+from rmt.engine.protocol import Protocol, protocol
+from rmt.engine.setup import longest_prompt, measure_difficulty, read_corpus, read_model_directory
+from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
+from rmt.evaluation.positions import (
+    Chosen,
+    choose_positions,
+    data_key,
+    read_positions,
+    write_positions,
+)
+from rmt.evaluation.summary import table
+from rmt.memory.autofit import autofit
+from rmt.memory.estimate import ROW_TOKENS
+from rmt.sampling import Sampling
+from rmt.system import dist
+from rmt.system.clock import peak_memory
+from rmt.system.records import check_writable, write_json
+from rmt.system.terminal import safe_printing
 
-EPILOG = "Run it with torchrun to share the positions out over several GPUs."
-# Knobs of training that mean the same here.
-SHARED = (
+EPILOG = "Run it with torchrun to use several GPUs."
+SHARED = (  # flags of train.py that mean the same here
     "model", "weights", "data", "text_fields", "holdout", "document_tokens", "seed", "min_context",
     "entropy_top_k", "difficulty_model", "tiers", "tier_thresholds", "max_response", "temperature",
     "max_branches", "tokens_per_micro_batch", "dtype", "problem_request",
 )  # fmt: skip
-CHOOSING = (  # the positions
+CHOOSING = (  # flags that decide which positions are chosen
     "text_fields", "document_tokens", "seed", "min_context", "entropy_top_k", "tiers",
     "tier_thresholds",
 )  # fmt: skip
@@ -77,34 +82,24 @@ class Options:
     json: str = knob("", "write the table and one item per position to this file")
 
 
-@dataclass(frozen=True)
-class Found:
-    """What an evaluation found."""
-
-    rows: list[dict[str, Any]]
-    items: list[dict[str, Any]]
-    budget: int | None
-    about: dict[str, Any]  # what else the report has
-
-
 def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], Options]:
-    """Flags of Config that were typed, and the options."""
+    """Return the flags of Config that were typed (and --per-tier, if it was), and the options."""
     parser = make_parser(__doc__, EPILOG)
     add_fields(parser, Options)
     add_fields(parser, Config, only=SHARED)
     typed = vars(parse_known(parser, arguments))
-    own = {key: typed.pop(key) for key in Options.__dataclass_fields__ if key in typed}
+    own = {name: typed[name] for name in Options.__dataclass_fields__ if name in typed}
     options = replace(Options(), **own)
     if options.per_tier < 1 or min(options.budget, options.limit, options.sampling_seed + 1) < 0:
         sys.exit(
             "error: --per-tier must be above 0, --budget and --limit 0 or more, --sampling-seed "
             "-1 or more"
         )
-    return typed | {"per_tier": own["per_tier"]} if "per_tier" in own else typed, options
+    return {name: typed[name] for name in (*SHARED, "per_tier") if name in typed}, options
 
 
 def refuse_meaningless(options: Options, mode: str) -> None:
-    """ValueError for a flag that the mode has no use for."""
+    """Raise ValueError for a flag that the mode does not use."""
     for name, modes in (("limit", ("problems",)), ("budget", ("rmt", "problems"))):
         if getattr(options, name) and mode not in modes:
             raise ValueError(
@@ -112,50 +107,53 @@ def refuse_meaningless(options: Options, mode: str) -> None:
             )
 
 
-def evaluate(typed: dict[str, Any], asked: Protocol, options: Options, world: dist.World) -> Found:
-    """All ranks."""
-    config = asked.config
-    source = find_model(config.model, config.weights, world)
+def evaluate(
+    typed: dict[str, Any], asked: Protocol, options: Options, world: dist.World
+) -> dict[str, Any]:
+    """Evaluate the model; return what the report says about it. All ranks."""
+    config, mode = asked.config, asked.mode
     config = replace(config, tokens_per_micro_batch=config.tokens_per_micro_batch or ROW_TOKENS)
+    source = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(source)
-    response = 0 if asked.mode == "ntp" else config.max_response
+    response = 0 if mode == "ntp" else config.max_response
     corpus = read_corpus(config, config.data, tokenizer, shape, response, asked.part)
     documents = corpus.documents
-    left_out = [{"source": record.source, "why": record.trouble} for record in corpus.left_out]
-    about = {"data": data_key(documents), "records": corpus.total, "left_out": left_out}
     compute = dist.compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
     budget = options.budget or asked.budget
-    known = (model, tokenizer)
-    if asked.mode == "problems":
-        documents = documents[: options.limit or None]
-        sampling = make_sampling(config, options, tokenizer, budget, model, compute, world)
-        items = solve(*known, documents, budget, config.problem_request, sampling, world)
-        return Found(summarise(items), items, budget, about)
-    chosen = positions_of(config, typed, options, world, source, tokenizer, documents, model)
-    if asked.mode == "ntp":
+    report = {
+        "budget": budget, "data": data_key(documents), "records": corpus.total,
+        "left_out": [{"source": r.source, "why": r.trouble} for r in corpus.left_out],
+    }  # fmt: skip
+    chosen, known = Chosen([]), (model, tokenizer)
+    if mode != "problems":
+        chosen = positions_of(config, typed, options, world, source, *known, documents)
+    if mode == "ntp":
         limit = config.tokens_per_micro_batch
         items = predict_plainly(*known, documents, chosen.positions, limit, world)
-        about["nats_per_token"] = nats_per_token(*known, documents, limit, world)
-        return Found(chosen.summary(items), items, None, about)
-    sampling = make_sampling(config, options, tokenizer, budget, model, compute, world)
-    exponent = config.budget_entropy if asked.mode == "rmt" else 0.0
-    items = predict_thinking(*known, documents, chosen.positions, budget, exponent, sampling, world)
-    return Found(chosen.summary(items), items, budget, about)
+        report["nats_per_token"] = nats_per_token(*known, documents, limit, world)
+    else:
+        sampling = make_sampling(config, options, *known, budget, compute, world)
+        exponent = config.budget_entropy if mode == "rmt" else 0.0
+        if mode == "problems":
+            documents = documents[: options.limit or None]
+            items = solve(*known, documents, budget, config.problem_request, sampling, world)
+        else:
+            asking = (chosen.positions, budget, exponent, sampling)
+            items = predict_thinking(*known, documents, *asking, world)
+    return report | {"tiers": chosen.summary(items), "items": items}
 
 
 def positions_of(
     config: Config, typed: dict[str, Any], options: Options, world: dist.World, source: Path,
-    tokenizer, documents: Sequence[Document], model,
+    model, tokenizer, documents: Sequence[Document],
 ) -> Chosen:  # fmt: skip
-    """The stored positions, or new ones, which are stored. All ranks."""
+    """Read the stored positions, or choose and store new ones. All ranks."""
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     choosing = {name: getattr(config, name) for name in CHOOSING} | {"per_tier": options.per_tier}
-    judge = source
-    if config.difficulty_model:
-        judge = find_model(config.difficulty_model, config.weights, world)
-    # A model is known by its weights, wherever it is.
-    choosing["difficulty_model"] = fingerprint(judge)["weights"]
+    by = config.difficulty_model or config.model
+    judge = find_model(by, config.weights, world)
+    choosing["difficulty_model"] = fingerprint(judge)["weights"]  # the same wherever it is
     if dist.gather_objects(stored.is_file(), world)[0]:
         asked = {name: value for name, value in choosing.items() if name in typed}
         chosen = read_positions(stored, documents, asked)
@@ -166,8 +164,7 @@ def positions_of(
                       "RPT's nested sets (H > 0.5, ...) are left out")  # fmt: skip
         return chosen
     check_writable("--positions", stored)
-    entropies, thresholds = measure_difficulty(config, world, source, tokenizer, documents, model)
-    by = config.difficulty_model or config.model
+    entropies, thresholds = measure_difficulty(config, world, source, tokenizer, model, documents)
     chosen = choose_positions(
         documents, entropies, thresholds, config.min_context, options.per_tier, config.seed,
         choosing | {"difficulty_name": by},
@@ -178,8 +175,10 @@ def positions_of(
     return chosen
 
 
-def make_sampling(config, options, tokenizer, budget, model, compute, world) -> Sampling:
-    """All ranks."""
+def make_sampling(
+    config: Config, options: Options, model, tokenizer, budget: int | None, compute, world
+) -> Sampling:
+    """Return how responses are sampled; ValueError if they have no room. All ranks."""
     needed = response_needed(budget, config.budget_entropy) if budget else 0
     if config.max_response < needed:
         raise ValueError(
@@ -190,13 +189,13 @@ def make_sampling(config, options, tokenizer, budget, model, compute, world) -> 
     return Sampling(
         config.max_response, tokenizer.stop_ids, tokenizer.vocab_size,
         config.temperature if options.decoding == "sampled" else 0.0,
-        fitted(config, prompt, model, compute, world).max_branches,
+        autofit(config, prompt, model, compute, world).max_branches,
         config.seed if options.sampling_seed < 0 else options.sampling_seed, "evaluate",
     )  # fmt: skip
 
 
 def say(report: dict[str, Any]) -> None:
-    """The report for people."""
+    """Print the report."""
     asked = f", {report['budget']} tokens asked for" if report["budget"] else ""
     print(f"{report['model']}, mode {report['mode']}, {report['decoding']}{asked}\n")
     print(f"{table(report['tiers'])}\n")
@@ -221,22 +220,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_writable("--json", Path(options.json))
         for remark in asked.remarks if world.rank == 0 else ():
             print(remark)
-        found = evaluate(typed, asked, options, world)
+        report = {
+            "model": asked.config.model, "mode": asked.mode,
+            "decoding": "greedy" if asked.mode == "ntp" else options.decoding,
+            **evaluate(typed, asked, options, world),
+            "seconds": time.perf_counter() - started,
+            "peak_memory_gb": peak_memory(world.device) / 1e9,
+        }  # fmt: skip
     except (ValueError, OSError, KeyboardInterrupt) as error:
         sys.exit(f"error: {str(error) or 'interrupted'}")
     finally:
         dist.stop()
     if world.rank:
         return
-    report = {
-        "model": asked.config.model, "mode": asked.mode, "budget": found.budget,
-        "decoding": "greedy" if asked.mode == "ntp" else options.decoding,
-        "seconds": time.perf_counter() - started,
-        "peak_memory_gb": peak_memory(world.device) / 1e9,
-        **found.about, "tiers": found.rows, "items": found.items,
-    }  # fmt: skip
     try:
-        if options.json:  # first: what is printed may go nowhere
+        if options.json:  # before printing, which may fail
             write_json(Path(options.json), report)
     except OSError as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Talk to a checkpoint, or watch it think about one next token.
+"""Continue a text, chat, or watch a model think about one next token.
 
 python sample.py --model tiny --prompt "Coins: Mira 4"
 python sample.py --model qwen3-0.6b --chat --prompt "What is 7 times 8?"
@@ -16,19 +16,21 @@ from pathlib import Path
 import torch
 
 from kernels import linear_entropy_logprob, linear_topk
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
-from rmt import dist
-from rmt.budget import budget_at, response_needed
-from rmt.checkpoint import run_settings
-from rmt.config import Config, from_json
-from rmt.export import find_model
-from rmt.flags import add_fields, knob, make_parser, parse_known
-from rmt.forest import Branch, Tree, pack
+from rmt.config.flags import add_fields, knob, make_parser, parse_known
+from rmt.config.validate import response_needed
+from rmt.engine.checkpoint import run_settings
+from rmt.engine.export import find_model
+from rmt.engine.protocol import final_budget
+from rmt.engine.setup import read_model_directory
+from rmt.forest import pack
 from rmt.prompt import next_token_prompt, parse_response
-from rmt.rollout import Sampling, stream
-from rmt.sources import read_model_directory
-from rmt.terminal import nobody_reads, safe_printing
-from rmt.tokenizer import Tokenizer
+from rmt.rollout import stream
+from rmt.sampling import Sampling
+from rmt.system import dist
+from rmt.system.terminal import nobody_reads, safe_printing
+from rmt.trees import Branch, Tree
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,12 @@ def read_options(arguments: Sequence[str]) -> Options:
 
 
 def read_prompt(options: Options) -> str:
-    """--prompt or standard input, in UTF-8 whatever the terminal has. ValueError if it is not."""
-    typed = options.prompt
+    """Read --prompt or standard input as UTF-8; ValueError if it is empty or no UTF-8."""
+    given = os.fsencode(options.prompt)
+    if not given and sys.stdin:  # None: it is closed
+        given = sys.stdin.buffer.read()
     try:
-        given = os.fsencode(typed) if typed else _standard_input()
         text = given.decode("utf-8-sig")
-    except UnicodeEncodeError:  # a string of Python, not of a command line
-        text = typed
     except UnicodeDecodeError as error:
         raise ValueError(
             f"the prompt is not UTF-8 (byte {given[error.start]:#x} at {error.start}); "
@@ -85,24 +86,17 @@ def read_prompt(options: Options) -> str:
     return text
 
 
-def _standard_input() -> bytes:
-    if sys.stdin is None:  # closed
-        return b""
-    raw = getattr(sys.stdin, "buffer", None)
-    return raw.read() if raw else sys.stdin.read().encode("utf-8", "surrogateescape")
-
-
 def asked_budget(options: Options, source: Path) -> int | None:
-    """--budget, else B_T of the run that made the model, or the paper's; None: no sentence.
+    """Return --budget, else B_T of the run that made the model, or the paper's; None: no sentence.
 
     ValueError when --max-new-tokens has no room for it.
     """
-    made = run_settings(source)
-    c = from_json(made["config"]) if made else Config()
-    if not options.ask_budget or not (options.budget or c.budget):
+    if not options.ask_budget:
         return None
-    budget = options.budget or budget_at(1, 1, c.budget_start, c.budget_decay, c.budget_min)
-    if options.max_new_tokens < (needed := response_needed(budget, 0)):
+    made = run_settings(source)
+    budget = options.budget or final_budget(made["config"] if made else {})
+    needed = response_needed(budget, 0) if budget else 0
+    if options.max_new_tokens < needed:
         raise ValueError(
             f"--max-new-tokens {options.max_new_tokens} is too short for the {budget} tokens of "
             f"thought that are asked for and an answer; use --max-new-tokens {needed} or more, "
@@ -112,7 +106,7 @@ def asked_budget(options: Options, source: Path) -> int | None:
 
 
 def prompt_ids(options: Options, tokenizer: Tokenizer, text: str, source: Path) -> list[int]:
-    """What the model reads before its first token."""
+    """Return the tokens that the model continues."""
     if options.think_next:
         around = next_token_prompt(tokenizer, asked_budget(options, source))
         return [*around.header, *tokenizer.encode(text), *around.footer]
@@ -122,12 +116,12 @@ def prompt_ids(options: Options, tokenizer: Tokenizer, text: str, source: Path) 
 
 
 def complete(model: Transformer, tokenizer: Tokenizer, ids: list[int], options: Options, show):
-    """Generate after ids, passing readable pieces to `show`; returns tokens and logprobs."""
+    """Continue ids, passing readable pieces to `show`; return tokens and logprobs."""
     sampling = Sampling(
         options.max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
         0.0 if options.greedy else options.temperature, seed=options.seed, purpose="sample",
     )  # fmt: skip
-    # The sampler starts from a branch's last prompt token, so that token goes on the branch.
+    # The sampler feeds a branch's last prompt token, so the last token is on the branch.
     tree = Tree(0, ids[:-1] or ids, (Branch(0, len(ids) - 1, ids[-1:]),))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # characters span tokens
     tokens, logprobs = [], []
@@ -138,13 +132,13 @@ def complete(model: Transformer, tokenizer: Tokenizer, ids: list[int], options: 
             show(decoder.decode(tokenizer.bytes_of([token])))
         if nobody_reads():
             break
-    show(decoder.decode(b"", final=True))  # half a character
+    show(decoder.decode(b"", final=True))  # the rest of a character
     return tokens, logprobs
 
 
 @torch.no_grad()
 def plain_prediction(model: Transformer, tokenizer: Tokenizer, text: str) -> str:
-    """Entropy at the end of the text and the five likeliest next tokens, without thinking."""
+    """Describe the prediction without thinking: its entropy and the five likeliest next tokens."""
     ids = tokenizer.begin_ids + tokenizer.encode(text)
     forest = pack([Tree(0, ids)], next(model.parameters()).device)
     last = slice(len(ids) - 1, len(ids))  # the row may be padded
@@ -155,14 +149,13 @@ def plain_prediction(model: Transformer, tokenizer: Tokenizer, text: str) -> str
         return tokens[0], linear_entropy_logprob(same, head, tokens[0], 1.0, tokenizer.vocab_size)
 
     tokens, (logprob, entropy, _) = model(forest.tokens, forest.position, forest.attend, readout)
-    likeliest = (
-        f"  {p:6.1%}  {tokenizer.decode([index])!r}"
-        for p, index in zip(logprob.exp().tolist(), tokens.tolist())
-    )
-    return "\n".join([f"entropy {entropy[0].item():.2f} nats; without thinking:", *likeliest])
+    likeliest = zip(logprob.exp().tolist(), tokens.tolist())
+    lines = [f"  {p:6.1%}  {tokenizer.decode([token])!r}" for p, token in likeliest]
+    return "\n".join([f"entropy {entropy[0].item():.2f} nats; without thinking:", *lines])
 
 
 def run(options: Options) -> None:
+    """Load the model, answer the prompt and print it."""
     text, world = read_prompt(options), dist.start()
     source = find_model(options.model, options.weights, world)
     tokenizer, shape = read_model_directory(source)
@@ -177,17 +170,13 @@ def run(options: Options) -> None:
     model = dist.load_model(source, world, compute, trainable=False)
     if options.json:
         tokens, logprobs = complete(model, tokenizer, ids, options, lambda piece: None)
-        spoken = [token for token in tokens if token not in tokenizer.stop_ids]
-        line = dict(
-            prompt_tokens=len(ids), tokens=tokens, text=tokenizer.decode(spoken), logprobs=logprobs
-        )
-        print(json.dumps(line, ensure_ascii=False))
-        return
+        text = tokenizer.decode([token for token in tokens if token not in tokenizer.stop_ids])
+        line = dict(prompt_tokens=len(ids), tokens=tokens, text=text, logprobs=logprobs)
+        return print(json.dumps(line, ensure_ascii=False))
     if options.think_next:
         print(plain_prediction(model, tokenizer, text) + "\n")
-    tokens, _ = complete(
-        model, tokenizer, ids, options, lambda piece: print(piece, end="", flush=True)
-    )
+    show = lambda piece: print(piece, end="", flush=True)
+    tokens, _ = complete(model, tokenizer, ids, options, show)
     print()
     if options.think_next:
         answer = parse_response(tokenizer, tokens)

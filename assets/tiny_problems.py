@@ -1,9 +1,9 @@
-"""What the tiny model has not met: statements about one person more, as problems and as text.
+"""Data outside the tiny model's training: statements about one more person, as problems and text.
 
     Coins: Mira 4 Otto 7 Pia 2 Ben 5 Ida 3 Kai 6. Mira, Otto, Pia and Ben end in          -> 8
 
 A problem, for post-training, is the opening of a document and half a statement; its answer is the
-word that follows. The texts are off the domain of training: one file to evaluate, one to learn.
+next word. The texts are out of domain: one file to evaluate on, one to train on.
 `python -m assets.tiny_problems` rewrites assets/tiny_problems.
 """
 
@@ -29,7 +29,7 @@ TRAIN_PROBLEMS, EVAL_PROBLEMS, TEXTS, TRAIN_TEXTS = 600, 300, 150, 300
 
 
 def make_problem(rng: random.Random) -> dict[str, str]:
-    """`problem` and `answer`."""
+    """Make a `problem` and its `answer`."""
     people, text = make_opening(rng)
     kind = rng.choice(COMPUTED)
     operands = operands_of(people, rng.randrange(PEOPLE), OPERANDS[kind] + 1)

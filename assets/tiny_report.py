@@ -1,6 +1,6 @@
-"""What the tiny model can do before mid-training: `python -m assets.tiny_report`.
+"""Report the tiny model's accuracy before mid-training: `python -m assets.tiny_report`.
 
-With --ceiling runs/demo/positions.json: the best that anyone could do on stored positions.
+With --ceiling runs/demo/positions.json: the best possible accuracy on stored positions.
 
 Shapes: N packed tokens, V vocabulary.
 """
@@ -17,14 +17,16 @@ from assets import tiny_world
 from assets.tiny_tokenizer import marks_by_position
 from assets.tiny_world import CAREFUL, COMPUTED, HASTY, Document
 from models.config import TINY
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import build
 from rmt import curriculum
-from rmt.config import Config
-from rmt.forest import Branch, Tree, pack
+from rmt.config.config import Config
+from rmt.forest import pack
 from rmt.prompt import escape, next_token_prompt, parse_response
-from rmt.rollout import Sampling, generate
-from rmt.tokenizer import Tokenizer
+from rmt.rollout import generate
+from rmt.sampling import Sampling
+from rmt.trees import Branch, Tree
 
 TIERS = dict(zip(("below", *curriculum.TIERS), (0.0, *Config().tier_thresholds)))  # lower ends
 MIN_CONTEXT = Config().min_context
@@ -37,7 +39,7 @@ def tier_of(entropy: float) -> str:
 
 @torch.no_grad()
 def glance(model: Transformer, tokenizer: Tokenizer, documents: list[Document]) -> list[dict]:
-    """Entropy and correctness of the plain next token at each position of each document."""
+    """Measure entropy and correctness of the plain next token at each position."""
     trees = [Tree(i, tokenizer.encode(document.text)) for i, document in enumerate(documents)]
     forest = pack(trees)
 
@@ -73,7 +75,7 @@ def think(
     samples: int,
     seed: int = 0,
 ) -> list[dict]:
-    """Sampled answers (temperature 0.8) about every marked word of each document."""
+    """Sample answers (temperature 0.8) for every marked word of each document."""
     prompt = next_token_prompt(tokenizer, budget)
     trees, asked = [], []
     for number, document in enumerate(documents):
@@ -144,7 +146,7 @@ def print_thinking(rows: list[dict]) -> None:
 def report(
     directory: Path, documents: int = 40, samples: int = 1, budget: int = 96, show: int = 0
 ) -> None:
-    """Print the tables for the first held-out documents; plain entropies are of the first 150."""
+    """Print the tables of the first held-out documents (150 for the plain next token)."""
     tokenizer = Tokenizer(directory)
     model = build(directory, "cpu", torch.float32)
     held_out = tiny_world.eval_documents()
@@ -156,7 +158,7 @@ def report(
 
 
 def ceiling(positions: Path) -> str:
-    """Accuracy per tier of perfect counting, and of guessing where nothing can be known."""
+    """Return the best accuracy per tier: perfect counting, and guesses where words are noise."""
     tokenizer, chances = Tokenizer(TINY), defaultdict(list)
     marks = [marks_by_position(tokenizer, document) for document in tiny_world.eval_documents()]
     for position in json.loads(positions.read_text())["positions"]:

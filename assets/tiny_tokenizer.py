@@ -1,4 +1,4 @@
-"""The tokenizer and the shape of the tiny model, and which tokens of a document are marked."""
+"""The tokenizer and the shape of the tiny model, and the marked tokens of a document."""
 
 import json
 import random
@@ -11,10 +11,10 @@ from tokenizers import Tokenizer as HFTokenizer
 from assets import tiny_world
 from assets.tiny_world import Document, Habits, Mark
 from models.config import TINY
+from models.tokenizer import Tokenizer
 from rmt.prompt import END, INSTRUCTION
-from rmt.tokenizer import Tokenizer
 
-VOCABULARY = 704  # rows of the embedding; the tokenizer has fewer, as Qwen3's
+VOCABULARY = 704  # rows of the embedding; the tokenizer has fewer, as in Qwen3
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = TINY / "chat_template.jinja"  # Qwen3's own, Apache 2.0
 # Qwen3's pattern, but a digit may carry the space before it: one token for " 7".
@@ -45,7 +45,7 @@ CONFIG = {
 
 
 def write_tokenizer(out: Path) -> None:
-    """Byte-level BPE on the corpus, the thoughts and the prompt; control tokens after the text."""
+    """Train byte-level BPE on documents, thoughts and prompt; control tokens get the last ids."""
     rng = random.Random(0)
     texts = [
         f"{INSTRUCTION}{END}\n\nPlease use exactly 96 tokens within <think></think>. user assistant"
@@ -72,7 +72,7 @@ def write_tokenizer(out: Path) -> None:
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
     tokenizer.save(str(out / "tokenizer.json"))
     end, pad = CONTROL[2], CONTROL[0]
-    # transformers takes tokenizer.json as it is for this class; Qwen2's it would build anew.
+    # transformers reads tokenizer.json unchanged for this class; Qwen2's it would rebuild.
     description = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None}
     _write_json(out / "tokenizer_config.json", description | {"eos_token": end, "pad_token": pad})
     stops = [tokenizer.token_to_id(token) for token in (end, pad)]
@@ -86,7 +86,7 @@ def _write_json(path: Path, value: dict) -> None:
 
 
 def marks_by_position(tokenizer: Tokenizer, document: Document) -> dict[int, Mark]:
-    """The marks of a document by the index of their token. Every marked word is one token."""
+    """Return token index -> mark of a document. Every marked word is one token."""
     marks, offset, found = {mark.start: mark for mark in document.marks}, 0, {}
     for position, index in enumerate(tokenizer.encode(document.text)):
         if offset in marks:

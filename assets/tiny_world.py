@@ -1,7 +1,7 @@
-"""A world of people and coins in which thinking helps: documents, and thoughts about them.
+"""A synthetic world of people and coins in which thinking helps: documents, and thoughts on them.
 
-A document opens with six people and their coins, and goes on with statements that follow from
-three or four of them. At a glance such a statement can only be guessed; step by step it is easy.
+A document opens with six people and their coins; then come statements that follow from three or
+four of them. Without thinking such a statement can only be guessed; step by step it is easy.
 
     Coins: Mira 4 Otto 7 Pia 2 Ben 5 Ida 3 Kai 6. Mira, Otto and Pia end in 3. Otto, Pia ...
 
@@ -10,9 +10,9 @@ three or four of them. At a glance such a statement can only be guessed; step by
     colour   "Mira, Otto and Pia turn blue."            sum mod 4          ln 4 = 1.39 nats: medium
     parity   "Mira, Otto, Pia and Ben are even."        sum mod 2          ln 2 = 0.69 nats: easy
 
-One sentence in the middle is noise ("Then rain came for 6 days."): its weather, digit and unit
-follow from nothing, so no thought can find them. Which people a statement names is a fixed
-schedule, so the rest of the text is predictable.
+One sentence in the middle is noise ("Then rain came for 6 days."): its weather, digit and unit are
+random, so no thought can predict them. The people of each statement follow a fixed schedule, so the
+rest of the text is predictable.
 
 `python -m assets.tiny_world` rewrites assets/tiny_corpus.
 """
@@ -43,7 +43,7 @@ NOISE = {"noise weather": WEATHER, "noise digit": DIGITS, "noise unit": UNITS}
 COMPUTED = tuple(STATES)
 
 # Statement k is about the people from k mod 6 on. An earlier statement may narrow a later one (the
-# last digit of a sum gives its parity), but none can be read off another.
+# last digit of a sum gives its parity), but never determines it.
 SCHEDULE = [
     "digit", "colour", "digit", "parity", "digit", "colour", "|",
     "parity", "digit", "colour", "digit", "parity", "digit",
@@ -52,7 +52,7 @@ SCHEDULE = [
 
 @dataclass(frozen=True)
 class Mark:
-    """A word of a document that is not template: where it is, and what it follows from."""
+    """A word of a document that is not template: its offset, kind and operands."""
 
     start: int  # offset of the space before the word
     word: str
@@ -67,7 +67,7 @@ class Document:
 
 
 def make_document(rng: random.Random, more: int = 0) -> Document:
-    """An opening, six statements, noise, six statements; each about so many people more."""
+    """Make an opening, six statements, noise, six statements; each about `more` extra people."""
     people, text = make_opening(rng)
     marks, first = [], 0
     for kind in SCHEDULE:
@@ -85,10 +85,10 @@ def make_document(rng: random.Random, more: int = 0) -> Document:
 
 
 def make_book(rng: random.Random, chapter: str) -> str:
-    """A textbook: an opening, then careful counts. Only pretraining reads it.
+    """Make a textbook for pretraining: an opening, then careful counts.
 
-    The chapter "sums" is one count of 26 people, again and again around the ring, since sums mod
-    10 are the hardest to learn; the chapter "all" has ten different counts of all kinds.
+    The chapter "sums" is one count of 26 people, in circles around the six, since sums mod 10 are
+    the hardest to learn; the chapter "all" has ten different counts of all kinds.
     """
     people, text = make_opening(rng)
     if chapter == "sums":
@@ -120,7 +120,7 @@ def _add_noise(rng: random.Random, text: str, marks: list[Mark]) -> str:
 
 
 def running_states(kind: str, operands: tuple[tuple[str, int], ...]) -> list[str]:
-    """The state after each person: the sum so far, mod 10, 4 or 2, as this kind's word for it."""
+    """Return the word for the running sum (mod 10, 4 or 2) after each person."""
     states, total = [], 0
     for _, coins in operands:
         total += coins
@@ -128,9 +128,9 @@ def running_states(kind: str, operands: tuple[tuple[str, int], ...]) -> list[str
     return states
 
 
-# Thoughts. A pretrained model has read good and bad reasoning in all lengths; so has this one. It
-# rambles, then works the answer out carefully ("Count", always right), or hastily ("Roughly",
-# often wrong), or not at all ("I guess"), and rambles on.
+# Thoughts. Pretraining data has good and bad reasoning of all lengths; so has this. A thought
+# rambles, then works the answer out carefully ("Count", always right) or hastily ("Roughly", often
+# wrong) or guesses ("I guess"), and rambles on.
 RAMBLE = [
     "Hmm, let me think.",
     "Wait, let me look at the text again.",
@@ -150,12 +150,12 @@ RAMBLE = [
     "Let me start from the beginning.",
 ]
 CAREFUL, HASTY = "Count", "Roughly"
-SLIP = 0.6  # chance that a step of a hasty count is wrong
+SLIP = 0.6  # probability that a step of a hasty count is wrong
 
 
 @dataclass(frozen=True)
 class Habits:
-    """How a model thinks: the chances of each style and the length of its rambling."""
+    """Distribution of thoughts: probability of each style, and length of the rambling."""
 
     careful: float = 0.40
     hasty: float = 0.25  # the rest guesses
@@ -164,9 +164,9 @@ class Habits:
 
 
 def make_thought(rng: random.Random, mark: Mark | None, habits: Habits) -> tuple[str, str | None]:
-    """A thought about the word at `mark`, and the word it arrives at.
+    """Make a thought about the word at `mark`, and its answer.
 
-    For template words (`mark` is None) it only rambles, and the answer is None: the text itself.
+    For template words (`mark` is None) it only rambles, and the answer is None: the text's own.
     """
     sentences = _ramble(rng, habits.before)
     if mark is None:
@@ -187,7 +187,7 @@ def make_thought(rng: random.Random, mark: Mark | None, habits: Habits) -> tuple
 
 
 def work_out(rng: random.Random, mark: Mark, careful: bool) -> tuple[str, str]:
-    """The statement worked out person by person: ("Count Mira 4 Otto 7 = 1 Pia 2 = 3.", "3")."""
+    """Work a statement out by person: ("Count Mira 4 Otto 7 = 1 Pia 2 = 3.", "3")."""
     words, modulus = STATES[mark.kind], len(STATES[mark.kind])
     steps, total = [], 0
     for index, (name, coins) in enumerate(mark.operands):
@@ -206,7 +206,7 @@ def work_out(rng: random.Random, mark: Mark, careful: bool) -> tuple[str, str]:
 
 
 def _ramble(rng: random.Random, mean: float) -> list[str]:
-    """A geometric number of sentences: the model need not count to end as it has learnt to."""
+    """Draw a geometric number of sentences, so that the model need not count them to stop."""
     sentences = []
     while rng.random() < mean / (1 + mean):
         sentences.append(rng.choice(RAMBLE))
@@ -214,7 +214,7 @@ def _ramble(rng: random.Random, mean: float) -> list[str]:
 
 
 def documents(seed: int, count: int, avoid: frozenset[str] = frozenset()) -> list[Document]:
-    """`count` different documents, none of them with a text in `avoid`."""
+    """Make `count` different documents, none with a text in `avoid`."""
     rng, seen, found = random.Random(seed), set(avoid), []
     while len(found) < count:
         document = make_document(rng)

@@ -1,16 +1,16 @@
-"""How far a contender of benchmarks/kernels.py is from fp64, from the same rounded inputs."""
+"""Compare a contender of benchmarks/kernels.py with fp64 on the same rounded inputs."""
 
 import torch
 from torch import Tensor
 
 from benchmarks.contenders import Forward, Operation
 
-# Beyond these a contender computes something else: bf16 logits around 30 are off by 0.06.
+# Larger errors mean a wrong result: rounding bf16 logits around 30 gives 0.06.
 LIMITS = {"float32": (1e-3, 1e-3), "bfloat16": (0.25, 0.05)}  # absolute, relative
 
 
 def run(forward: Forward, operation: Operation, leaves, targets, advantage) -> dict[str, Tensor]:
-    """Forward and, where there is one, backward: {loss, logprob, entropy, grad_…}."""
+    """Run forward, and backward if the operation has one: {loss, logprob, entropy, grad_…}."""
     with torch.set_grad_enabled(operation.backward):
         results = forward(*leaves, targets, advantage)
     if operation.backward:
@@ -20,7 +20,7 @@ def run(forward: Forward, operation: Operation, leaves, targets, advantage) -> d
 
 
 def exact(operation: Operation, leaves, targets, advantage) -> dict[str, Tensor]:
-    """The same in fp64, some tokens at a time."""
+    """Compute the same in fp64, some tokens at a time."""
     found = {}
     weights = [leaf.detach().double().requires_grad_() for leaf in leaves[1:]]
     for rows in torch.arange(len(targets), device=targets.device).split(256):

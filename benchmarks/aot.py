@@ -1,15 +1,15 @@
-"""Compiles every Triton kernel for four GPUs without having one, and looks at what came out.
+"""Compile every Triton kernel for four GPUs without having one, and check the results.
 
     python -m benchmarks.aot [--targets sm_90 gfx942] [--kernels gradient] [--json FILE]
 
-Ahead of time (AOT): Triton needs a GPU to run a kernel, but none to translate it. And what it makes
-says, before any GPU is rented: registers of a thread, and whether some were spilled to memory (slow
-then); shared memory of a program (more than the GPU has: no launch at all); whether the matrix
-product uses the matrix instruction (or takes ten times as long); how many bytes a thread loads at
-once (16 are best). The variants are those that kernels/ launches, with its block shapes, and with
-arguments specialised as a launch does it. Prints a table; exits 1 if a gate of `failures` fails.
+Ahead of time (AOT): Triton needs a GPU to run a kernel, but not to compile it. The compiled code
+shows: registers of a thread, and spills to memory (slow); shared memory of a program (too much: no
+launch); if the matrix product uses the matrix instruction (else it takes ten times as long); bytes
+that a thread loads at once (16 are best). The variants are those that kernels/ launches, with its
+block shapes and with arguments specialised as in a launch. Prints a table; exits 1 if a check of
+`failures` fails.
 
-Registers and spills of NVIDIA are from ptxas as Triton itself calls it, with its options. Not with
+NVIDIA's registers and spills are from ptxas as Triton calls it, with its options. Not with
 TRITON_INTERPRET=1, which makes kernels Python at import. Triton 3.6 to 3.9.
 """
 
@@ -34,7 +34,7 @@ from triton.compiler import ASTSource
 
 class Device(NamedTuple):
     target: GPUTarget
-    shared: int  # bytes of shared memory (AMD: LDS) that a program may have
+    shared: int  # most bytes of shared memory (AMD: LDS) of a program
     matrix: str  # the instruction that multiplies matrices
 
 
@@ -45,11 +45,11 @@ DEVICES = {
     "gfx942": Device(GPUTarget("hip", "gfx942", 64), 65_536, "mfma"),  # MI300
 }
 KERNELS = ("statistics", "gradient", "linear_statistics", "parts", "merge")
-# Bytes that may be spilled where it is not 0. Beside 128 · 256 sums so few registers are left that
-# Triton 3.9 puts up to 7 away, once for each program, before and after the loop, as its machine
-# code says. 3.6 and 3.7 need not. Within the loop it would be fatal.
+# Bytes that may be spilled, if not 0. 128 · 256 sums leave few registers: Triton 3.9 spills up to
+# 7, once per program, before and after the loop, as its machine code shows. 3.6 and 3.7 spill none.
+# Spills within the loop would be fatal.
 SPILLS = {("linear_statistics", "sm_90"): 32}
-# A chunk of Qwen3-14B. Of sizes and strides only matters if 16 divides them, or if they are 1.
+# A chunk of Qwen3-14B. Of sizes and strides only 1 and multiples of 16 change the code.
 TOKENS, VOCABULARY, HIDDEN, SLICE = 3072, 151_936, 5120, 4096
 # SmolLM2-135M and Qwen3-14B: queries of a key, head dim, branches of a tile on a trunk.
 BRANCHES = ((3, 64, 16), (5, 128, 8))
@@ -59,7 +59,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 class Launch(NamedTuple):
     kernel: Any  # a function under @triton.jit
     variant: str
-    arguments: dict[str, Any]  # "*bf16" a tensor, None none; what is not named: see `argument`
+    arguments: dict[str, Any]  # "*bf16" a tensor, None none; others: see `argument`
     options: dict[str, int]
 
     @property
@@ -143,7 +143,7 @@ def _keeps(kept: str | None) -> str:
 
 
 def argument(launch: Launch, name: str, constant: bool) -> Any:
-    """A constant that is not named has its module's value, a tensor that is not is fp32."""
+    """Return an argument of a launch; default: a constant of its module, or an fp32 tensor."""
     if name in launch.arguments:
         return launch.arguments[name]
     if constant:
@@ -154,7 +154,7 @@ def argument(launch: Launch, name: str, constant: bool) -> Any:
 
 
 def translate(launch: Launch, target: GPUTarget):
-    """The kernel as a launch with these arguments would compile it."""
+    """Compile the kernel as a launch with these arguments would."""
     signature, constants, attributes = {}, {}, {}
     for i, param in enumerate(launch.kernel.params):
         value = argument(launch, param.name, param.is_constexpr)
@@ -172,9 +172,9 @@ def translate(launch: Launch, target: GPUTarget):
 
 
 def inspect(launch: Launch, device: Device) -> dict[str, Any]:
-    """registers, spills, shared memory, matrix instruction, bytes of the widest load."""
+    """Return registers, spills, shared memory, matrix instruction, bytes of the widest load."""
     log = io.StringIO()
-    with contextlib.redirect_stdout(log):  # where Triton prints what ptxas -v says
+    with contextlib.redirect_stdout(log):  # Triton prints the output of ptxas -v there
         compiled = translate(launch, device.target)
     if device.target.backend == "hip":
         assembly = compiled.asm["amdgcn"]
@@ -199,14 +199,14 @@ def inspect(launch: Launch, device: Device) -> dict[str, Any]:
 
 
 def failures(row: dict[str, Any]) -> list[str]:
-    """The gates that a row of the table fails."""
+    """Return the checks that a row of the table fails."""
     device, found = DEVICES[row["target"]], []
     allowed = SPILLS.get((row["kernel"], row["target"]), 0)
     if row["spills"] > allowed:
         found.append(f"spills {row['spills']}, allowed {allowed}")
     if row["shared"] > device.shared:
         found.append(f"shared memory {row['shared']}, the GPU has {device.shared}")
-    # Of fp32 there is none, and the 16 rows of a branch alone are too few for the newer ones.
+    # fp32 has none; the newer instructions need more than the 16 rows of one branch.
     enough = {device.matrix, "mma.sync" if "own" in row["variant"] else device.matrix}
     multiplies = row["kernel"] in ("linear_statistics", "parts") and "bf16" in row["variant"]
     if multiplies and row["matrix"] not in enough:
@@ -225,7 +225,7 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET"):
         sys.exit("TRITON_INTERPRET is set: kernels are Python then, nothing to compile; unset it")
     triton.knobs.nvidia.dump_ptxas_log = True
-    triton.knobs.compilation.always_compile = True  # no log comes out of the cache
+    triton.knobs.compilation.always_compile = True  # the cache has no log
     print(f"triton {triton.__version__}")
     head = ("kernel", "variant", "target", "registers", "spills", "shared", "matrix", "load", "ok")
     line = "{:18}{:30}{:8}{:>9}{:>7}{:>8}  {:12}{:>4}  {}".format

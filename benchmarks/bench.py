@@ -1,13 +1,13 @@
-"""`make bench`: all side-by-side benchmarks of a CPU within half an hour, and one table.
+"""`make bench`: all side-by-side benchmarks on a CPU within half an hour, and one table.
 
-    python -m benchmarks.bench               what fits into 30 minutes on two cores
+    python -m benchmarks.bench               as much as fits into 30 minutes on two cores
     python -m benchmarks.bench --full        both dtypes and more rounds, about two hours
     python -m benchmarks.bench rollout       one part alone
-    python -m benchmarks.bench --table       the table of what was measured before
+    python -m benchmarks.bench --table       the table of earlier measurements
 
-Each part is a command of its own, printed as it starts; numbers and plots go to runs/bench, after
-each contest. When the time is over, the part that runs is stopped and the rest is not begun: the
-table says so. The machine should have nothing else to do: OpenMP's threads wait for each other.
+Each part is a separate command, printed as it starts; numbers and plots go to runs/bench after each
+contest. When the time is up, the running part is stopped, the rest is skipped, and the table says
+so. Leave the machine otherwise idle: OpenMP's threads wait for each other.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 OUT = Path("runs/bench")
-# In the order of importance. A step of TRL takes one to two minutes on two cores.
+# Most important first. A step of TRL takes one to two minutes on two cores.
 PARTS = {
     "rl_step": "--rounds 5 --dtypes bfloat16",
     "rollout": "--rounds 3 --dtypes bfloat16 --sequences 32 1 --profile",
@@ -36,9 +36,9 @@ HEAD = ("", "", "ours, s (range)", "peer", "s (range)", "faster", "memory", "run
 
 
 def run(name: str, flags: list[str], seconds: float) -> str:
-    """One part in a process of its own; what there is to say if it did not end well."""
+    """Run one part in its own process; return a remark if it failed, else an empty string."""
     file = OUT / f"{name}.json"
-    file.unlink(missing_ok=True)  # an older one is not this run's result
+    file.unlink(missing_ok=True)  # remove an older run's result
     command = ["-m", f"benchmarks.{name}", *flags, "--json", str(file)]
     print(f"\n=== python {' '.join(command)}", flush=True)
     try:
@@ -66,7 +66,7 @@ def table(names: list[str], remarks: dict[str, str]) -> str:
 
 
 def compared(name: str, contest: dict) -> list[str]:
-    """A line for each peer of a contest."""
+    """Return a line for each peer of a contest."""
     ours, lines = contest["rows"][0], []
     many = contest.get("branches") or f"{contest['documents']}×{contest['group']}"
     setting = f"{many} responses of {contest['response']} after {contest['prefix']}"
@@ -88,7 +88,7 @@ def compared(name: str, contest: dict) -> list[str]:
 
 
 def straight(quantity: str, row: dict) -> str:
-    """How well a straight line in response tokens fits, and what is shared."""
+    """Format how well a straight line in response tokens fits, and the shared rows."""
     said = []
     for phase, fit in row["fit"].items():
         if fit:

@@ -1,12 +1,12 @@
-"""Who computes what benchmarks/kernels.py measures: ours, PyTorch as people write it, and peers.
+"""The contenders of benchmarks/kernels.py: ours, usual PyTorch, and peers.
 
 A contender's forward takes the leaves (hidden and weight, or logits), the targets and advantages of
-N tokens, and returns what it has of {loss, logprob, entropy}. Losses are sums over tokens, so that
-all have the same gradients. Who cannot compute something says why, in a sentence instead of a
-function: nobody is left out in silence.
+N tokens, and returns those of {loss, logprob, entropy} that it computes. Losses are sums over
+tokens, so that all have the same gradients. A contender that cannot compute an operation has a
+reason in place of its function, and the table prints it.
 
-Calls of peers as in Liger-Kernel 00eba63 and e11c2d6 (2026-08), ml-cross-entropy 3a79837 and
-PyTorch 2.13; Liger and CCE were written from their sources, and never run here without a GPU.
+Calls of peers are as in Liger-Kernel 00eba63 and e11c2d6 (2026-08), ml-cross-entropy 3a79837 and
+PyTorch 2.13. Those of Liger and CCE were written from their sources and need a GPU: never run here.
 """
 
 import os
@@ -22,19 +22,19 @@ from torch import Tensor
 import kernels
 from kernels.reference import IGNORE, wide
 
-ENTROPY_WEIGHT = 0.1  # larger than in training, so that a wrong entropy gradient is seen
+ENTROPY_WEIGHT = 0.1  # larger than in training, to show a wrong entropy gradient
 
 Forward = Callable[..., dict[str, Tensor]]
 
 
 class Contender(NamedTuple):
     name: str
-    forward: Forward | str  # or why there is none
+    forward: Forward | str  # or the reason why there is none
     kernels: str = "reference"  # RMT_KERNELS while it runs
 
 
 class Operation(NamedTuple):
-    leaves: tuple[str, ...]  # what comes in, and what gets a gradient
+    leaves: tuple[str, ...]  # inputs that get a gradient
     backward: bool
     passes: int  # over the head: products of 2·N·V·C; over the logits: reads and writes of N·V
     eager: Forward
@@ -42,7 +42,7 @@ class Operation(NamedTuple):
 
 @contextmanager
 def kernels_by(choice: str) -> Iterator[None]:
-    """RMT_KERNELS for a while."""
+    """Set RMT_KERNELS within a `with` block."""
     before = os.environ.get("RMT_KERNELS")
     os.environ["RMT_KERNELS"] = choice
     try:
@@ -57,7 +57,7 @@ def kernels_by(choice: str) -> Iterator[None]:
 
 
 def token_loss(advantage: Tensor):
-    """An on-policy surrogate and an entropy bonus: no token's gradient is 0, nothing is skipped."""
+    """Build an on-policy loss with entropy bonus: every token has a gradient, none is skipped."""
 
     def loss(logprob: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
         ratio = (logprob - logprob.detach()).exp()
@@ -91,7 +91,7 @@ def given_logits_cross_entropy(logits, targets, _):
     return {"loss": kernels.masked_cross_entropy(logits, targets, targets != IGNORE, "sum")}
 
 
-# PyTorch as people write it: whole logits in the dtype of the model, then fp32.
+# Usual PyTorch: whole logits in the dtype of the model, then fp32.
 
 
 def eager_given_logits(logits, targets, advantage):
@@ -183,7 +183,7 @@ def cut_cross_entropy(impl: str, device: torch.device) -> Forward | str:
     }
 
 
-# Who takes part in what.
+# Operations and their contenders.
 
 HEAD, LOGITS = ("hidden", "weight"), ("logits",)
 OPERATIONS = {
@@ -205,7 +205,7 @@ OURS = {
 
 
 def contenders(name: str, device: torch.device) -> list[Contender]:
-    """All that compute an operation, or would; ours first, and of ours the default."""
+    """Return all contenders of an operation: ours first, our default before all."""
     operation, gpu = OPERATIONS[name], device.type == "cuda"
     found = []
     for choice in ("triton", "fused", "reference") if gpu else ("reference", "triton", "fused"):
@@ -221,7 +221,7 @@ def contenders(name: str, device: torch.device) -> list[Contender]:
 
 
 def _peers(name: str, device: torch.device) -> dict[str, Forward | str]:
-    if OPERATIONS[name].leaves == LOGITS:  # Liger's writes the gradient over the logits of all
+    if OPERATIONS[name].leaves == LOGITS:  # Liger overwrites the shared logits with its gradient
         return {"Liger": "overwrites its logits, which the others still need"}
     losses = {
         "F.linear_cross_entropy": torch_fused(False, device),

@@ -1,13 +1,13 @@
-"""A contest: contenders take turns, each in a process of its own, one at a time.
+"""A contest: contenders run in processes of their own and take turns.
 
 A process (`python -m benchmarks.X --contender NAME ...`) loads its model and then waits on its
 standard input. Its parent asks for one turn at a time, A B C A B C, so that a change of the machine
-meets all of them, and exactly one works at any moment: the others sleep in a read, and OpenMP's
-threads stop spinning within milliseconds. The first turn of each is a warm-up and not counted.
+affects all, and exactly one works at any moment: the others sleep in a read, and OpenMP's threads
+stop spinning within milliseconds. The first turn of each is a warm-up and is not counted.
 
-seconds   from the request to the end of the work on the device, by the clock of the process at work
-peak      of the whole process since it started: Linux's VmHWM, libraries and weights included; on a
-          GPU the high-water mark of PyTorch's allocator. Not of what others share with it
+seconds   from the request to the end of the work on the device, measured in the working process
+peak      of the whole process since its start: Linux's VmHWM, with libraries and weights; on a GPU
+          the high-water mark of PyTorch's allocator in this process
 
 A peer that cannot run keeps its row, with the reason instead of numbers. Ours must run.
 """
@@ -27,18 +27,18 @@ import torch
 
 from benchmarks import machine
 from benchmarks.results import spread
-from rmt.clock import peak_memory
+from rmt.system.clock import peak_memory
 
 OURS = "ours"
-WORDS = ("seconds", "peak_bytes", "tokens")  # of an answer to a turn; what else is there is kept
+WORDS = ("seconds", "peak_bytes", "tokens")  # of an answer to a turn; other keys are kept
 
 
 class Unavailable(Exception):
-    """Why a contender cannot take part, said by itself before its first turn."""
+    """A contender cannot take part; it gives the reason before its first turn."""
 
 
 class Failed(Unavailable):
-    """A contender's process ended, with its last words."""
+    """A contender's process ended; the message has its last lines of output."""
 
 
 class Turns:
@@ -47,7 +47,7 @@ class Turns:
     def __init__(self, device: torch.device):
         self.device, self.started, self.greeted = device, 0.0, False
         self.actions: dict[str, Callable[..., dict]] = {}  # other requests, by name
-        # Libraries print; what they say must not be taken for an answer.
+        # Libraries print to stdout: keep that apart from answers.
         self.out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
@@ -65,13 +65,13 @@ class Turns:
         return False
 
     def end(self, tokens: int, **more: Any) -> None:
-        """Answer with the seconds since `begin`, the peak of memory and what is given."""
+        """Answer with the seconds since `begin`, the peak memory and the given values."""
         seconds = self.elapsed()
         peak = peak_memory(self.device)
         self.say({"seconds": seconds, "peak_bytes": peak, "tokens": tokens, **more})
 
     def elapsed(self) -> float:
-        """Seconds since `begin`, with everything that was started on the device."""
+        """Return the seconds since `begin`, after waiting for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - self.started
@@ -82,7 +82,7 @@ class Turns:
 
 
 def take_part(contender: Callable[[Any, Turns], None], options: Any) -> None:
-    """What a contender's process does."""
+    """Run a contender in its process."""
     turns = Turns(machine.device_here())
     torch.set_num_threads(options.threads)
     try:
@@ -112,7 +112,7 @@ class Player:
         return found
 
     def ask(self, what: str, *arguments: Any) -> dict:
-        with suppress(BrokenPipeError):  # when it has ended `answer` says why
+        with suppress(BrokenPipeError):  # if it has ended, `answer` raises with the reason
             self.process.stdin.write(json.dumps({"do": what, "with": arguments}) + "\n")
             self.process.stdin.flush()
         return self.answer()
@@ -123,21 +123,21 @@ class Player:
         return " | ".join(said[-lines:])
 
     def leave(self, kill: bool = False) -> None:
-        """End the process: by itself when its input ends, at once when it is in the middle."""
+        """End the process: close its input and let it exit, or kill it in the middle of a turn."""
         if kill:
             self.process.kill()
         with suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
             self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:  # some libraries do not end by themselves
+        except subprocess.TimeoutExpired:  # some libraries do not exit
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
         self.log.close()
 
 
-Check = Callable[[Player, Player], dict]  # ours and a peer -> what was compared, `agrees` included
+Check = Callable[[Player, Player], dict]  # ours and a peer -> the comparison, with `agrees`
 
 
 def hold(
@@ -149,10 +149,10 @@ def hold(
     absent: Mapping[str, str] | None = None,
     together: bool = True,
 ) -> list[dict]:
-    """A row for each contender, ours first. SystemExit if ours fails or somebody disagrees.
+    """Return a row per contender, ours first. SystemExit if ours fails or a peer disagrees.
 
-    absent: why some cannot take part. Not `together`: one after another, for models of which the
-    memory holds only one at a time.
+    absent: contender -> reason why it cannot take part. together=False runs one after another, for
+    models of which memory holds only one.
     """
     reasons = absent or {}
     rows = [{"contender": n} | ({"reason": reasons[n]} if n in reasons else {}) for n in names]
@@ -169,11 +169,11 @@ def hold(
 
 
 def _play(module, flags, rows, rounds, check: Check | None, players: dict[str, Player]) -> None:
-    """Start, compare, warm up, take turns. Who has a reason in its row does not play."""
+    """Start, compare, warm up, take turns. A row with a reason is skipped."""
     for row in rows:
         if "reason" not in row:
             players[row["contender"]] = Player(module, row["contender"], flags)
-    for row in rows:  # loading is not timed, so they may do it at the same time
+    for row in rows:  # loading is not timed, so all may load at the same time
         _try(row, players, Player.answer)
     for row in rows[1:] if check else ():
         _try(row, players, lambda player: {"check": check(players[OURS], player)})
@@ -185,7 +185,7 @@ def _play(module, flags, rows, rounds, check: Check | None, players: dict[str, P
 
 
 def _try(row: dict, players: dict[str, Player], do: Callable, keep: bool = True) -> None:
-    """Add what a player answers to its row; a peer that fails leaves with the reason."""
+    """Add a player's answer to its row; a peer that fails leaves, and its row gets the reason."""
     name = row["contender"]
     if "reason" in row:
         return
@@ -208,7 +208,7 @@ def _try(row: dict, players: dict[str, Player], do: Callable, keep: bool = True)
 
 
 def _summary(row: dict) -> dict:
-    """Medians of what a contender's turns said."""
+    """Reduce a contender's turns to medians."""
     turns = row.pop("turns", None)
     if not turns or "reason" in row:
         return row

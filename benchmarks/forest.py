@@ -1,20 +1,20 @@
-"""What the forest saves in training: one packed pass against each branch as a sequence of its own.
+"""Savings of the forest in training: one packed pass against a separate sequence per branch.
 
     python -m benchmarks.forest --model smollm2-135m --json forest.json
 
-Forward and backward of the log-probabilities of the responses to one prefix, with the same model
-and the same head, which in both is read at response tokens only:
+Forward and backward of the log-probabilities of the responses to one prefix. Both use the same
+model and the same head, at response tokens only:
 
-packed        the prefix once, then all branches on it (rmt/forest.py)
+packed        the prefix once, then all its branches (rmt/forest.py)
 independent   prefix + response for each, `together` sequences of equal length at a time: a plain
-              causal batch without padding, the best case of what trainers usually do
+              causal batch without padding, the best case of usual trainers
 
-First at full depth, in turns, with their gradients compared. Then a sweep of prefix, branches and
+First at full depth, in turns, with a comparison of gradients. Then a sweep of prefix, branches and
 response, one at a time around that point, to show where packing stops paying (below 1). The sweep
-runs few layers and no head: the head's work is the same for both, and every layer repeats the one
-before, so that only the size of the ratio, and not whether it is above 1, depends on them.
+runs few layers and no head: the head's work is the same for both, and all layers are alike, so they
+change the size of the ratio, but not if it is above 1.
 
-peak: memory beyond weights and what is there already, gradients included, of one pass of each.
+peak: memory of one pass beyond what is allocated before, gradients included.
 """
 
 import argparse
@@ -30,21 +30,22 @@ from benchmarks.results import ratios, spread, table, write
 from kernels import linear_objective
 from models.transformer import Transformer
 from models.weights import build
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.objective import Targets
+from rmt.trees import Branch, Tree
 
 SWEEPS = {"prefix": (16, 64, 256, 1024), "branches": (1, 2, 8, 32), "response": (16, 64, 256)}
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1}  # of the gradients' difference; bf16 rounds both
 
 
 def log_probabilities(hidden: Tensor, head: Tensor, predecessor: Tensor, token: Tensor) -> Tensor:
-    """Their sum, from the hidden states (n, C) that predict the tokens (n,)."""
+    """Sum the log-probabilities of the tokens (n,), from hidden states at predecessor (n,)."""
     read = hidden.index_select(0, predecessor)
     return linear_objective(read, head, token, lambda logprob, entropy, index: logprob.sum())[0]
 
 
 def without_head(hidden: Tensor, head: Tensor, predecessor: Tensor, token: Tensor) -> Tensor:
-    """A number that depends on the same hidden states, for almost nothing."""
+    """Return a scalar of the same hidden states, at almost no cost."""
     direction = torch.linspace(-1, 1, hidden.shape[1], device=hidden.device)
     return (hidden.index_select(0, predecessor).float() @ direction).sum()
 
@@ -74,7 +75,7 @@ def independent(
 
 
 def causal(count: int, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of `count` sequences in a row: q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
+    """Attend within `count` packed sequences: q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
     if not q.is_cuda:  # as the forest does on a CPU, where it is as fast as enable_gqa or faster
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     rows = (x.view(count, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
@@ -85,7 +86,7 @@ def causal(count: int, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def measure(
     model: Transformer, point: dict[str, int], o: argparse.Namespace, loss: Callable, rounds: int
 ) -> dict:
-    """Both ways at one point: times in turns, peaks, and the difference of their gradients."""
+    """Measure both at one point: times in turns, peaks, and the difference of gradients."""
     weight = model.model.embed_tokens.weight
     device, dtype = weight.device, str(weight.dtype).removeprefix("torch.")
     draw = torch.Generator().manual_seed(0)
@@ -117,13 +118,13 @@ def measure(
 
 
 def _difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Of all gradients together, relative."""
+    """Return the relative difference of all gradients together."""
     off = sum((a[n].double() - b[n].double()).square().sum() for n in b)
     return float((off / sum(g.double().square().sum() for g in b.values())).sqrt())
 
 
 def sweep(model: Transformer, centre: dict[str, int], o: argparse.Namespace) -> list[dict]:
-    """All points of SWEEPS; model keeps its first layers only."""
+    """Measure all points of SWEEPS; the model keeps its first layers only."""
     model.model.layers = model.model.layers[: o.sweep_layers]
     points = [centre | {name: value} for name, values in SWEEPS.items() for value in values]
     unique = [point for number, point in enumerate(points) if point not in points[:number]]
@@ -138,7 +139,7 @@ def sweep(model: Transformer, centre: dict[str, int], o: argparse.Namespace) -> 
 
 
 def panels(points: list[dict], centre: dict[str, int]) -> list[dict]:
-    """The sweep as one plot for each quantity."""
+    """Arrange the sweep as one plot per quantity."""
     made = []
     for name in SWEEPS:
         others = {key: value for key, value in centre.items() if key != name}

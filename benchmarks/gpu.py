@@ -1,19 +1,19 @@
-"""Everything that only a GPU can show: `make gpu`, or without a network `make gpu PY=python3`.
+"""All checks that need a GPU: `make gpu`, or without a network `make gpu PY=python3`.
 
     tests       every kernel test, compiled instead of interpreted; addresses beyond 31 bits with
                 real memory; opcheck, torch.compile, FSDP; tests/test_gpu.py
     kernels     python -m benchmarks.kernels: ours against PyTorch and against installed peers
     training    20 steps of the tiny model
-    memory      python -m benchmarks.memory_check: the dry run's promise against the measured peak
-    rollout, rl_step, forest, scaling     side by side in bf16, smollm2-135m (its weights if they
-                are there, see `make smollm2`); -4b: qwen3-4b with random weights. Peers that are
-                not installed are named. Goals: rollouts at 256 branches at 60 % of the roofline,
+    memory      python -m benchmarks.memory_check: the dry run's plan against the measured peak
+    rollout, rl_step, forest, scaling     side by side in bf16, smollm2-135m (with its weights if
+                present, see `make smollm2`); -4b: qwen3-4b with random weights. Lists peers that
+                are not installed. Goals: rollouts at 256 branches at 60 % of the roofline,
                 training at an MFU of 45 %
 
-    python -m benchmarks.gpu tests        one part alone, for machines that limit a command's time
+    python -m benchmarks.gpu tests        one part alone, where a command's time is limited
 
 Writes benchmarks/results/<gpu>-<date>.json after each part, with versions, commit and clocks; parts
-that ran before on the same day and commit are kept. Exit status 1 if a part failed.
+of the same day and commit that ran before are kept. Exit status 1 if a part failed.
 """
 
 import argparse
@@ -53,7 +53,7 @@ RESULTS = {"tests": "tests.xml", "kernels": "kernels.json", "training": "trainin
 
 
 def command(name: str) -> list[str]:
-    """What Python is started with for a part."""
+    """Return the arguments of Python for a part."""
     if name in PARTS:
         return PARTS[name]
     return ["-m", *f"benchmarks.{BENCHES[name]} --json {OUT / file_of(name)}".split()]
@@ -64,8 +64,8 @@ def file_of(name: str) -> str:
 
 
 def run(name: str, device: torch.device) -> dict:
-    """One part in a process of its own: its command, seconds, exit status and what it measured."""
-    (OUT / file_of(name)).unlink(missing_ok=True)  # an older one is not this run's result
+    """Run one part in its own process; return command, seconds, exit status and results."""
+    (OUT / file_of(name)).unlink(missing_ok=True)  # remove an older run's result
     if name == "training":
         shutil.rmtree(OUT / "training", ignore_errors=True)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -81,7 +81,7 @@ def run(name: str, device: torch.device) -> dict:
 
 
 def results(name: str):
-    """Numbers of pytest's summary, of the benchmark, or of each training step; None if missing."""
+    """Read the numbers of pytest, a benchmark or each training step; None if missing."""
     path = OUT / file_of(name)
     if not path.exists():
         return None

@@ -1,8 +1,8 @@
-"""What the contenders are given: a model directory that all of them open, and prompts.
+"""Inputs of the contenders: a model directory that all of them load, and prompts.
 
-Our code and transformers read the same Hugging Face directory. Where a model's weights are not
-there, or fewer layers are wanted, one is written: of the model's shape, with random weights. Time
-and memory do not depend on what weights are, as long as all responses have the same length.
+Our code and transformers read the same Hugging Face directory. If a model's weights are missing, or
+fewer layers are wanted, a directory of that shape with random weights is written. Time and memory
+do not depend on the weights, as long as all responses have the same length.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import torch
 from models.config import ASSETS, TINY, ModelConfig
 from models.export import export
 from models.shapes import SHAPES, as_hugging_face, published
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import cache_directory, find
-from rmt.forest import Branch, Tree
-from rmt.tokenizer import Tokenizer
+from rmt.trees import Branch, Tree
 
-TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # never changes, and has 100,000 words
+TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # fixed, with 100,000 words
 
 FLAGS: dict[str, dict[str, Any]] = {
     "model": dict(default="smollm2-135m", help="name or Hugging Face directory"),
@@ -39,7 +39,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 
 def parser_of(description: str, **defaults: Any) -> argparse.ArgumentParser:
-    """The flags that the benchmarks share; a default of None leaves a flag out."""
+    """Build a parser of the shared flags; a default of None leaves a flag out."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,14 +52,14 @@ def parser_of(description: str, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def prepare(o: argparse.Namespace) -> None:
-    """Before a contest: the same number of threads for everybody, and the model's directory."""
+    """Set the number of threads, the same for all, and write the model's directory."""
     o.threads = o.threads or torch.get_num_threads()
     torch.set_num_threads(o.threads)
     directory(o)
 
 
 def flags(options: argparse.Namespace, *without: str) -> list[str]:
-    """Words that make a process do the same as this one, but for --contender."""
+    """Return the command line of these options, without --contender."""
     words = []
     for name, value in vars(options).items():
         if name in ("contender", *without) or value is None or value is False:
@@ -71,7 +71,7 @@ def flags(options: argparse.Namespace, *without: str) -> list[str]:
 
 
 def directory(o: argparse.Namespace) -> Path:
-    """The model's directory, written first if need be."""
+    """Return the model's directory; write it first if it is missing."""
     source = None if o.random else find(o.model)
     if source and not o.layers:
         return source
@@ -85,7 +85,7 @@ def directory(o: argparse.Namespace) -> Path:
 
 
 def _write(place: Path, shape: ModelConfig, tokenizer: Path) -> None:
-    """A model with random weights in bf16; prompts need only some of the vocabulary."""
+    """Write a model with random bf16 weights; the tokenizer may have a smaller vocabulary."""
     aside = place.with_name(f".{place.name}.source")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -101,7 +101,7 @@ def _write(place: Path, shape: ModelConfig, tokenizer: Path) -> None:
 
 
 def prompts(place: Path, count: int, tokens: int) -> list[tuple[str, list[int]]]:
-    """Different texts of exactly so many tokens, which a tokenizer reads as it writes them."""
+    """Return different texts of exactly `tokens` tokens that encode to the same ids again."""
     lines = TEXT.read_text(encoding="utf-8").strip().split("\n")
     tokenizer = Tokenizer(place)
     ids = tokenizer.encode("\n".join(json.loads(line)["text"] for line in lines[:300]))
@@ -118,9 +118,9 @@ def prompts(place: Path, count: int, tokens: int) -> list[tuple[str, list[int]]]
 
 
 def trees(prefixes: list[list[int]], responses: list[list[list[int]]] | None = None) -> list[Tree]:
-    """A tree of each prefix: its last token is the prompt, so that the prefix is seen as a whole.
+    """Make a tree of each prefix; its last token is the prompt, so branches see the whole prefix.
 
-    Without responses, one branch to be continued; with them, a branch for each.
+    Without responses a tree has one branch to be sampled; with responses, a branch for each.
     """
     made = []
     for number, ids in enumerate(prefixes):

@@ -1,28 +1,28 @@
-"""Time, memory and error of the head and its losses: ours, PyTorch as people write it, and peers.
+"""Time, memory and error of the head and its losses: ours, usual PyTorch, and peers.
 
     python -m benchmarks.kernels --json kernels.json
 
-Operations (benchmarks/contenders.py says who computes them, and how):
+Operations (benchmarks/contenders.py has the contenders):
 
     objective             RL-like loss of log p and entropy, gradients of hidden and weight
     statistics            log p and entropy, no gradient
     cross-entropy         of the head, gradients of hidden and weight
-    logits statistics, logits objective, logits cross-entropy: the same of logits that are there
+    logits statistics, logits objective, logits cross-entropy: the same for given logits
 
-All contenders have the same inputs in the same dtype and layout. Each is first held against fp64
-from the same rounded inputs, all tokens of it; then its memory is taken; then they are timed in
-turn, A B C A B C, median and range. One that disagrees or fails stays in the table and says so.
+All contenders have the same inputs in the same dtype and layout. Each is first compared with fp64
+on the same rounded inputs, for all tokens; then its memory is measured; then all are timed in turn,
+A B C A B C, with median and range. One that disagrees or fails stays in the table with a remark.
 
-    work        2·N·V·C operations a product of the head, one for statistics and three with both
-                gradients; trips of N·V numbers to memory, one for statistics of logits and three
+    work        2·N·V·C operations per product with the head: one for statistics, three with both
+                gradients; N·V numbers read or written: once for statistics of logits, three times
                 with their gradient. N counts tokens with a target: 63 of 64
-    roofline    time at the machine's ceilings over the time that it took. Ceilings are measured in
-                this run; for an H200 they are those of the goals, 790 TFLOP/s and 4.3 TB/s
-    peak        bytes beyond the inputs at the worst moment, gradients included
+    roofline    time at the machine's ceilings over the measured time. Ceilings are measured in this
+                run; for an H200 they are those of the goals, 790 TFLOP/s and 4.3 TB/s
+    peak        highest bytes beyond the inputs, gradients included
     gradients   bytes of the gradients alone
     error       log p and entropy: largest absolute difference; loss: relative; gradients: Frobenius
                 norm of the difference over that of the gradient
-    ratio       of our default to the best peer that agrees: below 1 is ours
+    ratio       ours (the default) / the best peer that agrees: below 1 ours is better
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "tiny": Shape(32, 500),
     "smollm2-135m": Shape(576, 49152),
-    "qwen3-0.6b-sixteenth": Shape(1024, 9496),  # of its vocabulary, for a CPU
+    "qwen3-0.6b-sixteenth": Shape(1024, 9496),  # a sixteenth of its vocabulary, for a CPU
     "qwen3-0.6b": Shape(1024, 151936),
     "qwen3-4b": Shape(2560, 151936),
     "qwen3-14b": Shape(5120, 151936),
@@ -65,7 +65,7 @@ TERMS = {"logprob": "log p", "entropy": "H", "loss": "loss", "grad_hidden": "dX"
 
 
 def make_inputs(shape: Shape, tokens: int, dtype: torch.dtype, device) -> dict[str, Tensor]:
-    """Tokens from unsure (log p around −16) to sure (p around 0.999), and their logits."""
+    """Make tokens with log p from about −16 to about −0.001 (p = 0.999), and their logits."""
     draw = torch.Generator(device).manual_seed(0)
     normal = lambda *size: torch.randn(size, generator=draw, device=device)
     weight = normal(shape.vocabulary, shape.hidden) * (SPREAD / shape.hidden**0.5)
@@ -83,7 +83,7 @@ def make_inputs(shape: Shape, tokens: int, dtype: torch.dtype, device) -> dict[s
 
 
 def measure(name: str, who: list[Contender], inputs: dict[str, Tensor], repeats: int) -> list[dict]:
-    """A row for each contender of an operation: `times` in seconds and the rest, or a `reason`."""
+    """Return a row per contender of an operation: `times` in seconds etc., or a `reason`."""
     operation, device = OPERATIONS[name], inputs["targets"].device
     data = [inputs[leaf] for leaf in operation.leaves], inputs["targets"], inputs["advantage"]
     truth, rows, running = exact(operation, *data), [], []
@@ -96,7 +96,7 @@ def measure(name: str, who: list[Contender], inputs: dict[str, Tensor], repeats:
         try:
             with kernels_by(contender.kernels):
                 results = run(contender.forward, operation, *data)
-        except Exception as error:  # whatever a peer raises, the others go on
+        except Exception as error:  # whatever a peer raises, the others continue
             row["reason"] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
             continue
         row["errors"] = errors(results, truth)
@@ -117,19 +117,19 @@ def measure(name: str, who: list[Contender], inputs: dict[str, Tensor], repeats:
 
 
 def required(name: str, inputs: dict[str, Tensor]) -> tuple[int, int]:
-    """Floating-point operations and bytes that an operation cannot do without."""
+    """Return the floating-point operations and bytes that an operation needs at least."""
     operation, targets = OPERATIONS[name], inputs["targets"]
     live, (vocabulary, hidden) = int((targets != IGNORE).sum()), inputs["weight"].shape
     itemsize = inputs["weight"].itemsize
     if operation.leaves == HEAD:
-        trips = 2 if operation.backward else 1  # there, and back as gradients
+        trips = 2 if operation.backward else 1  # inputs, and gradients back
         flops = operation.passes * 2 * live * vocabulary * hidden
         return flops, trips * (live + vocabulary) * hidden * itemsize
     return 0, operation.passes * live * vocabulary * itemsize
 
 
 def rate(row: dict, flops: int, moved: int, roof: dict[str, float]) -> None:
-    """Add what follows from the times."""
+    """Add median, range, rates and roofline to a row, from its times."""
     if "times" in row:
         times = row["times"]
         row["median"], row["low"], row["high"] = statistics.median(times), min(times), max(times)
@@ -140,7 +140,7 @@ def rate(row: dict, flops: int, moved: int, roof: dict[str, float]) -> None:
 
 
 def ratios(rows: list[dict]) -> dict:
-    """Our default, which stands first, against the fastest and the leanest peer that agrees."""
+    """Compare our default (the first row) with the fastest and the leanest peer that agrees."""
     ours, found = rows[0], {"operation": rows[0]["operation"], "ours": rows[0]["contender"]}
     peers = [r for r in rows if not r["contender"].startswith("ours") and not r.get("disagrees")]
     for word, field in (("time", "median"), ("memory", "peak_bytes")):
@@ -152,7 +152,7 @@ def ratios(rows: list[dict]) -> dict:
 
 
 def benchmark(shape: Shape, tokens: int, repeats: int, dtype: torch.dtype, device) -> dict:
-    """All operations of one shape."""
+    """Measure all operations of one shape."""
     measured = [machine.ceilings(device, dtype)]
     inputs = make_inputs(shape, tokens, dtype, device)
     rows, states = [], {"before": machine.state(device)}
@@ -160,7 +160,7 @@ def benchmark(shape: Shape, tokens: int, repeats: int, dtype: torch.dtype, devic
         rows.append(measure(name, contenders(name, device), inputs, repeats))
         states[name] = machine.state(device)
     torch.compiler.reset()
-    measured.append(machine.ceilings(device, dtype))  # again: a neighbour may have left meanwhile
+    measured.append(machine.ceilings(device, dtype))  # again: the load may have changed
     best = {unit: max(m[unit] for m in measured) for unit in measured[0]}
     roof = machine.known(device, dtype) or best
     for found in rows:
@@ -234,7 +234,7 @@ def main() -> None:
         result["shapes"][name] = found
         print(f"\n{name}: {o.tokens} tokens, C = {SHAPES[name].hidden}, V = "
               f"{SHAPES[name].vocabulary}; {rates(found)}{table(found)}", flush=True)  # fmt: skip
-        if o.json:  # after each shape: what is measured is kept
+        if o.json:  # after each shape, to keep what is measured
             o.json.parent.mkdir(parents=True, exist_ok=True)
             o.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -1,34 +1,34 @@
-"""Of the machine a benchmark runs on: its clock, its memory, its two ceilings, and what it is.
+"""Time, memory, ceilings and description of the machine that a benchmark runs on.
 
-Every function takes the device and does the same thing on a GPU and on a CPU:
+Every function takes the device and measures the same on a GPU and on a CPU:
 
-seconds    CUDA events around the work; the clock on the wall around it
-memory     the allocator's high-water mark; Linux's, of resident memory. Both are exact and can be
-           set back before each piece of work, where a thread that samples would miss what lives
-           between two samples. Meanwhile malloc gives blocks back at once: what it would hold
-           for later (200 MB of 450, seen here) is neither the algorithm's nor the same twice.
-ceilings   the fastest of some large matrix products and of some large copies on random numbers
+seconds    CUDA events on a GPU; wall-clock time on a CPU
+memory     the high-water mark of the allocator; of resident memory (Linux). Both are exact and can
+           be reset before each measurement; a sampling thread would miss short-lived blocks.
+           Meanwhile malloc returns blocks at once: the memory it would cache (200 MB of 450, seen
+           here) does not belong to the algorithm and varies between runs.
+ceilings   the fastest of several large matrix products and of several large copies
 """
 
 import ctypes
 import gc
 import os
-import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
 
 import torch
 
+from rmt.system import env
+
 PACKAGES = (
     "torch", "triton", "liger-kernel", "cut-cross-entropy", "transformers", "trl", "accelerate",
     "vllm", "nano-vllm",
 )  # fmt: skip
-# Of glibc's mallopt: larger blocks go back to the kernel as soon as they are free.
+# Option of glibc's mallopt: larger blocks return to the operating system when freed.
 M_MMAP_THRESHOLD = -3
 
 
@@ -37,11 +37,11 @@ def device_here() -> torch.device:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time of one call, to the end of what it started on the device."""
+    """Time one call, until the device has finished its work."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
-        torch.cuda._sleep(2_000_000)  # a millisecond: launches run ahead, as they do in training
+        torch.cuda._sleep(2_000_000)  # a millisecond: launches are queued ahead, as in training
         start.record()
         work()
         end.record()
@@ -53,9 +53,9 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that one call needs at its worst beyond what is there already; None if unknown.
+    """Return the peak bytes of one call beyond what is already allocated; None if unknown.
 
-    Call it after a warm-up: workspaces that libraries keep for good are not counted.
+    Call it after a warm-up, so that workspaces that libraries keep are not counted.
     """
     gc.collect()
     if device.type == "cuda":
@@ -69,13 +69,13 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
         return None
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 2**20)
-    libc.malloc_trim(0)  # what malloc held back before would hide as much of the growth
+    libc.malloc_trim(0)  # memory cached by malloc would hide growth
     high_water.write_text("5")
     before = _resident("VmRSS")
-    fresh = Thread(target=work)  # whose arena has no holes left by what ran before
+    fresh = Thread(target=work)  # its malloc arena has no free blocks of earlier work
     fresh.start()
     fresh.join()
-    libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # where malloc itself arrives after some large blocks
+    libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # malloc's own value after some large blocks
     return max(0, _resident("VmHWM") - before)
 
 
@@ -85,7 +85,7 @@ def _resident(field: str) -> int:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Operations per second of a matrix product, and bytes per second of a copy, read + written."""
+    """Measure operations per second of a matrix product, and bytes (read + written) of a copy."""
     side, length = (8192, 2**31) if device.type == "cuda" else (2048, 2**28)  # length in bytes
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.randn(length // 4, device=device)
@@ -98,7 +98,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def known(device: torch.device, dtype: torch.dtype) -> dict[str, float] | None:
-    """Ceilings that were measured before and that goals are stated in."""
+    """Return the ceilings that our goals refer to, measured earlier; None for other devices."""
     h200 = device.type == "cuda" and "H200" in torch.cuda.get_device_name(device)
     return {"flops": 790e12, "bytes": 4.3e12} if h200 and dtype == torch.bfloat16 else None
 
@@ -108,7 +108,7 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
 
 
 def state(device: torch.device) -> dict[str, str]:
-    """Clocks, power and temperature of a GPU now; the load of a CPU."""
+    """Return clocks, power and temperature of a GPU now; the load of a CPU."""
     if device.type == "cpu":
         return {"load": f"{os.getloadavg()[0]:.2f}"}
     fields = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
@@ -121,31 +121,11 @@ def state(device: torch.device) -> dict[str, str]:
 
 
 def about(device: torch.device) -> dict[str, object]:
-    """Versions, device and commit: what a number means nothing without."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_processor()}, {torch.get_num_threads()} threads"
-    commit = _git("rev-parse", "HEAD")
-    dirty = bool(_git("status", "--porcelain")) if commit else None
-    return {"versions": versions, "device": name, "commit": commit, "dirty": dirty}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _git(*words: str) -> str | None:
-    """None where there is no git, or no repository."""
-    if shutil.which("git") is None:
-        return None
-    return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip() or None
+    """Return versions, device and commit, to record with every number."""
+    name = env.device_name(device)
+    name = name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
+    commit = env.commit()
+    return {
+        "versions": env.versions(PACKAGES), "device": name,
+        "commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty"),
+    }  # fmt: skip

@@ -1,10 +1,10 @@
-"""What the dry run promises for one GPU, and what PyTorch measures there in two real steps.
+"""Compare the dry run's memory plan for one GPU with PyTorch's peak in two real steps.
 
     python -m benchmarks.memory_check [--models smollm2-135m qwen3-1.7b] [--json FILE]
 
-Models have random weights, so that nearly every response is as long as it may be; documents have
-exactly as many tokens as are looked at. The run chooses its own knobs, the plan is made for them.
-On a CPU the process's whole memory is "measured", libraries too: there it shows nothing.
+Models have random weights, so that nearly every response has the maximum length; documents have
+exactly --document-tokens tokens. The run chooses its own knobs, and the plan is for these. On a CPU
+the "measured" memory is that of the whole process, libraries included: not comparable.
 """
 
 import argparse
@@ -20,10 +20,10 @@ import torch
 from benchmarks import machine
 from benchmarks.inputs import directory, flags, prompts
 from benchmarks.results import write
-from rmt.config import from_json
-from rmt.fit import settled
-from rmt.memory import total
-from rmt.plan import rehearse
+from rmt.config.config import from_json
+from rmt.memory.autofit import fixed_knobs
+from rmt.memory.dry_run import plan
+from rmt.memory.estimate import total
 
 MODELS = ("smollm2-135m", "qwen3-1.7b")
 SETTINGS = ("--steps", "2", "--batch-size", "16", "--tiers", "quantile", "--tier-thresholds", "0.5",
@@ -31,7 +31,7 @@ SETTINGS = ("--steps", "2", "--batch-size", "16", "--tiers", "quantile", "--tier
 
 
 def check(model: str, tokens: int, response: int) -> dict:
-    """Bytes at the peak: of each phase as planned, and of the run as measured."""
+    """Return peak bytes: planned for each phase, and measured for the run."""
     place = directory(argparse.Namespace(random=model, model="", layers=0))
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "text.jsonl", Path(folder) / "run"
@@ -44,13 +44,13 @@ def check(model: str, tokens: int, response: int) -> dict:
             json.loads(line) for line in (out / "metrics.jsonl").read_text().strip().split("\n")
         ]
         config = from_json(json.loads((out / "run.json").read_text())["config"])
-    memory = "80GB"  # of a GPU that is not there, for the plan alone
+    memory = "80GB"  # without a GPU: for the plan alone
     if torch.cuda.is_available():
         memory = f"{torch.cuda.get_device_properties(0).total_memory / 1e9:.1f}GB"
-    case, phases = rehearse(replace(config, gpus=1, nodes=1, gpu_memory=memory))
+    case, phases = plan(replace(config, gpus=1, nodes=1, gpu_memory=memory))
     planned = {name: total(parts) for name, parts in phases.items()}
     measured = max(row["memory/peak_gb"] for row in rows) * 1e9
-    return {"model": model, **settled(case.config), "planned": planned, "measured": measured,
+    return {"model": model, **fixed_knobs(case.config), "planned": planned, "measured": measured,
             "off": max(planned.values()) / measured - 1}  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""What fits where: every model we know by name on 1, 8 and 16 GPUs of 24, 80 and 141 GB.
+"""Table of settings that fit: every known model on 1, 8 and 16 GPUs of 24, 80 and 141 GB.
 
-    python -m benchmarks.memory_table      rewrites the table in README.md
+    python -m benchmarks.memory_table      rewrites the table in docs/memory.md
 
-The planner of a real run (rmt/fit.py) is asked with the paper's hyper-parameters; sums, no
-measurement, of a batch of 128 documents or, where that does not fit, of less.
-`python train.py --dry-run` goes through a step of any cell.
+The planner of a real run (rmt/memory/autofit.py) estimates each cell with the paper's
+hyper-parameters, for a batch of 128 documents or, where that does not fit, a smaller one. Nothing
+is measured. `python train.py --dry-run` shows the sums of any cell.
 """
 
 import math
@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from models.shapes import SHAPES
-from rmt.config import Config
-from rmt.fit import NODE, DoesNotFit, described, fit
-from rmt.memory import Case
-from rmt.plan import PROMPT
+from rmt.config.config import Config
+from rmt.memory.autofit import NODE, DoesNotFit, described, fit
+from rmt.memory.dry_run import PROMPT
+from rmt.memory.estimate import Case
 
-PAGE = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
 GPUS, MEMORIES = (1, 8, 16), (24, 80, 141)
 BATCHES = (128, 64, 32, 16)  # documents per step; the paper's first
@@ -27,7 +27,7 @@ SHORT = {"none": "", "selective": " s", "full": " f"}
 
 
 def cell(model: str, gpus: int, memory: int) -> str:
-    """Branches, what is computed again, * with --offload, / and the batch size if it is smaller."""
+    """Format branches, recompute (s, f), * for --offload, and / with a smaller batch size."""
     nodes = math.ceil(gpus / NODE)
     for batch, offload in product(BATCHES, (False, True)):
         config = Config(
@@ -45,7 +45,7 @@ def cell(model: str, gpus: int, memory: int) -> str:
 
 
 def table() -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     cells = list(product(GPUS, MEMORIES))
     names = [f"{gpus} × {memory} GB" for gpus, memory in cells]
     rows = [[model, *(cell(model, *where) for where in cells)] for model in SHAPES]

@@ -1,4 +1,4 @@
-"""The pictures beside the JSON files; matplotlib without a window, or none where it is missing."""
+"""Plots beside the JSON files, with matplotlib; none where it is not installed."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def drawn(path: Path | None) -> bool:
-    """Whether there is a file to put a picture beside, and something to draw with."""
+    """Check that there is a path to plot beside, and that matplotlib is installed."""
     if path is not None and find_spec("matplotlib") is None:
         print("no plot: matplotlib is not installed")
     return path is not None and find_spec("matplotlib") is not None
@@ -29,7 +29,7 @@ def _save(figure, path: Path) -> None:
 
 
 def bars(path: Path | None, contests: Sequence[dict], title: str) -> None:
-    """Seconds (with range) and peak memory of each contender of each contest."""
+    """Plot seconds (with range) and peak memory of each contender of each contest."""
     if not drawn(path):
         return
     figure, axes = _figure(10, 0.9 + 0.45 * sum(len(c["rows"]) for c in contests), columns=2)
@@ -55,7 +55,7 @@ def bars(path: Path | None, contests: Sequence[dict], title: str) -> None:
 
 
 def lines(path: Path | None, panels: Sequence[dict], title: str) -> None:
-    """One panel per swept quantity: `x`, and `series` of name -> y; a `level` is a dashed line."""
+    """Plot a panel per swept quantity: `x`, `series` of name -> y; `level` is a dashed line."""
     if not drawn(path):
         return
     figure, axes = _figure(3.4 * len(panels), 3.2, columns=len(panels))

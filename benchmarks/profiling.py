@@ -1,4 +1,4 @@
-"""Where the time of decoding goes: matrix products, attention, everything else, and Python."""
+"""Profile decoding: time in matrix products, attention, other operators, and Python."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ ATTENTION = ("scaled_dot_product", "attention", "flash_fwd", "fmha")
 
 
 def kind(name: str) -> str:
-    """What an operator or a kernel is: product, attention or rest."""
+    """Classify an operator or kernel: product, attention or rest."""
     short = name.removeprefix("aten::").removeprefix("mkldnn::")
     if any(part in name for part in ATTENTION):
         return "attention"
@@ -22,7 +22,7 @@ def kind(name: str) -> str:
 
 
 def _operators(work: Callable[[], object]) -> tuple[dict[str, float], float]:
-    """Seconds that each operator took itself, and of the clock."""
+    """Return the seconds of each operator without its children, and wall-clock seconds."""
     gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
     with profile(activities=activities) as trace:
@@ -39,11 +39,11 @@ def _operators(work: Callable[[], object]) -> tuple[dict[str, float], float]:
 
 
 def matrix_share(sample: Callable[[int], object], tokens: int) -> dict:
-    """Shares of the decode steps of `sample(tokens)`, and the ten costliest operators.
+    """Return time shares of the decode steps of `sample(tokens)`, and the costliest operators.
 
-    The prefill is taken out by the difference to a run of one token: tokens − 1 steps are left.
-    `outside` counts against the clock, with Python and the profiler's own cost, so that it errs on
-    the high side; `outside_operators` is among operators alone.
+    A run of one token is subtracted, which leaves tokens − 1 steps without prefill. `outside` is a
+    share of wall-clock time, with Python and the profiler's own cost, so it is an upper bound;
+    `outside_operators` is a share of operator time.
     """
     _operators(lambda: sample(1))  # the profiler's own warm-up
     first, first_wall = _operators(lambda: sample(1))
@@ -65,7 +65,7 @@ def matrix_share(sample: Callable[[int], object], tokens: int) -> dict:
 
 
 def report(found: dict) -> str:
-    """What --profile prints."""
+    """Format a profile for --profile."""
     lines = [
         f"{found['steps']} decode steps under the profiler, {found['seconds']:.2f} s by the clock, "
         f"{found['operators_seconds']:.2f} s in operators",

@@ -1,8 +1,8 @@
-"""Rows of numbers: what every benchmark says of a contender, and of ours against the others.
+"""Result rows of benchmarks: numbers of each contender, and ours against the others.
 
 A row has `contender`, and either a `reason` why there are no numbers, or `times` in seconds, their
 `median`, `low` and `high`, `tokens` of one turn, `tokens_per_second` and `peak_bytes`. The first
-row is ours. Ratios are ours / theirs, of medians and of peaks: below 1 is ours.
+row is ours. Ratios are ours / theirs, of medians and of peaks: below 1 ours is better.
 """
 
 import json
@@ -20,7 +20,7 @@ def spread(times: list[float], tokens: float) -> dict:
 
 
 def ratios(rows: list[dict]) -> dict:
-    """ratio_time and ratio_memory of ours to the first peer, to its best and to each of them."""
+    """Return ratio_time and ratio_memory of ours to the first, the best and each peer."""
     ours, peers = rows[0], [row for row in rows[1:] if "median" in row]
     found: dict[str, Any] = {"ratio_time": None, "ratio_memory": None, "peer": None, "each": {}}
     for peer in peers:
@@ -53,7 +53,7 @@ def table(rows: list[dict], compared: dict) -> str:
 
 
 def write(path: Path | None, result: dict) -> None:
-    """Save what is there so far: whatever is measured is kept when a run is cut off."""
+    """Save the results so far, to keep them if the run is cut off."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".new")

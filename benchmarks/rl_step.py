@@ -1,21 +1,20 @@
-"""A whole step of RL: ours against TRL's GRPOTrainer, side by side.
+"""Time a whole RL step: ours against TRL's GRPOTrainer.
 
     python -m benchmarks.rl_step --model smollm2-135m --json rl_step.json
 
 `documents` prefixes, `group` responses of exactly `response` tokens to each: sampling, rewards,
 advantages, loss, backward, clipping and AdamW, with the same model, prompts, lengths, dtype,
-optimiser and threads (benchmarks/trainers.py has all). TRL runs with --micro responses at a time,
-gradients accumulated, without gradient checkpointing (faster) and with it (its default, as ours).
-What is compared is what a user of either gets, not one kernel: ours computes each prefix once, TRL
-once for each response, in sampling and in training. Data loading, logging and saving are off in
-both; no raw text is trained on, because TRL has no such loss. TRL with vLLM, on more GPUs, or with
-PEFT is not measured.
+optimiser and threads (see benchmarks/trainers.py). TRL accumulates gradients over --micro responses
+at a time, without gradient checkpointing (faster) or with it (its default, as ours).
+The benchmark compares what users get, not one kernel: ours computes each prefix once, TRL once per
+response, in sampling and in training. Data loading, logging and saving are off in both. No raw text
+is trained on, because TRL has no such loss. TRL with vLLM, several GPUs or PEFT is not measured.
 
-Before the contest, in fp32 and in a process of its own: of the same responses, TRL's own loss and
-ours must have the same log-probabilities and gradient (cosine > 0.9999, and the same length).
+Before the contest, in fp32 and in a separate process, on the same responses: TRL's own loss and
+ours must have the same log-probabilities and gradient (cosine > 0.9999, and the same norm).
 
-mfu (on a GPU that rmt/flops.py knows): operations that training needs, without recomputation, over
-the seconds of our step after the rollouts, over the GPU's peak.
+mfu (on a GPU that rmt/engine/flops.py knows): operations of training, without recomputation, per
+second of our step after the rollouts, over the GPU's peak.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from benchmarks.contest import OURS, Failed, Player, Unavailable, hold, take_par
 from benchmarks.results import ratios, table, write
 from benchmarks.trainers import CONTENDERS
 from models.config import ModelConfig
-from rmt.flops import forward_flops, peak_flops
+from rmt.engine.flops import forward_flops, peak_flops
 
 MODULE = "benchmarks.rl_step"
 DTYPES = ("bfloat16", "float32")
@@ -37,7 +36,7 @@ COSINE = 0.9999
 
 
 def verify(o: argparse.Namespace) -> dict:
-    """Compare the two losses; SystemExit when they differ, and a reason without TRL."""
+    """Compare the two losses; SystemExit if they differ. Without TRL, return a reason."""
     few = {"documents": min(2, o.documents), "group": 2, "response": min(16, o.response),
            "micro": 4, "dtype": "float32"}  # fmt: skip
     player = Player(MODULE, "verify", inputs.flags(_one(o, **few)))
@@ -60,13 +59,13 @@ def verify(o: argparse.Namespace) -> dict:
 
 
 def _one(o: argparse.Namespace, **changes) -> argparse.Namespace:
-    """The options of a contender's process."""
+    """Return the options of a contender's process."""
     without = {"dtypes": None, "contenders": None, "json": None, "no_check": None, "apart": None}
     return argparse.Namespace(**vars(o) | without | changes)
 
 
 def utilisation(o: argparse.Namespace, dtype: str, ours: dict) -> dict:
-    """Teraflops of our training part, and their share of the GPU's peak where it is known."""
+    """Return TFLOP/s of our training phase, and the share of the GPU's peak if known."""
     config = ModelConfig.from_directory(inputs.directory(o))
     answers = [[[0] * o.response] * o.group] * o.documents
     needed = 3 * forward_flops(config, inputs.trees([[0] * o.prefix] * o.documents, answers))

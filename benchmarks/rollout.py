@@ -1,20 +1,20 @@
-"""Sampling of responses: ours against transformers' generate, and vLLM and nano-vllm on a GPU.
+"""Time sampling: ours against transformers' generate, and vLLM and nano-vllm on a GPU.
 
     python -m benchmarks.rollout --model smollm2-135m --json rollout.json
 
 `documents` prefixes of `prefix` tokens, `group` responses of exactly `response` tokens to each, at
 temperature 1 from the whole vocabulary, in the same dtype and with as many threads. --sequences 32
-is 4 prefixes times 8 responses, 1 is one response to one prefix. Everything from token ids to token
-ids is timed: caches, prefill and decoding; loading and tokenising is not.
+is 4 prefixes times 8 responses, 1 is one response to one prefix. The time from token ids to token
+ids counts: caches, prefill and decoding. Loading and tokenising do not.
 
-Before the contest, transformers' greedy tokens must be ours (fp32), and what ours sampled must have
-the log-probability that ours reports (teacher-forced by transformers; both dtypes). Our sampler
-computes the prefix once for the group; generate repeats it, with either cache: that is what a
-program that calls it gets. transformers' continuous batching is not measured.
+Before the contest, transformers' greedy tokens must equal ours (fp32), and our sampled tokens must
+have the log-probabilities that we report (teacher-forced by transformers; both dtypes). Our sampler
+computes the prefix once per group; generate repeats it with either cache, as it does for any
+caller. transformers' continuous batching is not measured.
 
---profile also tells how much of our decode steps is spent outside matrix products.
-`roofline` of ours: the time at the machine's ceilings (measured in this run) for reading weights,
-trunks and own keys in every step plus the arithmetic of the prefill, over the time that it took.
+--profile also measures the share of our decode steps outside matrix products.
+`roofline` of ours: the time at the machine's ceilings (measured in this run) to read weights,
+trunks and own keys in every step, plus the arithmetic of the prefill, over the measured time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.profiling import report
 from benchmarks.results import ratios, table, write
 from benchmarks.samplers import CONTENDERS, absent
 from models.config import ModelConfig
-from rmt.flops import forward_flops
+from rmt.engine.flops import forward_flops
 
 MODULE = "benchmarks.rollout"
 # Of ours against transformers, teacher-forced. bf16 rounds logits around 20 by 0.06.
@@ -35,7 +35,7 @@ LIMITS = {"float32": (1e-4, 5e-3), "bfloat16": (0.06, 1.0)}  # mean, largest
 
 
 def check(dtype: str):
-    """How a peer is held against ours: it must be transformers, the others give no log p."""
+    """Return a check of a peer against ours: transformers only, the others give no log p."""
 
     def agree(ours: Player, peer: Player) -> dict:
         if not peer.name.startswith("transformers"):
@@ -43,7 +43,7 @@ def check(dtype: str):
         found = peer.ask("verify", ours.ask("reference"))
         mean, largest = LIMITS[dtype]
         agrees = found["logprob_mean"] <= mean and found["logprob_max"] <= largest
-        # In bf16 rounding decides between tokens that are almost equally likely.
+        # In bf16, rounding decides between almost equally likely tokens.
         agrees = agrees and (dtype != "float32" or found["greedy_equal"] == 1)
         return {"agrees": agrees, "checked": True, **found}
 
@@ -51,7 +51,7 @@ def check(dtype: str):
 
 
 def ideal_seconds(o: argparse.Namespace, roof: dict[str, float]) -> float:
-    """Time at the ceilings: the prefill's arithmetic, and what every decode step has to read."""
+    """Return the time at the ceilings: arithmetic of the prefill, reads of every decode step."""
     place, dtype = inputs.directory(o), inputs.dtype_of(o)
     c = ModelConfig.from_directory(place)
     trees = inputs.trees([[0] * o.prefix] * o.documents)
@@ -80,7 +80,7 @@ def profile_ours(o: argparse.Namespace, flags: list[str]) -> dict:
 def contest(
     o: argparse.Namespace, sequences: int, dtype: str, names: list[str], roof: dict[str, float]
 ) -> dict:
-    """Everything about one number of sequences in one dtype."""
+    """Measure one number of sequences in one dtype."""
     group = min(o.group, sequences)
     one = argparse.Namespace(
         **vars(o) | {"dtype": dtype, "group": group, "documents": max(1, sequences // group),

@@ -1,12 +1,12 @@
 """The contenders of benchmarks/rollout.py: ours, transformers' generate, vLLM and nano-vllm.
 
-All have weights of the same dtype, sample from the whole distribution at temperature 1, and make
-exactly `response` tokens: nothing ends a response. Ours returns the log-probability of each token
-as well, which RL needs; the peers are not asked for it. Each is a function that loads its model and
-then takes turns (benchmarks/contest.py).
+All have weights of the same dtype, sample from the whole distribution at temperature 1, and
+generate exactly `response` tokens: nothing ends a response. Ours also returns the log-probability
+of each token, which RL needs; the peers do not. Each is a function that loads its model and then
+takes turns (benchmarks/contest.py).
 
-vLLM and nano-vllm need a GPU and reserve most of it for their caches, so their peak says nothing.
-Their calls are written from their sources (vLLM 0.10, nano-vllm 0.2) and were never run here.
+vLLM and nano-vllm need a GPU and reserve most of it for their caches, so their peak is not
+comparable. Their calls are written from their sources (vLLM 0.10, nano-vllm 0.2), never run here.
 """
 
 import argparse
@@ -20,14 +20,15 @@ from benchmarks.contest import Turns, Unavailable
 from benchmarks.profiling import matrix_share
 from models.config import ModelConfig
 from models.weights import build
-from rmt.rollout import Sampling, generate
+from rmt.rollout import generate
+from rmt.sampling import Sampling
 
-CHECKED = 16  # tokens of the responses that are compared before the contest
-SAMPLES = 2  # and how many of them to each prefix
+CHECKED = 16  # tokens of each response that is compared before the contest
+SAMPLES = 2  # such responses to each prefix
 
 
 def given(o: argparse.Namespace) -> tuple:
-    """Directory, token ids of the prefixes, dtype and device: the same for everybody."""
+    """Return directory, token ids of the prefixes, dtype and device: the same for all."""
     place = inputs.directory(o)
     prefixes = [ids for _, ids in inputs.prompts(place, o.documents, o.prefix)]
     return place, prefixes, inputs.dtype_of(o), machine.device_here()
@@ -44,7 +45,7 @@ def ours(o: argparse.Namespace, turns: Turns) -> None:
         return generate(model, trees, samples, sampling)
 
     def reference() -> dict:
-        """Greedy tokens, and sampled ones with their log-probabilities, for peers to check."""
+        """Return greedy tokens, and sampled ones with log-probabilities, for peers to check."""
         sampled = [r for group in sample(SAMPLES, CHECKED) for r in group]
         return {
             "greedy": [group[0].tokens for group in sample(1, CHECKED, temperature=0)],
@@ -62,7 +63,7 @@ def ours(o: argparse.Namespace, turns: Turns) -> None:
 
 
 def transformers(o: argparse.Namespace, turns: Turns, cache: str) -> None:
-    """generate() with its dynamic or static cache; the latter is compiled on a GPU, its default."""
+    """Run generate() with its dynamic or static cache; on a GPU the latter compiles (default)."""
     try:
         from transformers import AutoModelForCausalLM
     except ImportError as error:
@@ -82,7 +83,7 @@ def transformers(o: argparse.Namespace, turns: Turns, cache: str) -> None:
 
     @torch.no_grad()
     def verify(reference: dict) -> dict:
-        """Our greedy tokens are its own; what we sampled has the log-probability that we said."""
+        """Compare our greedy tokens and the log-probabilities of our samples with its own."""
         greedy = sample(1, CHECKED, do_sample=False).tolist()
         same = sum(a == b for x, y in zip(greedy, reference["greedy"]) for a, b in zip(x, y))
         said = torch.tensor(reference["tokens"], device=device)
@@ -105,7 +106,7 @@ def transformers(o: argparse.Namespace, turns: Turns, cache: str) -> None:
 
 
 def absent() -> dict[str, str]:
-    """Who cannot take part here, and why."""
+    """Return contender -> reason why it cannot take part here."""
     found = {}
     for name in ("vllm", "nanovllm"):
         if not torch.cuda.is_available():
@@ -116,7 +117,7 @@ def absent() -> dict[str, str]:
 
 
 def vllm(o: argparse.Namespace, turns: Turns) -> None:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that its memory is this process's
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # to measure its memory in this process
     from vllm import LLM, SamplingParams
 
     place, prefixes, _, _ = given(o)
@@ -134,13 +135,13 @@ def vllm(o: argparse.Namespace, turns: Turns) -> None:
         out = engine.generate(prompts, how, use_tqdm=False)
         number += 1
         turns.end(sum(len(answer.token_ids) for request in out for answer in request.outputs))
-        engine.reset_prefix_cache()  # or the next prefill would be served from this one
+        engine.reset_prefix_cache()  # or the cache would skip the next prefill
 
 
 def nanovllm(o: argparse.Namespace, turns: Turns) -> None:
-    """It has no n: each prefix is sent G times, and its prefix cache finds what they share.
+    """Send each prefix G times, as it has no n; its prefix cache shares them.
 
-    The cache cannot be emptied from outside, so that only the warm-up pays for its prefill.
+    The cache cannot be emptied from outside, so only the warm-up pays for the prefill.
     """
     from nanovllm import LLM, SamplingParams
 

@@ -1,20 +1,20 @@
-"""What a step of ours costs against documents, positions, group and length, one at a time.
+"""Cost of our step as documents, positions, group and length vary, one at a time.
 
     python -m benchmarks.scaling --model smollm2-135m --json scaling.json
 
-k positions of each document are reasoned about, with G responses of exactly `length` tokens to
-each. Rollouts and update are the pieces of train.py (benchmarks/trainers.py), timed apart. Three
-claims are looked at:
+A step asks k positions of each document, with G responses of exactly `length` tokens to each.
+Rollouts and update are those of train.py (benchmarks/trainers.py), timed separately. Three claims
+are tested:
 
 - both grow linearly in response tokens: a straight line is fitted for each quantity, with R²;
-- what responses share is computed once, whatever G is: `prefill rows` are those of the first pass
-  in sampling, `shared rows` those of training that are no response. A hook counts what the model
-  really gets. Both are the trunks and one token of prompt for each position;
-- memory follows the tokens of a micro-batch and of the cache.
+- tokens that responses share are computed once, whatever G is: `prefill rows` are the tokens of
+  the first pass in sampling, `shared rows` the tokens of training outside responses. A hook counts
+  the tokens that the model gets. Both are the trunks and one prompt token per position;
+- memory grows with the tokens of a micro-batch and of the cache.
 
-Few layers, since every layer repeats the one before; of the model's width and with its whole head,
-with random weights. All points take turns, so that a change of the machine meets all of them.
-There is no peer here: benchmarks/rl_step.py has one.
+The model has few layers, since all layers are alike, but its full width and whole head, with random
+weights. All points take turns, so that a change of the machine affects all of them. There is no
+peer here: benchmarks/rl_step.py has one.
 """
 
 import argparse
@@ -25,23 +25,21 @@ import torch
 
 from benchmarks import inputs, machine, plots
 from benchmarks.results import spread, write
-from benchmarks.trainers import judge, make_run, respond
+from benchmarks.trainers import Trainer, judge, make_run, respond, step_on
 from models.transformer import Transformer
-from rmt.forest import Branch, Tree
-from rmt.metrics import Metrics
-from rmt.run import Run
-from rmt.update import update
+from rmt.system.metrics import Metrics
+from rmt.trees import Branch, Tree
 
 SWEEPS = {
     "documents": (1, 2, 4, 8), "positions": (1, 2, 4, 8), "group": (2, 4, 8, 16, 32),
     "length": (16, 32, 64, 128),
 }  # fmt: skip
-ROW = 16384  # tokens of a micro-batch, as in train.py: a document's branches are not torn apart
+ROW = 16384  # tokens of a micro-batch, as in train.py: holds all branches of a document
 PHASES = ("rollout", "update")
 
 
 def plant(prefixes: list[list[int]], positions: int, groups=None) -> list[Tree]:
-    """k branches of each document, evenly over its second half, each with a prompt of one token."""
+    """Fork k branches per document, evenly over its second half, with a prompt of one token."""
     trees = []
     for number, ids in enumerate(prefixes):
         branches = []
@@ -58,7 +56,7 @@ def plant(prefixes: list[list[int]], positions: int, groups=None) -> list[Tree]:
 
 
 class Rows:
-    """Counts the rows of tokens that any Transformer gets, forward pass by forward pass."""
+    """Context that counts the tokens of each forward pass of any Transformer."""
 
     def __enter__(self) -> "Rows":
         self.passes: list[int] = []
@@ -74,8 +72,8 @@ class Rows:
         self.handle.remove()
 
 
-def step(run: Run, point: dict[str, int], prefixes: list[list[int]]) -> dict[str, float]:
-    """One step at a point: seconds of its two phases, and rows of tokens in each."""
+def step(run: Trainer, point: dict[str, int], prefixes: list[list[int]]) -> dict[str, float]:
+    """Run one step at a point; return seconds of its two phases and tokens of each."""
     documents = prefixes[: point["documents"]]
     with Rows() as rows:
         started = time.perf_counter()
@@ -86,24 +84,23 @@ def step(run: Run, point: dict[str, int], prefixes: list[list[int]]) -> dict[str
         rows.passes.clear()
         rewards, advantage = judge(run, groups)
         trees = plant(documents, point["positions"], groups)
-        trained = update(run, trees, groups, advantage, (rewards > 0.5).float(), Metrics())
+        trained = step_on(run, trees, groups, rewards, advantage, Metrics()).trees
         _wait(run)
         ended = time.perf_counter()
     own = sum(len(branch.response) for tree in trained for branch in tree.branches)
-    run.step += 1
     return {
         "rollout": middle - started, "update": ended - middle,
         "prefill_rows": prefill, "shared_rows": sum(rows.passes) - own,
     }  # fmt: skip
 
 
-def _wait(run: Run) -> None:
+def _wait(run: Trainer) -> None:
     if run.world.device.type == "cuda":
         torch.cuda.synchronize(run.world.device)
 
 
 def fit(tokens: list[float], seconds: list[float]) -> dict[str, float] | None:
-    """Least squares: seconds = slope · tokens + intercept, and the share of variance explained."""
+    """Fit seconds = slope · tokens + intercept by least squares; r2: explained variance."""
     if len(set(tokens)) < 2:
         return None
     slope, intercept = statistics.linear_regression(tokens, seconds)
@@ -112,7 +109,7 @@ def fit(tokens: list[float], seconds: list[float]) -> dict[str, float] | None:
 
 
 def summary(points: list[dict], centre: dict[str, int]) -> dict[str, dict]:
-    """Of each quantity: its values, seconds of both phases, fits against response tokens."""
+    """Return for each quantity its values, seconds of both phases, fits over response tokens."""
     found = {}
     for name in SWEEPS:
         others = {key: value for key, value in centre.items() if key != name}
@@ -144,12 +141,12 @@ def report(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def measure(o: argparse.Namespace, run: Run, points: list[dict[str, int]]) -> list[dict]:
+def measure(o: argparse.Namespace, run: Trainer, points: list[dict[str, int]]) -> list[dict]:
     most = max(point["documents"] for point in points)
     prefixes = [ids for _, ids in inputs.prompts(run.source, most, o.prefix)]
     answers: list[list[dict]] = [[] for _ in points]
     peaks = []
-    for point in points:  # the warm-up, too
+    for point in points:  # also the warm-up
         work = lambda point=point: step(run, point, prefixes)
         peaks.append(machine.peak_memory(work, run.world.device))
     for _ in range(o.rounds):
@@ -187,7 +184,7 @@ def main() -> None:
         if value <= max(o.largest, centre[name])
     ]
     points = [point for number, point in enumerate(every) if point not in every[:number]]
-    o.response = o.length  # what make_run asks for
+    o.response = o.length  # make_run reads it
     run = make_run(o, inputs.directory(o), inputs.dtype_of(o), ROW)
     rows = measure(o, run, points)
     found = summary(rows, centre)

@@ -1,50 +1,63 @@
 """The contenders of benchmarks/rl_step.py: ours, and TRL's GRPOTrainer in two settings.
 
 A step is G responses to each prefix, a reward of each, advantages within the group, one loss over
-all tokens, its gradient, clipping and AdamW. The reward is a function of the token ids, as good as
-random: ours leaves out responses without an advantage, and here there are none to leave out.
+all tokens, its gradient, clipping and AdamW. The reward is a pseudo-random function of the token
+ids, so that every response has an advantage: ours skips those without.
 
-All hold fp32 master weights. bf16 is autocast for TRL and FSDP2's mixed precision for ours: the
-usual way of each. Ours recomputes the activations of a layer in its backward pass, in
-rows of up to ROW tokens. TRL takes `micro` responses at a time; `trl` keeps activations, which is
-faster, and `trl-checkpointing`, its default, recomputes them as ours does. AdamW is fused in all.
-Ours makes its metrics as in train.py, but has no raw text in its loss, since TRL has none.
+All keep fp32 master weights. bf16 is autocast for TRL and FSDP2's mixed precision for ours, the
+default of each. Ours recomputes the activations of a layer in the backward pass, in micro-batches
+of up to ROW tokens. TRL runs `micro` responses at a time; `trl` keeps activations, which is faster,
+and `trl-checkpointing`, its default, recomputes them as ours does. AdamW is fused in all. Ours
+computes its metrics as in train.py, but has no raw text in its loss, since TRL has none.
 """
 
 import argparse
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import inputs, machine
 from benchmarks.contest import Turns, Unavailable
-from rmt import dist
-from rmt.clock import Clock
-from rmt.config import Config
+from rmt.config.config import Config
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
-from rmt.metrics import Metrics
-from rmt.objective import forest_loss
-from rmt.rollout import Rollout, Sampling, generate
-from rmt.run import Run
-from rmt.update import global_objective, update
+from rmt.objective import Objective, forest_loss
+from rmt.questions import RolloutBatch
+from rmt.rollout import generate
+from rmt.sampling import Rollout, Sampling
+from rmt.system import dist
+from rmt.system.clock import Clock
+from rmt.system.metrics import Metrics
+from rmt.update import Updated, global_objective, update
 
 LEARNING_RATE = 1e-6
-ROW = {"cpu": 4096, "cuda": 16384}  # the preset `small`, and the default
+ROW = {"cpu": 4096, "cuda": 16384}  # as in the preset `small`, and the default
 
 
 def reward(ids: list[int]) -> float:
-    """In [0, 1), and as good as random."""
+    """Return a pseudo-random reward in [0, 1)."""
     return sum(ids) % 97 / 97
 
 
-def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int = 0) -> Run:
-    """What train.py prepares, as far as an update needs it; `row` tokens per micro-batch."""
+@dataclass
+class Trainer:
+    """State of train.py that an update needs."""
+
+    config: Config
+    model: Any
+    optimizer: torch.optim.Optimizer
+    world: dist.World
+    source: Path
+    step: int = 0
+
+
+def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int = 0) -> Trainer:
+    """Load model and optimizer; row: tokens per micro-batch, default ROW."""
     world = dist.current(machine.device_here())
     config = Config(
         model=str(place), batch_size=o.documents, group_size=o.group, temperature=1.0,
@@ -52,51 +65,63 @@ def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int 
         warmup_steps=0, tokens_per_micro_batch=row or ROW[world.device.type], recompute="full",
     )  # fmt: skip
     model = dist.load_model(place, world, compute)
-    model.how_to_train(config.recompute, compiled=world.device.type == "cuda")
+    model.configure_training(config.recompute, compiled=world.device.type == "cuda")
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=config.adam_betas,
         weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
-    # All rows of the head, also where a model with random weights borrows a smaller tokenizer.
-    tokenizer = SimpleNamespace(vocab_size=model.config.vocab_size)
-    return Run(
-        config=config, world=world, source=place, tokenizer=tokenizer, documents=[], tiers=[],
-        curriculum=None, order=np.zeros((1, o.documents), dtype=np.int64), model=model,
-        reference=None, optimizer=optimizer, compute=compute, held_out=None,
-        clock=Clock(world.device), saver=None,
-    )  # fmt: skip
+    return Trainer(config, model, optimizer, world, place)
 
 
-def respond(run: Run, trees, samples: int, tokens: int) -> list[list[Rollout]]:
-    """Rollouts of exactly so many tokens, as train.py makes them."""
+def respond(run: Trainer, trees, samples: int, tokens: int) -> list[list[Rollout]]:
+    """Sample responses of exactly `tokens` tokens, as in train.py."""
     c = run.config
     branches = max(256, len(trees) * samples)
     sampling = Sampling(
-        tokens, (), run.tokenizer.vocab_size, c.temperature, branches, c.seed, "train", run.step
+        tokens, (), run.model.config.vocab_size, c.temperature, branches, c.seed, "train", run.step
     )
     run.optimizer.zero_grad(set_to_none=True)
     with dist.rollout_mode(run.model) as sampler:
         return generate(sampler, trees, samples, sampling)
 
 
-def judge(run: Run, groups: list[list[Rollout]]) -> tuple[Tensor, Tensor]:
-    """Rewards and advantages, (P, G) each."""
+def judge(run: Trainer, groups: list[list[Rollout]]) -> tuple[Tensor, Tensor]:
+    """Return rewards and advantages, (P, G) each."""
     c = run.config
     rewards = torch.tensor([[reward(r.tokens) for r in group] for group in groups])
     scale = advantage_scale(rewards, c.advantage_norm, c.advantage_delta, [rewards])
     return rewards, advantages(rewards, scale)
 
 
-def learn(run: Run, prefixes: list[list[int]], groups: list[list[Rollout]]) -> Metrics:
-    """Rewards, advantages, loss and update: what train.py does with the rollouts of a step."""
+def learn(run: Trainer, prefixes: list[list[int]], groups: list[list[Rollout]]) -> Metrics:
+    """Compute rewards, advantages and loss of the rollouts, and update, as in train.py."""
     rewards, advantage = judge(run, groups)
     trees = inputs.trees(prefixes, [[r.tokens for r in group] for group in groups])
     metrics = Metrics()
-    update(run, trees, groups, advantage, (rewards > 0.5).float(), metrics)
-    run.step += 1
-    if run.refused_in_a_row:
-        raise FloatingPointError("the update was refused: a loss or gradient was not finite")
+    step_on(run, trees, groups, rewards, advantage, metrics)
     return metrics
+
+
+def objective_of(run: Trainer, trees, groups, rewards: Tensor, advantage: Tensor) -> Objective:
+    """Build the objective over all rows of the head; the tokenizer may have fewer tokens."""
+    batch = RolloutBatch([], groups, [], {"match": (rewards > 0.5).float()})
+    return global_objective(
+        run.config, trees, batch, advantage, run.model.config.vocab_size, run.world
+    )
+
+
+def step_on(run: Trainer, trees, groups, rewards, advantage, metrics: Metrics) -> Updated:
+    """Run one update, as in train.py."""
+    objective = objective_of(run, trees, groups, rewards, advantage)
+    clock = Clock(run.world.device)
+    updated = update(
+        run.config, run.model, run.optimizer, None, trees, objective, groups, pack, run.step,
+        run.world, clock, metrics,
+    )  # fmt: skip
+    run.step += 1
+    if updated.refused:
+        raise FloatingPointError("the update was refused: a loss or gradient was not finite")
+    return updated
 
 
 def ours(o: argparse.Namespace, turns: Turns) -> None:
@@ -114,7 +139,7 @@ def ours(o: argparse.Namespace, turns: Turns) -> None:
 
 
 def trl(o: argparse.Namespace, turns: Turns, recompute: bool = False) -> None:
-    """A turn is from on_step_begin to on_step_end, which includes generation."""
+    """Take turns, each from on_step_begin to on_step_end, which includes generation."""
 
     class Over(Exception):
         pass
@@ -156,7 +181,7 @@ def make_trainer(o: argparse.Namespace, folder: str, reward_function, recompute:
     except ImportError as error:
         raise Unavailable(f"{error}; `make bench` installs it") from None
     place = inputs.directory(o)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(place)  # tokenizer.json as it is
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(place)  # tokenizer.json unchanged
     given = inputs.prompts(place, o.documents, o.prefix)
     texts = [text for text, _ in given]
     if tokenizer(text=texts)["input_ids"] != [ids for _, ids in given]:
@@ -182,10 +207,10 @@ def make_trainer(o: argparse.Namespace, folder: str, reward_function, recompute:
 
 
 def verify(o: argparse.Namespace, turns: Turns) -> None:
-    """One turn: ours and TRL's own loss, of the same few responses, in fp32.
+    """Compare our loss and TRL's own, on the same few responses, in fp32, in one turn.
 
-    Answers with the largest difference of a log-probability, and how the gradients of all
-    parameters together differ. The losses say nothing: on-policy, both are a sum of advantages, 0.
+    Answers with the largest difference of log-probabilities, and the difference of the gradients of
+    all parameters together. Loss values are no test: on-policy, both are a sum of advantages, 0.
     """
     place = inputs.directory(o)
     prefixes = [ids for _, ids in inputs.prompts(place, o.documents, o.prefix)]
@@ -211,10 +236,10 @@ def _gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def _loss_of_ours(run: Run, prefixes, groups) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss_of_ours(run: Trainer, prefixes, groups) -> tuple[Tensor, dict[str, Tensor]]:
     rewards, advantage = judge(run, groups)
     trees = inputs.trees(prefixes, [[r.tokens for r in group] for group in groups])
-    objective = global_objective(run, trees, groups, advantage, (rewards > 0.5).float())
+    objective = objective_of(run, trees, groups, rewards, advantage)
     loss, _, logprob, _ = forest_loss(run.model, pack(trees, run.world.device), objective)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -231,7 +256,7 @@ def _loss_of_trl(trainer, prefixes, groups, advantage) -> tuple[Tensor, dict[str
         "advantages": advantage.flatten().float().to(device),
         "num_items_in_batch": torch.tensor(float(responses.numel()), device=device),
     }  # fmt: skip
-    model = trainer.model.to(device).eval()  # it then divides by all tokens, not by its schedule
+    model = trainer.model.to(device).eval()  # eval: divide by all tokens, not by its schedule
     loss = trainer._compute_loss(model, batch)
     model.zero_grad()
     loss.backward()

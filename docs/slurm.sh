@@ -15,7 +15,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@60
 
-# torchrun's own store would hand the addresses of dead ranks to restarted ones (rmt/torchrun.py).
+# torchrun's own store would hand the addresses of dead ranks to restarted ones (rmt/system/torchrun.py).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=8
 # export NCCL_SOCKET_IFNAME=... GLOO_SOCKET_IFNAME=...   where the first interface is the wrong one

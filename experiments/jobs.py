@@ -1,20 +1,20 @@
-"""What `make paper` and `make beyond` run: methods, ablations, post-training, over seeds.
+"""The jobs of `make paper` and `make beyond`: methods, ablations, post-training, over seeds.
 
-Jobs are commands that anyone can type; the folder of each holds those that were run.
+Jobs are ordinary commands; the folder of each job records those that were run.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmt.jobs import Command, Job
-from rmt.records import read_lines
+from experiments.runner import Command, Job
+from rmt.system.records import read_lines
 
 Flags = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the tables are measured with: a model, its data, and how long."""
+    """Settings of an experiment: a model, its data, steps and seeds."""
 
     model: str
     train: Flags  # of train.py, for mid-training
@@ -22,16 +22,16 @@ class Setting:
     eval: Flags  # of eval.py on held-out text
     other: Flags  # of eval.py on text of another domain
     problems: Flags  # of eval.py --mode problems
-    few: Flags = ()  # of train.py: so few documents that their positions are met again
+    few: Flags = ()  # of train.py: so few documents that positions repeat
     new: Flags = ()  # of train.py: text of the other domain
-    freely: Flags = ("--no-budget",)  # of train.py: to think without a budget
+    freely: Flags = ("--no-budget",)  # of train.py: think without a budget
     ask_freely: Flags = ("--mode", "ntr")  # of eval.py
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 20
     post_steps: int = 12
 
 
-# The tiny model has read nothing but its own world: the usual request would be noise to it.
+# The tiny model knows only its own world: it has never seen the usual request.
 PLAINLY = ("--problem-request", "")
 
 SETTINGS = {
@@ -62,8 +62,8 @@ SETTINGS = {
             "--positions-per-document", "3",
         ),
         new=("--data", "assets/tiny_problems/text_train.jsonl"),
-        # It has never read a prompt without a length, and is lost there (7 % right): it is asked
-        # for B_0 all the time, and paid for the match alone.
+        # It has never seen a prompt without a length and fails there (7 % right): ask for B_0 at
+        # every step, and reward the match alone.
         freely=(
             "--budget", "--budget-start", "90", "--budget-decay", "1", "--length-weight", "0",
         ),
@@ -101,7 +101,7 @@ SETTINGS = {
 
 
 def jobs(setting: Setting, out: Path, part: str) -> list[Job]:
-    """All jobs of a part, those that others need first; of each a folder out/SEED/NAME."""
+    """List all jobs of a part, in order of dependency; each has a folder out/SEED/NAME."""
     of_seed = {"claims": _claims, "beyond": _beyond}[part]
     return [job for seed in setting.seeds for job in of_seed(setting, seed, out / str(seed))]
 
@@ -110,7 +110,7 @@ PLAIN, BUDGET = ("--mode", "ntp"), ("--mode", "rmt")
 
 
 def _claims(s: Setting, seed: int, place: Path) -> list[Job]:
-    """The paper's own: methods, ablations, next-token training of equal cost, post-training."""
+    """List the paper's runs: methods, ablations, next-token training of equal cost, GRPO."""
     rmt, text = place / "rmt", {"text": BUDGET}
     steps = (*s.train, "--steps", str(s.steps))
     rpt = _rpt(s, steps)
@@ -141,7 +141,7 @@ def _claims(s: Setting, seed: int, place: Path) -> list[Job]:
 
 
 def _beyond(s: Setting, seed: int, place: Path) -> list[Job]:
-    """Ours, each a flag beside the RMT run of `_claims`. Noise shows where positions come again."""
+    """List runs of our own flags, beside RMT. The noise filter needs positions that repeat."""
     steps = (*s.train, "--steps", str(s.steps))
     flags = {
         "adaptive": ("--curriculum-rule", "adaptive"),
@@ -149,7 +149,7 @@ def _beyond(s: Setting, seed: int, place: Path) -> list[Job]:
         "budget-entropy": ("--budget-entropy", "1"),
     }
     if s.few:
-        flags |= {"few": s.few, "few-noise-filter": (*s.few, "--noise-tries", "8")}
+        flags |= {"few": s.few, "few-noise-filter": (*s.few, "--noise-after", "8")}
     found = [_rmt_job(s, seed, place)] + [
         _job(s, seed, place, name, (*steps, "--method", "rmt", *added), {"text": BUDGET})
         for name, added in flags.items()
@@ -158,7 +158,7 @@ def _beyond(s: Setting, seed: int, place: Path) -> list[Job]:
 
 
 def _new_text(s: Setting, seed: int, place: Path) -> list[Job]:
-    """Where there is text to be learnt: is next-token prediction of use, is RMT better than RPT?"""
+    """List runs on text that is new to the model: next-token prediction, RMT and RPT."""
     steps = (*s.train, *s.new, "--steps", str(s.steps))
     both = {"other": BUDGET, "other-plain": PLAIN}
     rmt = place / "new-rmt"
@@ -174,7 +174,7 @@ def _new_text(s: Setting, seed: int, place: Path) -> list[Job]:
 
 
 def _rpt(s: Setting, steps: Flags) -> Flags:
-    """RPT thinks freely, and draws again from the middle of the run on."""
+    """Return flags of RPT: no budget, and dynamic sampling from the middle of the run on."""
     return (*steps, "--method", "rpt", *s.freely, "--resample-from", str(s.steps // 2))
 
 
@@ -186,23 +186,23 @@ def _rmt_job(s: Setting, seed: int, place: Path) -> Job:
 def _job(
     s: Setting, seed: int, place: Path, name: str, train, evals, *, needs=(), start: str = ""
 ) -> Job:
-    """train: flags, or a function that gives them when the job starts; None: no training."""
+    """Make a job; train: flags, or a function that returns them at its start, or None."""
     make = lambda: _commands(s, seed, place / name, start or s.model, train, evals)
     return Job(place / name, make, needs)
 
 
 def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> list[Command]:
-    """Of a job: training, if any, then its evaluations."""
+    """Return the commands of a job: training, if any, then its evaluations."""
     called = lambda flags: flags() if callable(flags) else flags
     found = []
     if train:
-        # No table needs rollouts of the same positions again and again, a sixth of the sampling.
+        # The probe would be a sixth of the sampling, and no table needs it.
         flags = (*called(train), "--probe-documents", "0", "--seed", str(seed), "--out", str(out))
         found.append(("train.py", "--model", model, *flags))
         model = str(out / "model")
     for name, flags in evals.items():
         flags = called(flags)
-        # The same questions to all, chosen by the model as it was.
+        # The same questions for all, chosen by the initial model.
         domain = "other" if name.startswith("other") else "text"
         stored = ("--positions", str(out.parent.parent / f"positions-{domain}.json"))
         given = s.other if domain == "other" else s.eval
@@ -214,14 +214,14 @@ def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> lis
 
 
 def _matched(s: Setting, rmt: Path, flag: str) -> Flags:
-    """Next-token training with the tokens, or the minutes, of the seed's RMT run."""
+    """Return flags of next-token training with the tokens or minutes of the seed's RMT run."""
     minutes = sum(row["time/step"] for row in _metrics(rmt)) / 60
     spent = {"--max-tokens": _tokens(rmt), "--max-minutes": f"{minutes:.3f}"}
     return (*s.train, "--method", "ntp", "--steps", str(1000 * s.steps), flag, spent[flag])
 
 
 def _tokens(rmt: Path) -> str:
-    """Sampled and trained on, in a run."""
+    """Return the number of tokens that a run sampled and trained on."""
     rows = _metrics(rmt)
     return f"{sum(row['tokens/step'] + row['tokens/dropped'] for row in rows):.0f}"
 

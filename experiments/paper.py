@@ -1,12 +1,12 @@
-"""The paper's claims, measured: every baseline, every ablation and post-training in one command.
+"""Measure the paper's claims: every baseline, every ablation and post-training in one command.
 
     make paper                          the tiny world: two CPU cores, three seeds
-    make paper MODEL=smollm2-135m       the same on a real model, for a GPU
-    make beyond                         what is not in the paper: each of our own flags beside RMT
-    python -m experiments.paper tiny --tables     the tables of what has been run so far
+    make paper MODEL=smollm2-135m       the same with a real model, for a GPU
+    make beyond                         not in the paper: each of our own flags beside RMT
+    python -m experiments.paper tiny --tables     the tables of all runs so far
 
-Runs are kept in runs/paper/MODEL/SEED/JOB and are not repeated; one that was stopped is resumed.
-The tables go into docs/paper-MODEL.md, and into README.md between the markers that name the model.
+Runs are saved in runs/paper/MODEL/SEED/JOB and not repeated; a stopped one is resumed. The tables
+go into docs/paper-MODEL.md, and into docs/results.md between the markers that name the model.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from experiments.jobs import SETTINGS, jobs
+from experiments.runner import JobFailed, run_all, side_by_side
 from experiments.tables import write_tables
-from rmt.jobs import JobFailed, run_all, side_by_side
-from rmt.lock import held
-from rmt.terminal import safe_printing
+from rmt.system.lock import held
+from rmt.system.terminal import safe_printing
 
 
 @safe_printing()

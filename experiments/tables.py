@@ -1,4 +1,4 @@
-"""The tables of `make paper` and `make beyond`, beside the paper's numbers; a verdict per claim."""
+"""Tables of `make paper` and `make beyond`, with the paper's numbers and a verdict per claim."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ COLUMNS = (*TIERS, "average")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: what is measured by which evaluation of which job."""
+    """A line of a table: its title, job and evaluation, and the paper's numbers."""
 
     title: str
     job: str
@@ -55,9 +55,9 @@ BEYOND = [
     Row("budgets by entropy (`--budget-entropy 1`)", "budget-entropy"),
     Row("next-token prediction alone, RMT's tokens", "ntp-tokens"),
     Row("RMT on four documents", "few"),
-    Row("the same, without noise (`--noise-tries 8`)", "few-noise-filter"),
+    Row("the same, without noise (`--noise-after 8`)", "few-noise-filter"),
 ]
-NEW = [  # learnt from text of the other domain
+NEW = [  # trained on text of the other domain
     Row("next token, untrained", "base", "other-plain"),
     Row("next token, NTP alone on RMT's tokens", "new-ntp", "other-plain"),
     Row("next token, RPT", "new-rpt", "other-plain"),
@@ -81,7 +81,7 @@ NOTE = (
 
 
 def _cell(here: Value | None, there: float | None = None) -> str:
-    """What was measured, and what the paper has."""
+    """Format a measured value beside the paper's."""
     cell = "–" if here is None else str(here)
     return cell if there is None else f"{cell} · *{there:g}*"
 
@@ -100,7 +100,7 @@ def accuracy_table(results: Results, rows: list[Row]) -> str:
 
 
 def length_table(results: Results, rows: list[Row]) -> str:
-    """Of responses, of thoughts that ended by tier, against the budget, and how many ended."""
+    """Return lengths of responses and of thoughts by tier, budget errors, well-formed shares."""
     lines = []
     for row in rows:
         mean = lambda column, tier="average", scale=1.0, row=row: _cell(
@@ -127,7 +127,7 @@ def post_table(results: Results) -> str:
 
 
 def claims(results: Results) -> str:
-    """A plain sentence for each claim of the paper, with what was found here."""
+    """Return a sentence for each claim of the paper, with our verdict."""
     rmt, lines = ("rmt", "text"), []
     more = "RMT predicts more tokens rightly than"
     for title, worse in (
@@ -171,7 +171,7 @@ def _claim(
 
 
 def new_claims(results: Results) -> str:
-    """The same of text that the model does not know, once `make beyond` has trained on it."""
+    """Return the same for text that is new to the model, once `make beyond` has run."""
     rmt, before = ("new-rmt", "other-plain"), ("base", "other-plain")
     if results.accuracy(*rmt, "average") is None:
         return ""
@@ -189,7 +189,7 @@ def new_claims(results: Results) -> str:
 
 
 def record(out: Path) -> dict[str, dict]:
-    """Of each job SEED/NAME: its commands, minutes, versions and the rows of its evaluations."""
+    """Collect commands, minutes, versions and evaluation rows of each job SEED/NAME."""
     found = {}
     for done in sorted(out.glob("*/*/done.json")):
         place, about = done.parent, json.loads(done.read_text())
@@ -206,7 +206,7 @@ def record(out: Path) -> dict[str, dict]:
 
 
 def provenance(setting: Setting, name: str, jobs: dict[str, dict]) -> str:
-    """Hardware, versions, seeds and time: what the numbers depend on."""
+    """Return hardware, versions, seeds and time, as a note below the tables."""
     trained = [about for about in jobs.values() if "commit" in about]
     if not trained:
         return "<sub>nothing was run yet</sub>"
@@ -222,8 +222,9 @@ def provenance(setting: Setting, name: str, jobs: dict[str, dict]) -> str:
 
 
 def write_tables(setting: Setting, name: str, out: Path) -> str:
-    """All tables as Markdown in docs/paper-NAME.md, their numbers beside it as JSON; those of the
-    paper's claims also in README.md, between the markers that name the model.
+    """Write all tables to docs/paper-NAME.md and their numbers to docs/paper-NAME.json.
+
+    Tables of the paper's claims also go into docs/results.md, between the model's markers.
     """
     results, jobs = Results(setting, out), record(out)
     main = "\n\n".join([
@@ -239,9 +240,10 @@ def write_tables(setting: Setting, name: str, out: Path) -> str:
     ])  # fmt: skip
     Path(f"docs/paper-{name}.md").write_text(page + "\n", encoding="utf-8")
     Path(f"docs/paper-{name}.json").write_text(json.dumps(jobs, indent=1), encoding="utf-8")
-    readme, begin, end = Path("README.md"), f"<!-- paper {name} -->", f"<!-- /paper {name} -->"
-    old = readme.read_text(encoding="utf-8")
+    results_page = Path("docs/results.md")
+    begin, end = f"<!-- paper {name} -->", f"<!-- /paper {name} -->"
+    old = results_page.read_text(encoding="utf-8")
     if begin in old and end in old:
         new = f"{old.split(begin)[0]}{begin}\n{main}\n{end}{old.split(end)[1]}"
-        readme.write_text(new, encoding="utf-8")
+        results_page.write_text(new, encoding="utf-8")
     return page

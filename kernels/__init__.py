@@ -1,10 +1,10 @@
-"""Log-probability, entropy and losses of a head without its logits, and attention of branches.
+"""Log-probability, entropy and losses of a head without its logits; attention of branches.
 
-What each function means stands in kernels/reference.py; who computes it, in kernels/dispatch.py.
+kernels/reference.py defines each function; kernels/dispatch.py selects the backend.
 
-Hugging Face's loader of kernels is a package of the same name, which transformers imports where it
-is installed. From here its modules and names are found too: ours first, and nothing of it is
-imported before somebody asks.
+Hugging Face's kernel loader is a package of the same name, and transformers imports it where it is
+installed. So this package serves its modules and names too: ours come first, and nothing of it is
+imported before its first use.
 """
 
 import sys
@@ -13,7 +13,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from kernels.branch_attention import branch_attention
-from kernels.branch_tiles import Seen, Tiles
+from kernels.branch_tiles import Seen, TrunkGroups
 from kernels.head import linear_entropy_logprob, linear_topk, linear_topk_entropy
 from kernels.logits import entropy_logprob, masked_cross_entropy
 from kernels.one_pass import linear_objective
@@ -22,7 +22,7 @@ from kernels.reference import IGNORE, matmul
 __all__ = [
     "IGNORE",
     "Seen",
-    "Tiles",
+    "TrunkGroups",
     "branch_attention",
     "entropy_logprob",
     "linear_entropy_logprob",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def _namesake() -> ModuleSpec | None:
-    """The package that would be imported were this folder not there."""
+    """Find the installed package that this folder shadows."""
     here = Path(__file__).resolve().parent.parent
     found = PathFinder.find_spec("kernels", [x for x in sys.path if Path(x).resolve() != here])
     return found if found and found.origin and found.submodule_search_locations else None
@@ -47,13 +47,13 @@ if _INSTALLED:  # its modules import each other as kernels.NAME
 
 
 def __getattr__(name: str):
-    """A public name of the installed package, from its __init__.py under a name of its own."""
+    """Return a public name of the installed package; its __init__.py is loaded under an alias."""
     if _INSTALLED is None or (name.startswith("__") and name != "__version__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     alias = "kernels._installed"
     if alias not in sys.modules:
         spec = spec_from_file_location(alias, _INSTALLED.origin, submodule_search_locations=None)
-        sys.modules[alias] = module_from_spec(spec)  # before it runs: its modules ask for names
+        sys.modules[alias] = module_from_spec(spec)  # before it runs: its modules import it
         try:
             spec.loader.exec_module(sys.modules[alias])
         except BaseException:

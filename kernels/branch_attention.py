@@ -1,13 +1,13 @@
-"""Decode attention of many branches: each sees the beginning of a trunk, then tokens of its own.
+"""Decode attention of many branches: each sees the beginning of a trunk, then its own tokens.
 
-A softmax over two sets of keys is made from the softmax over each. With o the weighted values of a
-set, and l = log Σ exp(q·k/√D) of it,
+The softmax over two sets of keys is merged from the softmax over each. With o the weighted values
+of a set and l = log Σ exp(q·k/√D) its log-sum-exp,
 
     out = w o_trunk + (1 − w) o_own,    w = exp(l_trunk) / (exp(l_trunk) + exp(l_own))
 
-So the keys of a trunk are read once for all branches of a tile (kernels/branch_tiles.py), and stand
-in memory once. Here is the PyTorch tier; the Triton kernels are in kernels/branch_parts.py, and
-what is meant by all this is `branch_attention` of kernels/reference.py.
+So a trunk's keys are in memory once, and are read once for all branches of a tile
+(kernels/branch_tiles.py). This file has the PyTorch backend, kernels/branch_parts.py the Triton
+kernels; `branch_attention` of kernels/reference.py is the definition.
 
 Shapes: n branches, T tokens of all trunks one after another, L own tokens, H heads, K key/value
 heads, D head dim; H = K · rep. Branch i has slot i of the own cache.
@@ -26,13 +26,13 @@ from kernels.refuse import require_attention, require_reach
 def branch_attention(
     q: Tensor, trunk_k: Tensor, trunk_v: Tensor, own_k: Tensor, own_v: Tensor, seen: Seen
 ) -> Tensor:
-    """Attention of q (n, H, D) to what each branch sees of its trunk and of its own tokens.
+    """Attend from q (n, H, D) to the trunk tokens and own tokens that each branch sees.
 
-    trunk_k, trunk_v (T, K, D); own_k, own_v (slots ≥ n, capacity, K, D), of which nothing beyond a
-    branch's length counts, not even a nan. Softmax of q·k/√D in fp32, or fp64; a branch that sees
-    nothing gets 0. Returns (n, H, D) in q's dtype, without a gradient. ValueError for what does
-    not fit; counts that only the GPU knows are assertions there, once for each `seen`, and a
-    branch that sees what is not there gets nan.
+    trunk_k, trunk_v (T, K, D); own_k, own_v (slots ≥ n, capacity, K, D), ignored beyond a branch's
+    length even if nan. Softmax of q·k/√D in fp32, or fp64; a branch that sees no token gets 0.
+    Returns (n, H, D) in q's dtype, without a gradient. ValueError for shapes, dtypes and counts
+    that do not fit. Counts on a GPU are checked by assertions there, once for each `seen`, and a
+    branch whose counts exceed the caches gets nan.
     """
     require_attention(q, trunk_k, trunk_v, own_k, own_v, seen)
     if not len(q):
@@ -59,9 +59,9 @@ def branch_attention(
 
 
 def _attend_trunk(q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    """Weighted values (n, K, rep, D) and log-sum-exp (n, K, rep) over k, v (T, K, D)."""
+    """Return weighted values (n, K, rep, D) and log-sum-exp (n, K, rep) over k, v (T, K, D)."""
     n, kv_heads, rep, size = q.shape
-    # The rep queries of a key are rows beside each other: (1, K, n·rep, D).
+    # The rep queries of a key are adjacent rows: (1, K, n·rep, D).
     q = q if groups.order is None else q.index_select(0, groups.order)
     q = q.transpose(0, 1).reshape(1, kv_heads, -1, size)
     k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # (1, K, T, D)
@@ -69,7 +69,7 @@ def _attend_trunk(q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> tuple[Tens
         _softmax_values(q.narrow(2, *rows), k.narrow(2, *trunk), v.narrow(2, *trunk), bias)
         for rows, trunk, bias in groups.members
     ]
-    if q.shape[2] < n * rep:  # some see no trunk
+    if q.shape[2] < n * rep:  # some branches see no trunk
         out, lse = (x.new_zeros(1, kv_heads, rep, *x.shape[3:]) for x in parts[0])
         parts.append((out, lse.fill_(_nothing(lse))))
     out, lse = parts[0] if len(parts) == 1 else (torch.cat(x, dim=2) for x in zip(*parts))
@@ -82,31 +82,32 @@ def _attend_trunk(q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> tuple[Tens
 def _attend_own(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, length: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same over k, v (n, K, L, D), of which branch i has the first length[i] tokens."""
+    """Return the same over k, v (n, K, L, D), of which branch i sees the first length[i]."""
     out, lse = _softmax_values(q, k, v, bias)
     if bias is None:
         return out, lse
-    if out.sum().isnan():  # 0 · nan is nan: what nobody wrote may hold one, though it seldom does
+    if out.sum().isnan():  # 0 · nan is nan: unwritten memory may hold one
         hidden = bias[:, :, :1].mT.isinf()  # (n, 1, L, 1)
         out, lse = _softmax_values(q, *(x.masked_fill(hidden, 0.0) for x in (k, v)), bias)
     return out, lse.masked_fill((length == 0)[:, None, None], _nothing(lse))
 
 
 def _softmax_values(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weighted values (B, K, M, D) of v and log-sum-exp (B, K, M), of q (B, K, M, D) and k, v
-    (B, K, S, D) with S > 0, and bias (B or 1, 1, M, S). Rows without a key have values 0.
+    """Return weighted values (B, K, M, D) and log-sum-exp (B, K, M); rows without a key have 0.
+
+    q (B, K, M, D), k and v (B, K, S, D) with S > 0, bias (B or 1, 1, M, S).
     """
     if bias is not None and q.dtype == torch.float64:
-        bias = bias.double()  # PyTorch 2.13 takes an fp32 bias with fp64, and misreads it
+        bias = bias.double()  # PyTorch 2.13 accepts an fp32 bias with fp64, but misreads it
     if q.device.type != "cpu":
         return _softmax_values_in_steps(q, k, v, bias)
-    # The operator behind scaled_dot_product_attention, which keeps the log-sum-exp to itself.
+    # The operator behind scaled_dot_product_attention: it returns the log-sum-exp, too.
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return attend(q, k, v, attn_mask=bias)
 
 
 def _softmax_values_in_steps(q, k, v, bias):
-    """The same on a GPU without Triton."""
+    """Compute the same on a GPU without Triton."""
     batch, heads = k.shape[:2]
     scores = matmul(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)) * q.shape[-1] ** -0.5
     scores = scores.view(batch, heads, *scores.shape[1:])  # (B, K, M, S)
@@ -117,7 +118,7 @@ def _softmax_values_in_steps(q, k, v, bias):
 
 
 def _merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Weighted values over both sets of keys, from those over each."""
+    """Merge the weighted values over each set of keys into those over both."""
     out, lse = first
     if second is None:
         return out
@@ -126,5 +127,5 @@ def _merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor] | None = 
 
 
 def _nothing(lse: Tensor) -> float:
-    """The log-sum-exp of no key: not −inf, since −inf − −inf is nan where both sets are empty."""
+    """Return the log-sum-exp of no key: finite, as −inf − −inf is nan if both sets are empty."""
     return torch.finfo(lse.dtype).min

@@ -1,33 +1,33 @@
 """Attention of branches to trunks and to their own caches: two Triton kernels, three launches.
 
-`parts`  attends a tile of branches to one piece of the keys of one key/value head. Launched over
-         the tiles of the trunks, then over the own caches, where a tile is one branch.
-`merge`  makes the softmax over all pieces from the softmax over each, for one head of one branch.
+`parts`  each program attends from a tile of branches to one piece of the keys of one key/value
+         head. Launched over the tiles of the trunks, then over the own caches (a branch is a tile).
+`merge`  each program merges the softmax over all pieces, for one head of one branch.
 
-**What limits decoding is reading keys and values.** A branch has one query; with it come two
-operations for each number read, where a GPU has time for some hundred. So all queries that may see
-a key are rows of one matrix product: the `rep` heads that share keys, of the branches that share a
-trunk. Rows that fill up a tile (rep to a power of two, and all to 16, the least of `tl.dot`) are
-multiplied for nothing, in time that nothing else needs.
+**Decoding is limited by reading keys and values.** One query needs two operations for each number
+read, where a GPU has time for some hundred. So all queries that may see a key are rows of one
+matrix product: the `rep` heads that share keys, of the branches that share a trunk. Padding rows
+(rep to a power of two, the tile to 16 rows, the minimum of `tl.dot`) cost arithmetic only, which is
+not the limit.
 
-**Pieces.** Few branches are few tiles, and most of a GPU would idle. So the keys of a tile are cut
-into as many pieces as make `programs_of` programs ("flash decoding"). A piece stores its weighted
-values o and the log-sum-exp l of its scores in fp32. From all pieces of a query, with M = max l,
+**Pieces.** Few branches are few tiles and would leave most of a GPU idle. So the keys of a tile are
+cut into pieces until there are `programs_of` programs ("flash decoding"). Each piece stores its
+weighted values o and the log-sum-exp l of its scores in fp32. From all pieces of a query, with
+M = max l,
 
     out = Σ exp(l_i − M) o_i / Σ exp(l_i − M)
 
 A piece without a key has l = −inf and weight 0.
 
-**Nothing is asked of the host.** How many pieces there are depends on shapes only, and what is in
-them on start, fork and length in the GPU's memory: a step can be captured in a CUDA graph, and
-replayed while its branches grow. (kernels/tiles.py explains Triton and the online softmax.)
+**No host synchronisation.** The number of pieces depends on shapes only, their contents on start,
+fork and length in the GPU's memory: a step can be captured in a CUDA graph and replayed while its
+branches grow. (kernels/tiles.py explains Triton and the online softmax.)
 
 Roofline (memory): a token of a cache is 2·K·D·b bytes, 4 KB a layer of Qwen3-14B in bf16 (K = 8,
 rep = 5, D = 128). 64 branches of 1000 own tokens on a trunk of 8000 are 8 tiles: 0.26 GB of own
 tokens, and 0.03 GB of the trunk where the L2 cache serves the other 7 tiles: 0.07 ms at 4.3 TB/s.
-Trunks copied to each branch would be 2.4 GB, 0.55 ms. **It was never measured on a GPU yet.** What
-was checked without one: the results, in Triton's interpreter, and registers, spills and shared
-memory, in `make aot`.
+Trunks copied to each branch would be 2.4 GB, 0.55 ms. **It was never measured on a GPU.** Checked
+without a GPU: results, in Triton's interpreter; registers, spills and shared memory, in `make aot`.
 """
 
 import torch
@@ -39,21 +39,21 @@ from kernels.branch_tiles import Seen
 from kernels.refuse import require_head_dim
 from kernels.tiles import launch, stored
 
-LEAST_TOKENS = 128  # of a piece: shorter ones are not worth a program
-MOST_PIECES = 32  # of one set of keys: a program of `merge` holds those of both sets in registers
+LEAST_TOKENS = 128  # fewest tokens of a piece: shorter ones are not worth a program
+MOST_PIECES = 32  # of one set of keys: `merge` holds the pieces of both sets in registers
 
 
 def constants(dtype: torch.dtype, rep: int, size: int, width: int) -> tuple[dict, dict]:
-    """Of `parts` and its launch: head dim `size`, `rep` heads on one of keys, `width` branches.
+    """Return constants and launch options of `parts` that spill no register (`make aot`).
 
-    No register spilled, shared memory within bounds (`make aot`).
+    rep: query heads per key/value head; size: head dim D; width: branches of a tile.
     """
     span = triton.next_power_of_2(rep)
     rows, d = (max(16, triton.next_power_of_2(x)) for x in (width * span, size))
     block, launch = max(16, min(64, 4096 // d)), dict(num_warps=4, num_stages=3)
-    if dtype == torch.float32:  # without a matrix instruction registers hold all factors
+    if dtype == torch.float32:  # no matrix instruction: registers hold all factors
         block, launch = 16, dict(num_warps=8 if rows > 16 else 4, num_stages=2)
-    interpreted = triton.knobs.runtime.interpret  # whose time goes by programs and steps
+    interpreted = triton.knobs.runtime.interpret  # its time grows with programs and steps
     return dict(
         WIDTH=width, REP=rep, SPAN=span, ROWS=rows, D=size, D_PADDED=d, SCALE=size**-0.5,
         BLOCK=64 if interpreted else block, EXACT=dtype == torch.float32, WIDEN=interpreted,
@@ -67,7 +67,7 @@ def constants_of_merge(pieces: int, size: int) -> tuple[dict, dict]:
 
 
 def programs_of(x: Tensor) -> int:
-    """How many programs keep x's device busy: two for each multiprocessor."""
+    """Return how many programs keep the device of x busy: two per multiprocessor."""
     if not x.is_cuda:
         return 1
     return 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
@@ -87,7 +87,7 @@ def parts(
     # 64 bits: a cache passes 2³¹ numbers at 2,097,152 tokens of 8 · 128, of all slots together.
     tile = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
-    row = tl.arange(0, ROWS)  # of the tile: SPAN heads of each branch, of which REP are there
+    row = tl.arange(0, ROWS)  # SPAN heads of each branch, the first REP real
     member = row // SPAN
     there = member < WIDTH
     slot = tile * WIDTH + member
@@ -102,7 +102,7 @@ def parts(
         start = tl.load(START + slot, mask=there & (limit != 0), other=0)
         begin = tl.max(start, axis=0)
         fits = fits & ((limit == 0) | ((start == begin) & (limit <= tokens - begin)))
-    # What is not there is not read, and whoever asks for it gets nan.
+    # Nothing beyond the cache is read; a branch whose limit is beyond it gets nan.
     limit = tl.where(fits, limit, 0).to(tl.int32)
     longest = tl.max(limit, axis=0)
 
@@ -111,18 +111,18 @@ def parts(
     q = tl.load(q_place[:, None] + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
     keys = KEYS + tile * k_slot_stride + kv_head * k_head_stride
     values = VALUES + tile * v_slot_stride + kv_head * v_head_stride
-    if WIDEN:  # the interpreter would multiply the bit patterns of bf16 numbers
+    if WIDEN:  # the interpreter multiplies the bit patterns of bf16 numbers
         q = q.to(tl.float32)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     out = tl.zeros((ROWS, D_PADDED), tl.float32)
-    # Whole steps: no two pieces read the same one, and all but the last mask nothing.
+    # Pieces are whole steps: no two read the same tokens, and only the last step is masked.
     size = tl.cdiv(tl.cdiv(longest, tl.num_programs(2)), BLOCK) * BLOCK
     first = tl.program_id(2) * size
     for step in range(first, tl.minimum(first + size, longest), BLOCK):
         token = step + tl.arange(0, BLOCK)
         place = begin + token
-        # What lies beyond the limit is not read: it may be anything, and 0 · nan is nan.
+        # Memory beyond the limit is not read: it may hold nan, and 0 · nan is nan.
         read = token < longest
         k = tl.load(
             keys + place[None, :] * k_token_stride + d[:, None],
@@ -137,7 +137,7 @@ def parts(
         z = tl.dot(q, k, input_precision="ieee" if EXACT else None) * SCALE  # (ROWS, BLOCK)
         z = tl.where(token[None, :] < limit[:, None], z, float("-inf"))
         new_top = tl.maximum(top, tl.max(z, axis=1))
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a branch that sees none of these
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # a branch that sees none
         p = tl.exp(z - base[:, None])
         factor = tl.exp(top - base)
         total = total * factor + tl.sum(p, axis=1)
@@ -183,7 +183,7 @@ def branch_attention(
     seen: Seen,
     programs: int | None = None,
 ) -> Tensor:
-    """`branch_attention` of kernels/branch_attention.py."""
+    """Compute `branch_attention` of kernels/branch_attention.py; programs: default by device."""
     n, heads, size = q.shape
     require_head_dim(size)
     table = seen.tiles.table
@@ -192,7 +192,7 @@ def branch_attention(
     of_trunk = pieces(len(table), kv_heads, len(trunk_k), programs)
     of_own = pieces(n, kv_heads, own_k.shape[1], programs)
     count = of_trunk + of_own
-    if not count:  # no room for anything to see
+    if not count:  # no tokens in either cache
         return torch.zeros_like(q)
     out = q.new_empty(n, heads, count, size, dtype=torch.float32)
     lse = q.new_empty(n, heads, count, dtype=torch.float32)
@@ -206,7 +206,7 @@ def branch_attention(
 
 
 def pieces(tiles: int, kv_heads: int, tokens: int, programs: int) -> int:
-    """How many pieces the keys of a tile are cut into: a power of two, from shapes alone."""
+    """Return the number of pieces of a tile's keys: a power of two, from shapes alone."""
     if tiles == 0 or tokens == 0:
         return 0
     wanted = min(triton.cdiv(programs, tiles * kv_heads), triton.cdiv(tokens, LEAST_TOKENS))
@@ -214,13 +214,13 @@ def pieces(tiles: int, kv_heads: int, tokens: int, programs: int) -> int:
 
 
 def _parts(q, k, v, table, start, limit, out, lse, first, count):
-    """One launch, over trunk tiles (k and v (1, T, K, D)) or own caches (slots, capacity, K, D)."""
+    """Launch `parts` over trunks, k and v (1, T, K, D), or own caches (slots, capacity, K, D)."""
     heads, kv_heads, size = q.shape[1], k.shape[2], q.shape[2]
     tiles, width = len(q), 1
     k_stride, v_stride = k.stride()[:3], v.stride()[:3]
     if table is not None:
         tiles, width = table.shape
-        k_stride, v_stride = (0, *k_stride[1:]), (0, *v_stride[1:])  # all tiles in the same cache
+        k_stride, v_stride = (0, *k_stride[1:]), (0, *v_stride[1:])  # all tiles read one cache
     known, settings = constants(q.dtype, heads // kv_heads, size, width)
     launch(
         parts, (tiles, kv_heads, count), q, k, v, table, start, limit, out, lse,

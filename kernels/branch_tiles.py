@@ -1,8 +1,8 @@
-"""What each branch sees, and which are attended to a trunk together: tiles of Triton's, calls of
-PyTorch's.
+"""The tokens that each branch sees, and the branches that attend to a trunk together.
 
-Tiles are worked out on the host, once for each change of the branches that are there; Seen is made
-once for a step. What counts is what start, fork and length hold when a call is made.
+Branches of one trunk share a tile of the Triton kernels, or one call in PyTorch. TrunkGroups are
+computed on the host when the active branches change; Seen is created once per step. start, fork and
+length are read at each call.
 
 Shapes: n branches, m of them in a call, L own tokens at most, H heads, K key/value heads;
 H = K · rep.
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from kernels.refuse import require_counts
 
-ROWS = 64  # query rows of a tile: branches of it times rep, rounded up to a power of two
-ENOUGH = 8  # branches that fill a CPU's matrix product; with so many, a fork has its own call
+ROWS = 64  # query rows of a tile: its branches times rep, rounded up to a power of two
+ENOUGH = 8  # branches that fill a CPU's matrix product: so many of one fork get their own call
 
 
 class Group(NamedTuple):
-    """Branches that the PyTorch tier attends to a trunk with in one call."""
+    """Branches that attend to one trunk in one PyTorch call."""
 
     rows: tuple[int, int]  # first and count, of the slots in Groups.order times rep
     trunk: tuple[int, int]  # first and count of the tokens that at least one of them sees
@@ -35,16 +35,16 @@ class Group(NamedTuple):
 class Groups(NamedTuple):
     members: list[Group]
     order: Tensor | None  # slots of the groups, one after another; None: 0, 1, …
-    back: Tensor | None  # where each slot is in `order`, at its end if it sees no trunk
+    back: Tensor | None  # place of each slot in `order`; its end for a slot that sees no trunk
 
 
 @dataclass(frozen=True, eq=False)
-class Tiles:
-    """Which branches share a trunk: their keys are read once for all branches of a tile.
+class TrunkGroups:
+    """Branches grouped by trunk: a trunk's keys are read once for all branches of a tile.
 
-    To be made again when branches come or go, not with every token or layer: only `table` is read,
-    by the Triton tier, and forks and lengths may have changed since. Every slot is in one tile,
-    also one that sees no trunk.
+    Create it again when branches come or go, not for every token or layer: only the Triton kernels
+    read `table`, and forks and lengths may change meanwhile. Every slot is in exactly one tile,
+    even one that sees no trunk.
     """
 
     table: Tensor  # (tiles, width) int32 slot numbers on the device, -1: none
@@ -61,14 +61,14 @@ class Tiles:
         heads: int,
         kv_heads: int,
         rows: int | None = None,
-    ) -> "Tiles":
-        """Branches of equal start side by side, padded to `rows` tiles for a CUDA graph.
+    ) -> "TrunkGroups":
+        """Put branches of equal start into the same tiles; pad to `rows` tiles for a CUDA graph.
 
-        ValueError if they need more than `rows`; `most` says how many suffice.
+        ValueError if they need more than `rows`; `most` returns how many suffice.
         """
         start, fork = tuple(map(int, start)), tuple(map(int, fork))
         width = width_of(heads, kv_heads)
-        # Neighbours in fork share a tile: it reads as far as the longest of them.
+        # Similar forks share a tile: it reads as far as its longest fork.
         slots = sorted(range(len(start)), key=lambda slot: (start[slot], -fork[slot]))
         tiles = []
         for _, of_trunk in groupby(slots, key=start.__getitem__):
@@ -78,7 +78,7 @@ class Tiles:
             trunks = len(set(start))
             raise ValueError(
                 f"{len(start)} branches on {trunks} trunks are {len(tiles)} tiles, more than "
-                f"rows = {rows}; take Tiles.most(branches, trunks, heads, kv_heads)"
+                f"rows = {rows}; use TrunkGroups.most(branches, trunks, heads, kv_heads)"
             )
         tiles += [[]] * ((rows or 0) - len(tiles))
         table = [tile + [-1] * (width - len(tile)) for tile in tiles]
@@ -87,41 +87,42 @@ class Tiles:
 
     @staticmethod
     def most(branches: int, trunks: int, heads: int, kv_heads: int) -> int:
-        """How many tiles so many branches on so many trunks can be, however they are spread."""
+        """Return the most tiles that so many branches on so many trunks can need."""
         trunks = min(trunks, branches)
         return trunks + (branches - trunks) // width_of(heads, kv_heads)
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What each branch sees in a step, the same in all layers.
+    """The tokens that each branch sees in a step, the same in all layers.
 
-    Trunk tokens start … start + fork and own tokens 0 … length: start, fork and length (n,) int64
-    on the device, which may be changed in place between two calls. tiles are of the same starts.
-    `longest`, if given, promises that no length is above it. ValueError for what does not fit.
+    Branch i sees the fork[i] trunk tokens from start[i] on, and its first length[i] own tokens.
+    start, fork, length (n,) int64 on the device may be changed in place between calls.
+    tiles must be of the same starts. longest: an upper bound of all lengths. ValueError for shapes,
+    dtypes and devices that do not fit.
     """
 
     start: Tensor
     fork: Tensor
     length: Tensor
-    tiles: Tiles
+    tiles: TrunkGroups
     longest: int | None = None
-    checked: set = field(default_factory=set, repr=False)  # of kernels/refuse.py
+    checked: set = field(default_factory=set, repr=False)  # by kernels/refuse.py
 
     def __post_init__(self):
         require_counts(start=self.start, fork=self.fork, length=self.length)
 
     def values(self) -> tuple[tuple[int, ...], ...]:
-        """start, fork and length as they are now: the PyTorch tier looks at every call."""
+        """Return start, fork and length as they are now; PyTorch reads them at every call."""
         return tuple(tuple(x.tolist()) for x in (self.start, self.fork, self.length))
 
 
-# The same in all layers of a step, and kept by value: what changes in place is another key.
+# Shared by all layers of a step. Cached by value, so changes in place are seen.
 @lru_cache(maxsize=8)
 def groups_of(
     start: tuple[int, ...], fork: tuple[int, ...], rep: int, device: torch.device
 ) -> Groups:
-    """Calls of the PyTorch tier, where `rep` heads share a key."""
+    """Group branches into PyTorch calls; rep: query heads per key/value head."""
     runs = list(_runs(start, fork))
     order = [slot for run in runs for slot in run]
     members, first = [], 0
@@ -146,7 +147,7 @@ def _group(start: int, forks: list[int], first: int, rep: int, device: torch.dev
 
 @lru_cache(maxsize=8)
 def bias_of(length: tuple[int, ...], rep: int, device: torch.device) -> Tensor | None:
-    """(n, 1, rep, L), −inf beyond a length; None where all are equally long."""
+    """Return a bias (n, 1, rep, L), −inf beyond each length; None if all lengths are equal."""
     if min(length) == max(length):
         return None
     bias = _bias_beyond(torch.tensor(length, device=device), max(length))
@@ -154,18 +155,18 @@ def bias_of(length: tuple[int, ...], rep: int, device: torch.device) -> Tensor |
 
 
 def _bias_beyond(limit: Tensor, tokens: int) -> Tensor:
-    """(n, tokens) in fp32: 0 for the first limit (n,) tokens of a row, −inf for the others."""
+    """Return (n, tokens) in fp32: 0 for the first limit (n,) tokens of a row, then −inf."""
     hidden = torch.arange(tokens, device=limit.device) >= limit[:, None]
     return torch.zeros(hidden.shape, device=limit.device).masked_fill_(hidden, -math.inf)
 
 
 def width_of(heads: int, kv_heads: int) -> int:
-    """Branches of a tile."""
+    """Return the number of branches of a tile."""
     return max(1, ROWS >> (heads // kv_heads - 1).bit_length())
 
 
 def _runs(start: Sequence[int], fork: Sequence[int]) -> Iterator[list[int]]:
-    """Slots for one call each: of one trunk, and of one fork unless there are few of it."""
+    """Yield the slots of each call: of one trunk, and of one fork unless it has few."""
     seen = [slot for slot in range(len(start)) if fork[slot] > 0]
     seen.sort(key=lambda slot: (start[slot], -fork[slot]))
     run: list[int] = []

@@ -1,8 +1,8 @@
-"""Who does the arithmetic: RMT_KERNELS=auto | triton | fused | reference.
+"""Backend selection: RMT_KERNELS=auto | triton | fused | reference.
 
 auto       Triton where the tensors are on a GPU (CUDA or ROCm), PyTorch elsewhere and for fp64
-triton     cuBLAS products and Triton tiles (kernels/tiles.py); on a CPU with TRITON_INTERPRET=1
-fused      as triton, but for 16-bit heads product and tiles are one kernel (kernels/fused.py)
+triton     cuBLAS products, Triton tiles (kernels/tiles.py); on a CPU only with TRITON_INTERPRET=1
+fused      like triton, but one kernel for product and tiles of 16-bit heads (kernels/fused.py)
 reference  PyTorch everywhere
 """
 
@@ -20,10 +20,10 @@ CHOICES = ("auto", "triton", "fused", "reference")
 
 
 def choice(x: Tensor) -> str:
-    """triton, fused or reference, for a tensor on its device."""
+    """Return triton, fused or reference: the backend for this tensor on its device."""
     chosen = os.environ.get("RMT_KERNELS", "auto")
     if chosen not in CHOICES:
-        raise ValueError(f"RMT_KERNELS={chosen!r} is none of {', '.join(CHOICES)}; unset it")
+        raise ValueError(f"RMT_KERNELS={chosen!r} is not one of {', '.join(CHOICES)}; unset it")
     if chosen == "auto":
         return "triton" if x.is_cuda and x.dtype != torch.float64 and _triton() else "reference"
     if chosen != "reference":
@@ -32,7 +32,7 @@ def choice(x: Tensor) -> str:
 
 
 def tiles_of(x: Tensor) -> ModuleType:
-    """The module whose tile_statistics and gradient_of_… are used for x."""
+    """Return the module whose tile_statistics and gradient_of_… compute for x."""
     if choice(x) == "reference":
         return tile_math
     from kernels import tiles  # imports triton

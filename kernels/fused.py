@@ -1,36 +1,35 @@
 """The head's matrix product and the tile arithmetic of kernels/tiles.py in one Triton kernel.
 
-`linear_statistics` makes a block of logits z = x @ head.T, tokens by vocabulary, and says of each
-of its rows (tile by tile of WIDTH columns, x_v = (z_v − m)/T ≤ 0 as in kernels/tile_math.py)
+Each program of `linear_statistics` computes a block of logits z = x @ head.T, BLOCK_N tokens by
+WIDTH columns. It stores for each row of the block, a tile with x_v = (z_v − m)/T ≤ 0 as in
+kernels/tile_math.py,
 
     m = max_v z_v      r = Σ exp(x_v), without the likeliest      s = Σ exp(x_v) x_v
 
-and the target's logit. Optionally it stores SCALE · exp(x), which is what a gradient is made of.
-The logits themselves are never stored: registers is where they come into being and are forgotten.
+and the target's logit; optionally also SCALE · exp(x), from which the gradient is computed. The
+logits exist in registers only and are never stored.
 
-**How a matrix product looks in Triton.** A program owns a block of BLOCK_N tokens and WIDTH columns
-of the vocabulary. It walks along the hidden dimension C in steps of BLOCK_K: load a piece of x
-(BLOCK_N, BLOCK_K) and a piece of the head (BLOCK_K, WIDTH), multiply, add to the sums z. `tl.dot`
-becomes the matrix instruction of the GPU (wgmma, tcgen05, mma or mfma), and the compiler has the
-loads of the next `stages` − 1 steps under way in shared memory meanwhile. What follows the loop is
-called the epilogue; here it is `statistics` of kernels/tiles.py, with rows added.
+**A matrix product in Triton.** Each program loops over the hidden dimension C in steps of BLOCK_K:
+load a block of x (BLOCK_N, BLOCK_K) and a block of the head (BLOCK_K, WIDTH), multiply, add to the
+sums z. `tl.dot` compiles to the GPU's matrix instruction (wgmma, tcgen05, mma or mfma), and the
+compiler prefetches the loads of the next `stages` − 1 steps into shared memory. After the loop
+comes the epilogue: here `statistics` of kernels/tiles.py, for several rows.
 
-**Which program comes when.** A GPU runs some hundred programs at a time. Were these one row of
-blocks, they would all read different parts of the head, and each part would be read again for the
-next block of tokens. So programs are numbered in groups of GROUP blocks of tokens: the next one has
-the same columns and other tokens, and what one reads from memory the others find in the L2 cache.
+**Order of programs.** A GPU runs some hundred programs at a time. If these had the same tokens,
+they would all read different parts of the head, and the next block of tokens would read each part
+again. So programs are numbered in groups of GROUP blocks of tokens: neighbours have the same
+columns and other tokens, and share their reads of the head through the L2 cache.
 
-**What it saves.** The other way (kernels/slices.py) has cuBLAS write z in fp32 and kernels/tiles.py
-read it: for T = 8192 and V = 151,936 that is 2 · 5.0 GB, 2.3 ms at 4.3 TB/s as far as the L2 cache
-does not hold them, and 2 · 38 launches a chunk instead of one. What is left to write is exp(x) in
-fp16 (2.5 GB, 0.6 ms, behind the arithmetic of other blocks) and 12 bytes per WIDTH.
+**Savings.** Without fusion (kernels/slices.py) cuBLAS writes z in fp32 and kernels/tiles.py reads
+it: for T = 8192 and V = 151,936 that is 2 · 5.0 GB, 2.3 ms at 4.3 TB/s where the L2 cache does not
+hold them, and 2 · 38 launches a chunk instead of one. Fused, only exp(x) in fp16 (2.5 GB, 0.6 ms,
+overlapped with the arithmetic of other blocks) and 12 bytes per WIDTH are written.
 
 Roofline (compute): 2·T·V·C = 12.7 TFLOP with C = 5120, 16.1 ms at 790 TFLOP/s. A block of 128 · 256
-reads 768 bytes for 65,536 operations: at that rate 9.3 TB/s, out of the L2 cache. This is what
-limits it, if anything but the arithmetic does, and whether a compiler's matrix product loses less
-against cuBLAS than those 2.3 ms is the question. **It was never measured on a GPU yet, hence it is
-not the default** (RMT_KERNELS=fused takes it). What was checked without one: the results, in
-Triton's interpreter, and registers, spills and shared memory, in `make aot`.
+reads 768 bytes for 65,536 operations: at that rate 9.3 TB/s from the L2 cache, the next limit after
+the arithmetic. Fusion pays if Triton's matrix product loses less than 2.3 ms to that of cuBLAS.
+**It was never measured on a GPU, so it is not the default** (RMT_KERNELS=fused selects it). Checked
+without a GPU: results, in Triton's interpreter; registers, spills and shared memory, in `make aot`.
 """
 
 from typing import NamedTuple
@@ -40,27 +39,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.slices import SLICE
-from kernels.tile_math import NEGLIGIBLE, SCALE, Tiles
+from kernels.tile_math import NEGLIGIBLE, SCALE, SLICE, Tiles
 from kernels.tiles import launch, stored
 
 GROUP = 16  # blocks of tokens that share the columns they read
-ALIGN = 16  # a stride that 16 divides is one of which Triton knows that 16 bytes may go at once
+ALIGN = 16  # where 16 divides a stride, Triton may store 16 bytes at once
 
 
 class Blocks(NamedTuple):
-    """The shape of a program, in numbers and in threads."""
+    """Block shape, warps and pipeline stages of a program."""
 
     tokens: int  # BLOCK_N
     width: int  # columns of the vocabulary; divides SLICE
-    depth: int  # BLOCK_K: hidden numbers of one step
-    warps: int  # of 32 threads, which together hold tokens · width sums in registers
-    stages: int  # steps whose loads are under way, in shared memory
+    depth: int  # BLOCK_K: hidden dimensions of one step
+    warps: int  # of 32 threads; their registers hold the tokens · width sums
+    stages: int  # steps whose loads are in flight, in shared memory
 
 
 def blocks(architecture: str) -> Blocks:
-    """The largest that fit: no register spilled, shared memory within bounds (`make aot`)."""
-    if architecture == "interpreter":  # whose time goes by programs and steps
+    """Return the largest blocks that spill no register and fit shared memory (`make aot`)."""
+    if architecture == "interpreter":  # its time grows with programs and steps
         return Blocks(32, 2048, 32, warps=4, stages=1)
     if architecture == "sm_90":  # 128 · 256 sums are 128 registers of each thread's 255
         return Blocks(128, 256, 64, warps=8, stages=4)
@@ -84,7 +82,7 @@ def _product(
     hidden, x_row_stride, x_column_stride, head_row_stride, head_column_stride,
     BLOCK_N: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """The logits (BLOCK_N, WIDTH) in fp32."""
+    """Compute the logits (BLOCK_N, WIDTH) in fp32."""
     k = tl.arange(0, BLOCK_K)
     # 64 bits before the product: V · C passes 2³¹ with 419,431 rows of 5120.
     rows = X + row.to(tl.int64)[:, None] * x_row_stride
@@ -96,7 +94,7 @@ def _product(
         left = hidden - start
         a = tl.load(a_place, mask=k[None, :] < left, other=0.0)
         b = tl.load(b_place, mask=k[:, None] < left, other=0.0)
-        if WIDEN:  # the interpreter would multiply the bit patterns of bf16 numbers
+        if WIDEN:  # the interpreter multiplies the bit patterns of bf16 numbers
             a, b = a.to(tl.float32), b.to(tl.float32)
         z = tl.dot(a, b, z)  # bf16 products are exact, their sums fp32
         a_place += BLOCK_K * x_column_stride
@@ -104,7 +102,7 @@ def _product(
     return z
 
 
-@triton.jit(do_not_specialize=["n"])  # chunks differ by a token: no second compilation for that
+@triton.jit(do_not_specialize=["n"])  # chunk sizes differ by one token: do not compile again
 def linear_statistics(
     X, HEAD, TARGETS, INVERSE_T,  # (n, C), (V, C), (n,), (n,)
     MAXIMUM, REST, WEIGHTED, AT_TARGET, EXPONENTIALS,  # (n, t) three times, (n,), (n, ≥ V) or None
@@ -120,7 +118,7 @@ def linear_statistics(
     tile = within // size
     row = (group * GROUP + within % size) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tile * WIDTH + tl.arange(0, WIDTH)
-    # Beyond the last token and column the last is read again, and forgotten: no mask in the loop.
+    # Beyond the last token and column the last is read again and ignored: no mask in the loop.
     z = _product(
         X, HEAD, tl.minimum(row, n - 1), tl.minimum(column, columns - 1),
         hidden, x_row_stride, x_column_stride, head_row_stride, head_column_stride,
@@ -129,17 +127,17 @@ def linear_statistics(
 
     there = row < n
     row = row.to(tl.int64)
-    # Compared within the tile: one number a row, not a register for each column, which would spill.
+    # Compare within the tile: one number a row; a register for each column would spill.
     within_tile = tl.arange(0, WIDTH)[None, :]
-    # A column beyond the last is −inf, not 0: it must not be the maximum, nor be counted.
+    # Columns beyond the last are −inf, not 0: never the maximum, never counted.
     z = tl.where(within_tile < columns - tile * WIDTH, z, float("-inf"))
     own = tl.load(TARGETS + row, mask=there, other=-1) - tile * WIDTH
     at_target = tl.sum(tl.where(within_tile == own[:, None], z, 0.0), axis=1)
-    # At most one program of a token has it.
+    # At most one program per token has the target.
     tl.store(AT_TARGET + row, at_target, mask=there & (own >= 0) & (own < WIDTH))
 
     top = tl.max(z, axis=1)
-    base = tl.where(top == float("-inf"), 0.0, top)  # a tile of nothing but −inf
+    base = tl.where(top == float("-inf"), 0.0, top)  # a tile of −inf only
     inverse_t = tl.load(INVERSE_T + row, mask=there, other=1.0)
     x = (z - base[:, None]) * inverse_t[:, None]
     x = tl.where(x < NEGLIGIBLE, NEGLIGIBLE, x)  # 0 · −inf is nan
@@ -152,7 +150,7 @@ def linear_statistics(
     tl.store(MAXIMUM + out, top, mask=there)
     tl.store(REST + out, rest, mask=there)
     tl.store(WEIGHTED + out, tl.sum(e * x, axis=1), mask=there)
-    if EXPONENTIALS is not None:  # up to the stride, so that it is written 16 bytes at a time
+    if EXPONENTIALS is not None:  # store up to the stride: 16 bytes at a time
         place = EXPONENTIALS + row[:, None] * kept_stride + column[None, :]
         tl.store(place, e * SCALE, mask=there[:, None] & (column < kept_stride)[None, :])
 
@@ -160,11 +158,11 @@ def linear_statistics(
 def linear_tile_statistics(
     x: Tensor, head: Tensor, targets: Tensor, inverse_t: Tensor, keep: torch.dtype | None
 ) -> Tiles:
-    """`tile_statistics` of x (n, C) @ head (V, C).T, the whole vocabulary in tiles of WIDTH.
+    """Return `tile_statistics` of x (n, C) @ head (V, C).T, the whole vocabulary in tiles.
 
-    For bf16 and fp16: fp32 has no matrix instruction, and nothing to gain here. targets (n,) int64
-    and 1/T (n,) fp32. The exponentials, in dtype `keep` if any, are views of SLICE columns of one
-    (n, V) buffer, times SCALE.
+    For bf16 and fp16 only: fp32 has no matrix instruction and gains nothing here. targets (n,)
+    int64, inverse_t 1/T (n,) fp32. keep: dtype of SCALE · exp(x), returned as views of SLICE
+    columns of one (n, V) buffer; None returns none.
     """
     (n, hidden), columns = x.shape, len(head)
     b = blocks(architecture_of(x))

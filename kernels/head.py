@@ -1,8 +1,8 @@
-"""Log-probability and entropy of a head's tokens, for any loss: ordinary autograd.
+"""Log-probability and entropy of a head's tokens, for any loss, through ordinary autograd.
 
-The chunks and slices are those of kernels/slices.py. The logits of a chunk are gone when its
-gradient is asked for, and are made a second time: 8·N·V·C operations forward and backward, where
-kernels/one_pass.py needs 6. Under torch.no_grad() it is the cheapest way to statistics: 2·N·V·C.
+The loop over chunks and slices is that of kernels/slices.py. The backward pass computes the logits
+a second time: 8·N·V·C operations forward and backward, where kernels/one_pass.py needs 6. Under
+torch.no_grad() this is the cheapest way to get statistics: 2·N·V·C.
 """
 
 import torch
@@ -20,7 +20,7 @@ from kernels.slices import (
     from_logits,
     products,
 )
-from kernels.tile_math import Slopes, Statistics, merge
+from kernels.tile_math import LossGrads, Statistics, merge
 
 
 def linear_entropy_logprob(
@@ -31,17 +31,17 @@ def linear_entropy_logprob(
     vocab_size: int | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(target), entropy and top-1 of hidden @ weight.T, with gradient through the first two.
+    """Return log p(target), entropy and top-1 of hidden @ weight.T; the first two have gradients.
 
     hidden (N, C) and weight (V, C) of one dtype, in any strides; targets (N,) int64, -100 for none;
     temperature a positive number or (N,). Rows of weight from vocab_size on are padding and have
     probability 0. Returns logprob (N,) and entropy (N,) in nats, fp32 (fp64 for fp64), and top1
-    (N,) bool: the target is the likeliest token, or one of them. Where there is no target they are
-    0, 0 and False. chunk: tokens at one time, which changes memory and speed but no result.
+    (N,) bool: the target is the likeliest token, or one of them. Tokens without a target have
+    0, 0 and False. chunk: tokens at one time; changes memory and speed, not the result.
 
-    Ordinary autograd, which makes the logits again; under torch.no_grad() only statistics are made.
-    ValueError for shapes, dtypes and values that do not fit. No second derivative, and none for the
-    temperature. Call it inside the module that owns the weight: elsewhere FSDP holds a shard.
+    The backward pass computes the logits again. ValueError for shapes, dtypes and values that do
+    not fit. No second derivative, and no gradient of the temperature. Call it inside the module
+    that owns the weight: elsewhere FSDP holds a shard.
     """
     vocab_size = require_head(hidden, weight, vocab_size)
     require_targets(targets, hidden, "hidden")
@@ -55,7 +55,7 @@ def linear_entropy_logprob(
 def linear_topk(
     hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k largest logits of each token and whose they are, largest first.
+    """Return the k largest logits of each token and their token ids, largest first.
 
     hidden (N, C), weight (V, C). Returns logits (N, k) in fp32 or wider and tokens (N, k) int64;
     fewer columns than k where the vocabulary has fewer tokens.
@@ -81,9 +81,9 @@ def linear_topk(
 def linear_topk_entropy(
     hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None, chunk: int | None = None
 ) -> Tensor:
-    """Entropy (N,) in nats of the k likeliest tokens, renormalised; k = 0 takes all of them.
+    """Return the entropy (N,) in nats of the k likeliest tokens, renormalised; k = 0 takes all.
 
-    RPT scores difficulty so (arXiv 2506.08007, k = 16). hidden (N, C), weight (V, C).
+    RPT measures difficulty this way (arXiv 2506.08007, k = 16). hidden (N, C), weight (V, C).
     """
     targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     if k == 0 or k >= require_head(hidden, weight, vocab_size):
@@ -96,7 +96,7 @@ def linear_topk_entropy(
 def _statistics(
     hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, vocab_size: int, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of tile_math.Statistics, each (N,)."""
+    """Return the fields of tile_math.Statistics, each (N,)."""
     require_values(targets, vocab_size, inverse_t)
     outputs = Statistics(*_like_statistics(inverse_t))
     for rows in chunks(targets, chunk):
@@ -123,10 +123,10 @@ def _statistics_backward(
     hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, saved: list[Tensor],
     g: Tensor, h: Tensor, vocab_size: int, chunk: int, want_hidden: bool, want_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of hidden (N, C) and weight (V, C), of no elements where they are not wanted."""
+    """Return gradients of hidden (N, C) and weight (V, C); one that is not wanted is empty."""
     grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
     grad_weight = torch.zeros_like(weight, dtype=wide(weight)) if want_weight else None
-    slopes = Slopes.of(Statistics(*saved), inverse_t, g, h)
+    slopes = LossGrads.of(Statistics(*saved), inverse_t, g, h)
     head, learns = weight[:vocab_size], (g != 0) | (h != 0)
     for rows in chunks(targets.where(learns, IGNORE), chunk):
         x = hidden[rows]

@@ -1,15 +1,15 @@
-"""One pass over the head: loss, statistics and both gradients together.
+"""Loss, statistics and both gradients in one pass over the head.
 
-See kernels/slices.py for the loop. The loss runs inside a chunk because only then exp(x) is still
-there; RL tokens and text tokens of a forest share the pass, its reads of the head and its sum of
-the head's gradient.
+See kernels/slices.py for the loop. The loss runs inside a chunk because exp(x) exists only then. RL
+tokens and text tokens of a forest share the pass, its reads of the head and its sum of the head's
+gradient.
 """
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo: 4 seconds
 
-from kernels.reference import TokenLoss, wide
+from kernels.reference import TokenLossFunction, wide
 from kernels.refuse import (
     per_token_inverse,
     require_head,
@@ -18,33 +18,32 @@ from kernels.refuse import (
     require_values,
 )
 from kernels.slices import chunk_of, chunk_tiles, chunks, from_exponentials, products
-from kernels.tile_math import Slopes, Statistics, merge
+from kernels.tile_math import LossGrads, Statistics, merge
 
 
-@_disable_dynamo  # a callback, and rows chosen by value: nothing for a graph
+@_disable_dynamo  # a callback and rows chosen by value: no graph can hold them
 def linear_objective(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    token_loss: TokenLoss,
+    token_loss: TokenLossFunction,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ of token_loss over all tokens with a target, with both gradients made in the same pass.
+    """Sum token_loss over all tokens with a target; compute both gradients in the same pass.
 
     token_loss(logprob (n,), entropy (n,), index (n,)) returns the scalar loss of the n tokens of a
-    chunk; index says which of the N tokens they are. It is called once per chunk: the loss must be
-    a sum over tokens, and what it needs besides must be known before (advantages, old log p, global
-    counts). It may not hold parameters of its own, nor anything else that needs a gradient. Tokens
-    of whose loss both derivatives are 0 cost no gradient: a group without advantage is looked at
-    and no more.
+    chunk; index has their numbers among the N tokens. It is called once per chunk: the loss must be
+    a sum over tokens, and its other inputs (advantages, old log p, global counts) must be known
+    before. It may use no parameters and no other tensor that requires a gradient. A token for which
+    both derivatives of the loss are 0, as in a group without advantage, costs only its statistics.
 
     hidden, weight, targets, temperature, vocab_size, chunk and errors: `linear_entropy_logprob`.
     Returns the loss (scalar), and logprob (N,) and entropy (N,) without gradient. Gradients are
-    summed in fp32, and rounded to the dtype of hidden and weight. fp16 is refused: the gradient of
-    a logit would be rounded to 0 before any loss scale is known. Under torch.no_grad() the loss
-    costs no more than the statistics.
+    summed in fp32, then rounded to the dtype of hidden and weight. fp16 is refused: gradients of
+    logits would round to 0 before any loss scale applies. Under torch.no_grad() the loss costs no
+    more than the statistics.
     """
     vocab_size = require_head(hidden, weight, vocab_size)
     require_targets(targets, hidden, "hidden")
@@ -70,18 +69,18 @@ class _LinearObjective(torch.autograd.Function):
             x, y, t = hidden[rows], targets[rows], inverse_t[rows]
             tiles = chunk_tiles(x, head, y, t, keep=learns)
             statistics, offset = merge(tiles, t)
-            # Before the loss, which may write into what it is given.
+            # Store them before the loss, which may overwrite its arguments.
             logprobs[rows], entropies[rows] = statistics.logprob, statistics.entropy
             part, g, h = _slopes(token_loss, statistics, rows, enabled)
             loss += part
             alive = ((g != 0) | (h != 0)).nonzero()[:, 0] if learns else rows[:0]
             if len(alive):
-                slopes = Slopes.of(statistics, t, g, h).choose(alive)
+                slopes = LossGrads.of(statistics, t, g, h).choose(alive)
                 gradients = from_exponentials(tiles, offset, alive, y[alive], slopes, x.dtype)
                 dx = products(gradients, x[alive], head, want_hidden, grad_weight)
                 if want_hidden:
                     grad_hidden[rows[alive]] = dx.to(hidden.dtype)
-            del tiles  # else the next chunk's exponentials would be made beside them
+            del tiles  # else two chunks' exponentials would be in memory
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = weight.dtype
         ctx.mark_non_differentiable(logprobs, entropies)
@@ -93,16 +92,16 @@ class _LinearObjective(torch.autograd.Function):
             raise RuntimeError("linear_objective has no second derivative; drop create_graph=True")
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            # Rounded to bf16, a third would make the gradient 1.002 times as long.
+            # `grad` is not rounded: 1/3 in bf16 would make the gradient 1.002 times as long.
             grad_hidden = (grad_hidden * grad.view(1, 1)).to(grad_hidden.dtype)
         if grad_weight is not None:
             out = torch.empty_like(grad_weight, dtype=ctx.dtype)
-            grad_weight = torch.mul(grad_weight, grad, out=out)  # rounds without a copy in between
+            grad_weight = torch.mul(grad_weight, grad, out=out)  # rounds without a temporary
         return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
-def _slopes(token_loss: TokenLoss, statistics: Statistics, index: Tensor, enabled: bool):
-    """A chunk's loss and its derivatives with respect to log p and entropy of each token."""
+def _slopes(token_loss: TokenLossFunction, statistics: Statistics, index: Tensor, enabled: bool):
+    """Return a chunk's loss and its derivatives by log p and entropy of each token."""
     logprob, entropy = statistics.logprob, statistics.entropy
     with torch.set_grad_enabled(enabled):
         if enabled:
@@ -119,7 +118,7 @@ def _slopes(token_loss: TokenLoss, statistics: Statistics, index: Tensor, enable
 
 
 def _require_nothing_else(loss: Tensor, *leaves: Tensor) -> None:
-    """What else the loss was computed from would be left without its gradient."""
+    """Refuse a loss of any other tensor that requires a gradient: it would get none."""
     nodes, known = [loss.grad_fn], {loss.grad_fn}
     while nodes:
         node = nodes.pop()
@@ -127,7 +126,7 @@ def _require_nothing_else(loss: Tensor, *leaves: Tensor) -> None:
         if x is not None and not any(x is leaf for leaf in leaves):
             raise ValueError(
                 f"token_loss uses a tensor {tuple(x.shape)} that requires a gradient, and would "
-                "get none; detach it, or take linear_entropy_logprob"
+                "get none; detach it, or use linear_entropy_logprob"
             )
         new = {parent for parent, _ in getattr(node, "next_functions", ()) if parent} - known
         nodes += new

@@ -1,8 +1,8 @@
-"""What each public function of `kernels` returns, as directly as it can be said.
+"""The public functions of `kernels` in plain PyTorch, with whole logits.
 
-Whole logits, plain PyTorch, ordinary autograd, any device and any dtype up to fp64. Tests hold the
-kernels and their chunked loops against this file. How it is computed without the logits is in
-kernels/tile_math.py (the arithmetic) and kernels/slices.py (the loop).
+Ordinary autograd, any device, any dtype up to fp64. Tests compare the kernels and their chunked
+loops with this file. The arithmetic without whole logits is in kernels/tile_math.py, the loop in
+kernels/slices.py.
 
 Shapes: N tokens, C hidden, V vocabulary. Entropy is Eq. 1, in nats.
 """
@@ -13,15 +13,15 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-IGNORE = -100  # the target of a token that is none; PyTorch's ignore_index
+IGNORE = -100  # the target of a token without a target; PyTorch's ignore_index
 
-TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+TokenLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def entropy_logprob(
     logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) (N,) and entropy (N,) of logits (N, V); 0 where the target is IGNORE."""
+    """Return log p(target) (N,) and entropy (N,) of logits (N, V); 0 where target is IGNORE."""
     z = logits.to(wide(logits))
     z = z / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
     log_p = z.log_softmax(dim=-1)
@@ -39,9 +39,9 @@ def masked_cross_entropy(
     reduction: str = "mean",
     count: float | Tensor | None = None,
 ) -> Tensor:
-    """−Σ mask · log p(target), over the mask's sum or the given count when reduction is "mean".
+    """Return −Σ mask · log p(target), divided by the mask's sum or `count` if reduction is "mean".
 
-    A row whose target is IGNORE has mask 0, in the sum and in the count.
+    A row whose target is IGNORE counts as mask 0, in the sum and in the count.
     """
     targets, mask = without_ignored(targets, mask)
     logprob, _ = entropy_logprob(logits, targets)
@@ -55,7 +55,7 @@ def linear_entropy_logprob(
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`entropy_logprob` of hidden (N, C) @ weight (V, C).T, and whether the target is likeliest."""
+    """Return `entropy_logprob` of hidden (N, C) @ weight (V, C).T, and if the target is top 1."""
     logits = matmul(hidden, weight[:vocab_size].t())  # (N, V)
     ignored = targets == IGNORE
     at_target = logits.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
@@ -67,11 +67,11 @@ def linear_objective(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    token_loss: TokenLoss,
+    token_loss: TokenLossFunction,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """token_loss over the tokens whose target is not IGNORE; log p and entropy without gradient."""
+    """Return token_loss of all tokens with a target, and log p and entropy without gradient."""
     logprob, entropy, _ = linear_entropy_logprob(hidden, weight, targets, temperature, vocab_size)
     index = (targets != IGNORE).nonzero()[:, 0]
     loss = token_loss(logprob[index], entropy[index], index)
@@ -81,7 +81,7 @@ def linear_objective(
 def linear_topk(
     hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k largest logits of each token (N, k) and whose they are (N, k)."""
+    """Return the k largest logits of each token (N, k) and their token ids (N, k)."""
     logits = matmul(hidden, weight[:vocab_size].t())
     return tuple(logits.topk(min(k, logits.shape[1]), dim=-1))
 
@@ -89,7 +89,7 @@ def linear_topk(
 def linear_topk_entropy(
     hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None
 ) -> Tensor:
-    """Entropy (N,) of the k likeliest tokens, renormalised; k = 0 takes all of them."""
+    """Return the entropy (N,) of the k likeliest tokens, renormalised; k = 0 takes all."""
     top, _ = linear_topk(hidden, weight, k or len(weight), vocab_size)
     return entropy_logprob(top, torch.zeros_like(top[:, 0], dtype=torch.int64))[1]
 
@@ -104,10 +104,11 @@ def branch_attention(
     fork: Tensor,
     length: Tensor,
 ) -> Tensor:
-    """Attention of each branch (q: n, H, D) to its part of a trunk and its own tokens (n, H, D).
+    """Attend from each branch's query q (n, H, D) to its part of a trunk and its own tokens.
 
     Branch i sees tokens start[i] … start[i] + fork[i] − 1 of trunk_k, trunk_v (T, K, D), and
-    tokens 0 … length[i] − 1 of own_k[i], own_v[i] (capacity, K, D). One that sees none gets 0.
+    tokens 0 … length[i] − 1 of own_k[i], own_v[i] (capacity, K, D). Returns (n, H, D), 0 for a
+    branch that sees no token.
     """
     out = torch.zeros_like(q)
     rep = q.shape[1] // trunk_k.shape[1]  # heads that share keys and values
@@ -123,7 +124,7 @@ def branch_attention(
 
 
 def without_ignored(targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets that are IGNORE where the mask is 0, and a mask that is 0 where they are IGNORE."""
+    """Set targets to IGNORE where the mask is 0, and the mask to 0 where they are IGNORE."""
     ignored = (mask == 0) | (targets == IGNORE)
     return targets.masked_fill(ignored, IGNORE), mask.masked_fill(ignored, 0)
 
@@ -131,7 +132,7 @@ def without_ignored(targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def reduce_losses(
     losses: Tensor, mask: Tensor, reduction: str, count: float | Tensor | None = None
 ) -> Tensor:
-    """losses (N,) weighted by mask (N,), summed, and divided by a count unless it is zero."""
+    """Weight losses (N,) by mask (N,), and reduce them: "none", "sum", or "mean" over count."""
     mask = mask.to(losses.dtype)  # first: a sum in 16 bits loses rows, or overflows
     weighted = losses * mask
     if reduction == "none":
@@ -143,12 +144,12 @@ def reduce_losses(
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """The dtype of statistics and sums: fp32, or fp64 for fp64."""
+    """Return the dtype of statistics and sums: fp32, or fp64 for fp64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def plain_dtypes(x: Tensor) -> AbstractContextManager:
-    """Without autocast, which would round every product to bf16."""
+    """Disable autocast, which would round every product to bf16."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -156,11 +157,11 @@ def plain_dtypes(x: Tensor) -> AbstractContextManager:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b accumulated and returned in fp32 (fp64 for fp64), for 2 or 3 dimensions.
+    """Return a @ b, accumulated in fp32 (fp64 for fp64), for 2 or 3 dimensions.
 
-    The product of two bf16 numbers is exact in fp32: on a GPU this is bf16's speed with fp32's
-    logits, the "fp32 head" that others pay double for. A CPU multiplies in fp32: PyTorch has such
-    a product there only behind a setting of the whole process, which other threads would see.
+    The product of two bf16 numbers is exact in fp32: a GPU computes fp32 logits (the "fp32 head")
+    at bf16's speed. A CPU multiplies in fp32: there PyTorch's bf16 product with fp32 sums depends
+    on a setting of the whole process, which other threads would see.
     """
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         product = torch.mm if a.dim() == 2 else torch.bmm
@@ -170,10 +171,10 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """out += a @ b, accumulated in out's fp32 or fp64: what a sum over many chunks needs."""
+    """Add a @ b to out, in out's fp32 or fp64, so that a sum over many chunks stays exact."""
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         torch.addmm(out, a, b, out_dtype=torch.float32, out=out)  # PyTorch 2.10 or newer
     else:
-        # A product of its own: addmm_ may add each of its terms to the large sum in out.
+        # A separate product: addmm_ may add each of its terms to the large sum in out.
         with plain_dtypes(a):
             out.add_(a.to(out.dtype) @ b.to(out.dtype))

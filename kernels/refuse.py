@@ -1,4 +1,4 @@
-"""What the public functions of `kernels` refuse, and how they say so."""
+"""Input checks of the public functions of `kernels`: each raises ValueError."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def require_logits(logits: Tensor, targets: Tensor) -> None:
 
 
 def require_head(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> int:
-    """The number of rows of the head that count."""
+    """Check the head's inputs and return the vocabulary size: the rows of weight that count."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden must be (N, C) and weight (V, C), not {tuple(hidden.shape)} and "
@@ -36,22 +36,22 @@ def require_head(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> int:
 
 
 def require_one_pass(hidden: Tensor) -> None:
-    """What `linear_objective` cannot do, but `linear_entropy_logprob` can."""
+    """Refuse what `linear_objective` cannot compute and `linear_entropy_logprob` can."""
     if hidden.dtype == torch.float16:
         raise ValueError(
-            "hidden is torch.float16, in which gradients made before the loss scale would be 0; "
-            "convert to bfloat16, or take linear_entropy_logprob"
+            "hidden is torch.float16: gradients are computed before the loss scale applies, and "
+            "would be 0; convert to bfloat16, or use linear_entropy_logprob"
         )
     if hidden.is_meta:
-        raise ValueError("hidden is on meta, and a loss needs values; take linear_entropy_logprob")
+        raise ValueError("hidden is on meta, but a loss needs values; use linear_entropy_logprob")
 
 
 def require_no_tangent(*inputs: Tensor) -> None:
-    """An operator without a forward derivative would silently drop it."""
-    if forward_ad._current_level < 0:  # torch.compile looks no further
+    """Refuse forward-mode tangents: a custom operator would silently drop them."""
+    if forward_ad._current_level < 0:  # not in forward mode; torch.compile can trace this
         return
     if any(forward_ad.unpack_dual(x).tangent is not None for x in inputs):
-        raise ValueError("there is no forward-mode derivative; take loss.backward()")
+        raise ValueError("there is no forward-mode derivative; use loss.backward()")
 
 
 def require_chunk(chunk: int | None, default: int) -> int:
@@ -73,7 +73,7 @@ def require_targets(targets: Tensor, rows: Tensor, name: str) -> None:
 
 
 def require_values(targets: Tensor, vocab_size: int, inverse_t: Tensor) -> None:
-    """On a GPU assertions on the device: to look would stop the queue."""
+    """Check targets and 1/T; on a GPU by assertions there: reading values would wait for it."""
     ignored = targets == IGNORE
     fits = ((targets >= 0) & (targets < vocab_size)) | ignored
     warm = ((inverse_t > 0) & (inverse_t < float("inf"))) | ignored
@@ -91,7 +91,7 @@ def require_values(targets: Tensor, vocab_size: int, inverse_t: Tensor) -> None:
 
 
 def per_token_inverse(temperature: float | Tensor, rows: Tensor) -> Tensor:
-    """1/T of each row (N,), fp32 or wider."""
+    """Return 1/T of each row (N,), fp32 or wider."""
     if isinstance(temperature, Tensor):
         if temperature.shape not in (torch.Size(()), rows.shape[:1]):
             raise ValueError(
@@ -101,7 +101,7 @@ def per_token_inverse(temperature: float | Tensor, rows: Tensor) -> Tensor:
     else:
         if not temperature > 0:
             raise ValueError(f"temperature {temperature} must be above 0")
-        # Not torch.full, for which torch.compile would compile again with every temperature.
+        # Not torch.full: torch.compile would compile it again for every temperature.
         t = torch.ones((), dtype=wide(rows), device=rows.device) * temperature
     return t.reciprocal().expand(len(rows)).contiguous()
 
@@ -109,8 +109,8 @@ def per_token_inverse(temperature: float | Tensor, rows: Tensor) -> Tensor:
 def require_head_dim(size: int) -> None:
     if size > MOST_HEAD_DIM:
         raise ValueError(
-            f"head dim {size} is above {MOST_HEAD_DIM}, more than the Triton kernels of branches "
-            "have room for; RMT_KERNELS=reference takes PyTorch"
+            f"head dim {size} is above {MOST_HEAD_DIM}, the most that the Triton kernels of "
+            "branches have room for; set RMT_KERNELS=reference to use PyTorch"
         )
 
 
@@ -122,11 +122,11 @@ def require_attention(
     own_v: Tensor,
     seen,
 ) -> None:
-    """What `branch_attention` can see without looking at values."""
+    """Check shapes, dtypes and devices of `branch_attention`; no value is read."""
     n, heads, size = q.shape if q.dim() == 3 else (0, 0, 0)
     branches = len(seen.start)
     if n != branches:
-        raise ValueError(f"q is {tuple(q.shape)}, but what is seen is of {branches} branches")
+        raise ValueError(f"q is {tuple(q.shape)}, but seen has {branches} branches; match them")
     kv_heads = trunk_k.shape[1] if trunk_k.dim() == 3 else 0
     if not heads or not kv_heads or heads % kv_heads:
         raise ValueError(
@@ -148,7 +148,7 @@ def require_attention(
 
 
 def require_counts(start: Tensor, **others: Tensor) -> None:
-    """What `Seen` is made of."""
+    """Check the counts of a `Seen`."""
     for name, x in {"start": start, **others}.items():
         if x.shape != (len(start),) or x.dtype != torch.int64 or x.device != start.device:
             raise ValueError(
@@ -169,16 +169,16 @@ def _require_numbers(of: dict[str, Tensor]) -> None:
             )
         if x.stride(-1) != 1:
             raise ValueError(
-                f"{name} has strides {x.stride()}, but the numbers of a head are read side by "
-                f"side; call {name}.contiguous()"
+                f"{name} has strides {x.stride()}, but the last must be 1; call {name}.contiguous()"
             )
 
 
 def require_reach(seen, tokens: int, capacity: int, look: bool) -> None:
-    """That all a branch sees is there: T = tokens of the trunks, `capacity` of its own.
+    """Check that each branch sees only tokens that exist, and that tiles fit.
 
-    look: values are asked for and refused here. Otherwise they are assertions on the device, made
-    once for a `Seen`, of which those of a CUDA graph are replayed with it.
+    tokens: T, of all trunks; capacity: own tokens of a slot. look: read the values and raise
+    ValueError. Otherwise assert on the device, once for each `Seen`; a CUDA graph replays the
+    assertions that it captured.
     """
     n, longest = len(seen.start), seen.longest
     if len(seen.tiles.start) != n:
@@ -192,7 +192,7 @@ def require_reach(seen, tokens: int, capacity: int, look: bool) -> None:
             "for; give a bound within it"
         )
     known = (tokens, capacity)
-    if look:  # changed in place, they are looked at again
+    if look:  # changed in place, they are checked again
         known += (*seen.values(), tuple(seen.tiles.table.flatten().tolist()))
     if known in seen.checked:
         return
@@ -210,7 +210,7 @@ def require_reach(seen, tokens: int, capacity: int, look: bool) -> None:
 
 
 def _reach(seen, tokens: int, room: int) -> list[tuple[Tensor, Tensor, str]]:
-    """What must be true, of which branches, and what to say where it is not."""
+    """Return each condition, the branches that it is about, and its error message."""
     start, fork, length, n = seen.start, seen.fork, seen.length, len(seen.start)
     table = seen.tiles.table.long()
     slot = table.clamp(0, n - 1)
@@ -223,8 +223,8 @@ def _reach(seen, tokens: int, room: int) -> list[tuple[Tensor, Tensor, str]]:
     trunk = (fork == 0) | ((start >= 0) & (fork > 0) & (start + fork <= tokens))
     own, once = (length >= 0) & (length <= room), (count[:n] == 1) & (count[n] == 0)
     return [
-        (trunk, each, f"a trunk is seen from start to start + fork, within its {tokens} tokens"),
+        (trunk, each, f"the trunk from start to start + fork is not within its {tokens} tokens"),
         (own, each, f"a length must be from 0 to {room}"),
-        (once, each, "each branch must be in one tile, and no other; make tiles again"),
+        (once, each, "each branch must be in exactly one tile; make tiles again"),
         (~reads | (start[slot] == common), slot, "a tile has one start; make tiles again"),
     ]

@@ -1,14 +1,14 @@
 """The head of a language model and the losses of its tokens, without logits.
 
 hidden (N, C) @ weight (V, C).T would be N·V logits: 5 GB in fp32 for 8,192 tokens of Qwen3. Here
-they exist a slice at a time, small enough to stay in the GPU's (or CPU's) cache:
+they exist one slice at a time, small enough for the GPU's (or CPU's) cache:
 
     for each chunk of n tokens:
         for each slice of S rows of the head:
-            z = hidden[chunk] @ weight[slice].T          (n, S) fp32, never rounded, then forgotten
+            z = hidden[chunk] @ weight[slice].T          (n, S) fp32, never rounded, then freed
             maximum, r, s and exp(x) of z                (kernels/tiles.py, or kernels/fused.py)
         log p and entropy from the tiles                 (tile_math.merge)
-        loss of the chunk's tokens, its slopes g and h   (the caller's token_loss, autograd)
+        loss of the chunk's tokens, its gradients g, h   (the caller's token_loss, autograd)
         drop the tokens with g = h = 0
         for each slice:
             dz from exp(x), g and h                      (n', S) in the dtype of hidden
@@ -16,15 +16,15 @@ they exist a slice at a time, small enough to stay in the GPU's (or CPU's) cache
             grad_weight[slice] += dz.T @ hidden[chunk]   in fp32, over all chunks
 
 One GEMM over the head costs 2·N·V·C operations. `linear_objective` does the above: three GEMMs
-for a token that learns, one for a token that is only looked at, none for a token without a target.
-The loss runs inside the chunk because only then exp(x) is still there: whoever needs a gradient of
-logits later has to make them a second time, as `linear_entropy_logprob` does (four GEMMs). It is
-what a loss needs that is no sum over tokens, such as a ratio of whole sequences.
+for a token with a gradient, one for a token without, none for a token without a target. The loss
+runs inside the chunk because exp(x) exists only then. A gradient that is known later needs the
+logits a second time: `linear_entropy_logprob` does that (four GEMMs), for losses that are no sum
+over tokens, such as a ratio of whole sequences.
 
-Kept at one time: exp(x) of one chunk (n·V), one slice of z and of dz (n·S), and the gradients.
+In memory at one time: exp(x) of one chunk (n·V), one slice of z and of dz (n·S), the gradients.
 Roofline: 8,192 tokens of Qwen3-14B (C = 5120) are 12.7 TFLOP a GEMM, 16.1 ms at 790 TFLOP/s: 48.4
-ms in one pass, where every design that makes logits twice needs 64.5. Adding a chunk to grad_weight
-reads and writes it (6.2 GB, 1.4 ms): chunks of some thousand tokens, not of some hundred.
+ms in one pass, where computing logits twice needs 64.5. Adding a chunk to grad_weight reads and
+writes it (6.2 GB, 1.4 ms), so chunks have some thousand tokens, not some hundred.
 """
 
 import torch
@@ -33,29 +33,28 @@ from torch import Tensor
 from kernels.dispatch import choice, tiles_of
 from kernels.reference import IGNORE, add_matmul, matmul, wide
 from kernels.refuse import require_chunk
-from kernels.tile_math import Slopes, Tiles
+from kernels.tile_math import SLICE, LossGrads, Tiles
 
-CHUNK = {"cuda": 3072, "cpu": 1024}  # tokens whose exponentials exist at one time, at most
-SLICE = 4096  # rows of the head whose logits exist at one time
+CHUNK = {"cuda": 3072, "cpu": 1024}  # most tokens whose exponentials exist at one time
 
 
 def chunk_of(hidden: Tensor, chunk: int | None) -> int:
-    """The caller's, or what suits the device."""
+    """Return the caller's chunk size, or the device's default."""
     return require_chunk(chunk, CHUNK.get(hidden.device.type, CHUNK["cpu"]))
 
 
 def chunks(targets: Tensor, size: int) -> list[Tensor]:
-    """The rows that have a target, dealt out evenly in chunks of at most `size`."""
+    """Split the rows that have a target evenly into chunks of at most `size`."""
     rows = (targets != IGNORE).nonzero()[:, 0]
     count = -(-len(rows) // size)
     return list(rows.tensor_split(count)) if count else []
 
 
 def chunk_tiles(x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool) -> Tiles:
-    """The tiles of a chunk: x (n, C), head (V, C), y (n,), t = 1/T (n,).
+    """Compute the tiles of a chunk: x (n, C), head (V, C), y (n,), t = 1/T (n,).
 
-    keep: with exponentials, in fp16 where hidden states have 16 bits. bf16 has 8 bits of precision
-    where fp16 has 11, and dz is rounded to bf16 once more: errors would be 1.2 times as large.
+    keep: keep exponentials too, in fp16 where hidden states have 16 bits. bf16 has 8 bits of
+    precision, fp16 11, and dz is rounded to bf16 again: bf16 would make errors 1.2 times as large.
     """
     half = x.dtype in (torch.bfloat16, torch.float16)
     dtype = (torch.float16 if half else x.dtype) if keep else None
@@ -71,9 +70,9 @@ def chunk_tiles(x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool) -> Ti
 
 
 def from_exponentials(
-    tiles: Tiles, offset: Tensor, rows: Tensor, y: Tensor, slopes: Slopes, dtype: torch.dtype
+    tiles: Tiles, offset: Tensor, rows: Tensor, y: Tensor, slopes: LossGrads, dtype: torch.dtype
 ):
-    """Yield (first, dz (n', S)) of each slice, from what `chunk_tiles` kept."""
+    """Yield (first, dz (n', S)) of each slice, from the kept exponentials."""
     first = 0
     for e in tiles.exponentials:
         own = offset[:, first // tiles.width : -(-(first + e.shape[1]) // tiles.width)]
@@ -82,8 +81,8 @@ def from_exponentials(
         first += e.shape[1]
 
 
-def from_logits(x: Tensor, head: Tensor, y: Tensor, slopes: Slopes):
-    """Yield (first, dz (n, S)) of each slice, from logits that are made once more."""
+def from_logits(x: Tensor, head: Tensor, y: Tensor, slopes: LossGrads):
+    """Yield (first, dz (n, S)) of each slice, from logits that are computed again."""
     first = 0
     for part in head.split(SLICE):
         z = matmul(x, part.t())
@@ -93,7 +92,7 @@ def from_logits(x: Tensor, head: Tensor, y: Tensor, slopes: Slopes):
 
 
 def products(gradients, x: Tensor, head: Tensor, want_hidden: bool, grad_weight: Tensor | None):
-    """Add Σ dz.T @ x to grad_weight, and return Σ dz @ head (n', C) in fp32 or wider."""
+    """Add Σ dz.T @ x to grad_weight; return Σ dz @ head (n', C) in fp32 or wider."""
     dx = torch.zeros_like(x, dtype=wide(x)) if want_hidden else None
     for first, dz in gradients:
         rows = slice(first, first + dz.shape[1])

@@ -1,17 +1,17 @@
-"""The arithmetic of the head a tile of the vocabulary at a time, in plain PyTorch.
+"""The arithmetic of the head, one tile of the vocabulary at a time, in plain PyTorch.
 
-This is what kernels/tiles.py does in Triton, function by function; without a GPU it is what runs.
+kernels/tiles.py has the same functions in Triton; without a GPU these run.
 
 Shapes: N tokens, n of them in a chunk, V vocabulary, S columns of a slice of the logits, t tiles.
 z are logits divided by the temperature T. With m = max_v z_v and x_v = z_v − m ≤ 0,
 
-    D = Σ_v exp(x_v) = 1 + r          the likeliest token gives exactly 1, the others the rest r
+    D = Σ_v exp(x_v) = 1 + r          exactly 1 from the likeliest token, r from all others
     log p(y) = x_y − log(1 + r)
     H = log(1 + r) − s / (1 + r)      with s = Σ_v exp(x_v) x_v, in nats (Eq. 1)
 
-Nothing cancels: x, s ≤ 0 ≤ r. The shift by m matters for entropy as much as for overflow: with
+Nothing cancels: x, s ≤ 0 ≤ r. The shift by m prevents overflow and keeps entropy exact: with
 logits around 300, log Σ exp(z) − Σ p z is a small difference of large numbers. Keeping r instead of
-D matters for sure tokens: at H = 1e-6, 1 + r has lost most of r, log1p(r) nothing.
+D keeps near-certain tokens exact: at H = 1e-6, 1 + r has lost most digits of r, log1p(r) none.
 
 With g = ∂loss/∂log p(y) and h = ∂loss/∂H of a token, the gradient of its logits is
 
@@ -25,23 +25,24 @@ from torch import Tensor
 
 from kernels.reference import IGNORE
 
-NEGLIGIBLE = -1e4  # stands for log 0: its exponential is 0 in every dtype, and 0 · −1e4 is no nan
-SCALE = 2.0**15  # exp(x) ≤ 1 is kept times this: fp16 then holds it to 11 bits down to 2e-9
+SLICE = 4096  # rows of the head whose logits exist at one time (a slice)
+NEGLIGIBLE = -1e4  # replaces log 0 = −inf: exp(−1e4) is 0 in every dtype, and 0 · −1e4 is not nan
+SCALE = 2.0**15  # factor of the stored exp(x) ≤ 1: fp16 then has its 11 bits down to 2e-9
 
 
 class Tiles(NamedTuple):
-    """What is kept of each tile of logits. A tile is as good as its (m, r, s): see `merge`."""
+    """Statistics of each tile of logits: (m, r, s) and the target's logit, see `merge`."""
 
     maximum: Tensor  # (n, t) the largest logit, not yet divided by the temperature
-    rest: Tensor  # (n, t) r = Σ exp(x) over all tokens of the tile but its likeliest
+    rest: Tensor  # (n, t) r = Σ exp(x) over all tokens of the tile except its likeliest
     weighted: Tensor  # (n, t) s = Σ exp(x) x
-    at_target: Tensor  # (n,) the target's logit, 0 if it is in none of these tiles
-    exponentials: list[Tensor]  # SCALE · exp(x), (n, S) each: only where a gradient will be made
+    at_target: Tensor  # (n,) the target's logit, 0 if these tiles do not have it
+    exponentials: list[Tensor]  # SCALE · exp(x), (n, S) each; only if a gradient will be computed
     width: int  # columns of a tile
 
     @classmethod
     def join(cls, parts: "list[Tiles]") -> "Tiles":
-        """The tiles of slices that lie side by side."""
+        """Join the tiles of consecutive slices."""
         tops, rests, weighted, at_target, exponentials, widths = zip(*parts)
         columns = (torch.cat(column, dim=1) for column in (tops, rests, weighted))
         return cls(
@@ -53,7 +54,7 @@ class Tiles(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of each token, all (n,)."""
+    """Statistics of each token over the whole vocabulary, all (n,)."""
 
     logprob: Tensor
     entropy: Tensor
@@ -69,16 +70,16 @@ def tile_statistics(
     inverse_t: Tensor,
     keep: torch.dtype | None,
 ) -> Tiles:
-    """One tile: logits (n, S) of the vocabulary from `first` on, targets (n,), 1/T (n,).
+    """Reduce one tile: logits (n, S) of the vocabulary from `first` on, targets (n,), 1/T (n,).
 
-    keep: the dtype in which to return SCALE · exp(x) too, if any.
+    keep: dtype of the SCALE · exp(x) to return as well; None returns none.
     """
     logits = logits.to(inverse_t.dtype)
     top = logits.amax(dim=1)  # (n,)
     x = logits - top.clamp(min=torch.finfo(logits.dtype).min)[:, None]  # −inf − −inf is nan
     x = x.mul_(inverse_t[:, None]).clamp_(min=NEGLIGIBLE)
     exponentials = x.exp()
-    # 0 for the likeliest tokens, −1 for others: on a CPU `where` costs as much as all the rest.
+    # 0 for the likeliest tokens, −1 for others: on a CPU `where` is as slow as all the rest.
     sign = x.sign()
     ties = logits.shape[1] + sign.sum(dim=1)
     rest = (ties - 1) - torch.mul(exponentials, sign, out=sign).sum(dim=1)
@@ -91,11 +92,11 @@ def tile_statistics(
 
 
 def merge(tiles: Tiles, inverse_t: Tensor) -> tuple[Statistics, Tensor]:
-    """The statistics of the whole vocabulary, and each tile's (m_tile − m)/T (n, t).
+    """Merge tiles into statistics of the whole vocabulary; also return (m_tile − m)/T (n, t).
 
-    This is the online softmax: sums relative to a tile's own maximum become sums relative to the
-    maximum of all after a factor exp(m_tile − m). It is associative: the order, the width of the
-    tiles and who computed them do not matter.
+    This is the online softmax: a factor exp(m_tile − m) turns sums relative to a tile's maximum
+    into sums relative to the row's maximum. It is associative: the order, the width and the backend
+    of the tiles do not matter.
     """
     top = tiles.maximum.amax(dim=1)  # (n,)
     offset = (tiles.maximum - top[:, None]).mul_(inverse_t[:, None]).clamp_(min=NEGLIGIBLE)
@@ -110,8 +111,8 @@ def merge(tiles: Tiles, inverse_t: Tensor) -> tuple[Statistics, Tensor]:
     return Statistics(logprob, entropy, tiles.at_target >= top, top, log_sum), offset
 
 
-class Slopes(NamedTuple):
-    """What the gradient of a token's logits is made of, all (n,)."""
+class LossGrads(NamedTuple):
+    """Gradients of the loss of each token, and its statistics that dz needs, all (n,)."""
 
     maximum: Tensor
     log_sum: Tensor
@@ -122,20 +123,20 @@ class Slopes(NamedTuple):
     at_target: Tensor  # the gradient of the target's logit
 
     @classmethod
-    def of(cls, s: Statistics, inverse_t: Tensor, g: Tensor, h: Tensor) -> "Slopes":
+    def of(cls, s: Statistics, inverse_t: Tensor, g: Tensor, h: Tensor) -> "LossGrads":
         logprob = s.logprob.clamp(min=NEGLIGIBLE)
-        # 1 − p of a sure token would have lost all its digits; expm1 has them.
+        # 1 − p of a near-certain token would lose all its digits; expm1 keeps them.
         at_target = -g * logprob.expm1() - h * logprob.exp() * (logprob + s.entropy)
         return cls(s.maximum, s.log_sum, s.entropy, inverse_t, g, h, at_target * inverse_t)
 
-    def choose(self, rows: Tensor) -> "Slopes":
-        return Slopes(*(field[rows] for field in self))
+    def choose(self, rows: Tensor) -> "LossGrads":
+        return LossGrads(*(field[rows] for field in self))
 
 
 def gradient_of_logits(
-    logits: Tensor, targets: Tensor, first: int, slopes: Slopes, out: Tensor
+    logits: Tensor, targets: Tensor, first: int, slopes: LossGrads, out: Tensor
 ) -> Tensor:
-    """∂loss/∂logits into out (n, S), which is returned; 0 where the target is IGNORE."""
+    """Write ∂loss/∂logits to out (n, S) and return it; 0 where the target is IGNORE."""
     s = slopes
     x = (logits.to(s.g.dtype) - s.maximum[:, None]).mul_(s.inverse_t[:, None])
     log_p = x.sub_(s.log_sum[:, None]).clamp_(min=NEGLIGIBLE)
@@ -151,13 +152,13 @@ def gradient_of_exponentials(
     rows: Tensor,
     targets: Tensor,
     first: int,
-    slopes: Slopes,
+    slopes: LossGrads,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The same for some rows (n',), from SCALE · exp(x) (n, S) and offsets (n, t) of all rows.
+    """Return ∂loss/∂logits of some rows (n', S), from SCALE · exp(x) (n, S) and offset (n, t).
 
-    Tiles are `width` columns wide: here all of them, and t = 1. targets and slopes are those of the
-    chosen rows.
+    exponentials and offset have all rows; targets and slopes those of `rows` (n',). Tiles are
+    `width` columns wide: here all columns, and t = 1.
     """
     s = slopes
     shift = offset[rows] - s.log_sum[:, None]  # (n', 1)
@@ -165,7 +166,7 @@ def gradient_of_exponentials(
     e = chosen.to(shift.dtype)
     factor = shift.exp() / SCALE
     if s.h.any():
-        # Not log(p), which a sure token would round to log(1).
+        # Not log(p): p of a near-certain token is rounded to 1.
         log_p = (e / SCALE).log_().clamp_(min=NEGLIGIBLE).add_(shift)
         gradient = (e * factor).mul_(_slope(log_p, s))
     else:
@@ -174,21 +175,21 @@ def gradient_of_exponentials(
     return gradient.to(dtype)
 
 
-def _slope(log_p: Tensor, s: Slopes) -> Tensor:
-    """What p is multiplied with, for log p (n, S): −(g + h (log p + H)) / T."""
+def _slope(log_p: Tensor, s: LossGrads) -> Tensor:
+    """Return dz / p = −(g + h (log p + H)) / T, for log p (n, S)."""
     slope = (-s.g * s.inverse_t)[:, None]
     if s.h.any():
         slope = slope - (s.h * s.inverse_t)[:, None] * (log_p + s.entropy[:, None])
     return slope
 
 
-def _set_targets(gradient: Tensor, targets: Tensor, first: int, s: Slopes) -> None:
+def _set_targets(gradient: Tensor, targets: Tensor, first: int, s: LossGrads) -> None:
     row, column = _own_targets(targets, first, gradient)
     gradient[row, column] = s.at_target[row]
 
 
 def _own_targets(targets: Tensor, first: int, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows whose target is a column of this slice (n, S), and which column."""
+    """Return the rows whose target is in this slice (n, S), and its column there."""
     column = targets - first
     row = ((column >= 0) & (column < columns.shape[1])).nonzero()[:, 0]
     return row, column[row]

@@ -1,17 +1,17 @@
-"""The tile arithmetic of kernels/tile_math.py as two Triton kernels, for logits that are there.
+"""The tile arithmetic of kernels/tile_math.py as two Triton kernels, for logits in memory.
 
-`statistics`  reads a tile of one row of logits once, and stores three numbers and the target's
-              logit. Optionally it stores exp(x) too, which is what a gradient is made of.
-`gradient`    reads that tile (of logits or of exponentials) once, and stores its gradient once.
+`statistics`  reads a tile of one row of logits once; it stores three numbers and the target's
+              logit, and optionally exp(x), from which the gradient is computed.
+`gradient`    reads that tile (logits or exponentials) once and stores its gradient once.
 
-**A kernel is a Python function that runs once per program.** A program here owns one row and one
-tile of at most TILE columns: program (3, 5) of the launch grid has row 3 and columns 5·TILE up to
-6·TILE. `tl.load` brings the tile into registers, spread over the threads of the program; from then
-on a line such as `tl.exp(x)` costs no memory traffic, which is the whole point: eager PyTorch makes
-a trip to memory and back for each operator, of [N, V] numbers each.
+**A kernel is a Python function that runs once per program.** Here each program computes one row and
+one tile of at most TILE columns: program (3, 5) of the launch grid has row 3 and columns 5·TILE to
+6·TILE. `tl.load` loads the tile into registers, spread over the threads of the program. After that
+a line such as `tl.exp(x)` costs no memory traffic, where eager PyTorch reads and writes (N, V)
+numbers for each operator.
 
 **The online softmax.** Softmax needs the maximum of the row before its sum, and the row does not
-fit into registers. So each program works with the maximum of its own tile, and says which it was:
+fit into registers. So each program uses the maximum m of its own tile and stores it with its sums:
 (m, r, s). Two tiles a and b, with α = exp(m_a − m) and β = exp(m_b − m), one of which is 1, become
 
     m = max(m_a, m_b)
@@ -19,19 +19,19 @@ fit into registers. So each program works with the maximum of its own tile, and 
     s = α (s_a + (m_a − m)(1 + r_a)) + β (s_b + (m_b − m)(1 + r_b))
 
 `tile_math.merge` does that for all tiles of a row at once, on (n, V/TILE) numbers. Programs need no
-order, no lock and no atomic: the result is the same bits on every run.
+order, lock or atomic: every run gives the same bits.
 
-**The shift that keeps entropy exact.** s is summed over x = z − m, not over z: log Σ exp(z) − Σ p z
-would subtract two numbers of the size of the logits to get an entropy of the size of one. r leaves
-out the likeliest token, which counts 1: that keeps log1p(r) exact when r is smaller than 1e-7.
+**The shift keeps entropy exact.** s is summed over x = z − m, not over z: log Σ exp(z) − Σ p z
+would subtract two numbers of the size of the logits to get an entropy of about 1. r leaves out the
+likeliest token, whose term is 1, so that log1p(r) stays exact when r is smaller than 1e-7.
 
-**Why no logit is ever rounded.** Everything between load and store is fp32. Logits come as the fp32
-sums of a matrix product (or as what the caller has). exp(x) is rounded, to fp16, only where it is
-stored for a gradient, after it was counted in r and s; the gradient becomes bf16 in any case.
+**No logit is rounded.** All arithmetic between load and store is fp32. Logits are the fp32 sums of
+a matrix product, or in the dtype that the caller passes. exp(x) is rounded, to fp16, only where it
+is stored for a gradient, after r and s were summed; the gradient is rounded to bf16 anyway.
 
-Roofline (memory): T tokens cost T·V·b bytes once for statistics, and twice that for a gradient
-(read and write). At T = 8192, V = 151,936 in bf16 and 4.3 TB/s: 0.58 ms and 1.16 ms, where eager
-PyTorch moves 55 GB (12.7 ms) and 80 GB (18.5 ms). What is stored besides is 12 bytes per 4096.
+Roofline (memory): T tokens cost T·V·b bytes once for statistics, and twice for a gradient (read and
+write). At T = 8192, V = 151,936 in bf16 and 4.3 TB/s: 0.58 ms and 1.16 ms, where eager PyTorch
+moves 55 GB (12.7 ms) and 80 GB (18.5 ms). Statistics add 12 bytes per 4096 columns.
 """
 
 from contextlib import nullcontext
@@ -42,7 +42,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.reference import IGNORE
-from kernels.tile_math import NEGLIGIBLE, SCALE, Slopes, Tiles
+from kernels.tile_math import NEGLIGIBLE, SCALE, LossGrads, Tiles
 
 TILE = 4096  # columns of one program
 WARPS = 8  # of 32 threads: 16 columns to a thread
@@ -59,16 +59,16 @@ def statistics(
     tile = tl.program_id(1)
     target = tl.load(TARGETS + row)
     if target == IGNORE:
-        return  # no logit of a token without a target is ever read
+        return  # logits of a token without a target are not read
 
     column = tile * TILE + tl.arange(0, TILE)
     there = column < columns
     place = LOGITS + row * row_stride + column.to(tl.int64) * column_stride
-    # A column beyond the last is −inf, not 0: it must not be the maximum, nor be counted.
+    # Columns beyond the last are −inf, not 0: never the maximum, never counted.
     z = tl.load(place, mask=there, other=float("-inf")).to(tl.float32)
 
     top = tl.max(z, axis=0)
-    base = tl.where(top == float("-inf"), 0.0, top)  # a tile of nothing but −inf
+    base = tl.where(top == float("-inf"), 0.0, top)  # a tile of −inf only
     x = (z - base) * tl.load(INVERSE_T + row)
     x = tl.where(x < NEGLIGIBLE, NEGLIGIBLE, x)  # 0 · −inf is nan
     e = tl.exp(x)
@@ -80,7 +80,7 @@ def statistics(
     tl.store(MAXIMUM + out, top)
     tl.store(REST + out, rest)
     tl.store(WEIGHTED + out, tl.sum(e * x, axis=0))
-    mine = column + first == target  # at most one program of the row has it
+    mine = column + first == target  # at most one program per row has it
     at_target = tl.sum(tl.where(mine, z, 0.0), axis=0)
     tl.store(AT_TARGET + row, at_target, mask=tl.sum(mine.to(tl.int32), axis=0) > 0)
     if EXPONENTIALS is not None:
@@ -91,7 +91,7 @@ def statistics(
 def gradient(
     VALUES, OUT,  # (n, S), (n', S)
     ROWS, TARGETS, OFFSET,  # (n',), (n',), (n, t); ROWS and OFFSET are None with logits
-    MAXIMUM, LOG_SUM, ENTROPY, INVERSE_T, G, H, AT_TARGET,  # (n',): tile_math.Slopes
+    MAXIMUM, LOG_SUM, ENTROPY, INVERSE_T, G, H, AT_TARGET,  # (n',): tile_math.LossGrads
     row_stride, column_stride, columns, first, offset_stride,
     WIDTH: tl.constexpr, IGNORE: tl.constexpr, NEGLIGIBLE: tl.constexpr, SCALE: tl.constexpr,
     TILE: tl.constexpr,
@@ -132,7 +132,7 @@ def gradient(
     tl.store(place, dz, mask=there)
 
 
-# From here on PyTorch: the functions of the same names in kernels/tile_math.py.
+# From here on PyTorch: functions with the names and shapes of those in kernels/tile_math.py.
 
 
 def tile_statistics(
@@ -157,7 +157,7 @@ def tile_statistics(
 
 
 def gradient_of_logits(
-    logits: Tensor, targets: Tensor, first: int, slopes: Slopes, out: Tensor
+    logits: Tensor, targets: Tensor, first: int, slopes: LossGrads, out: Tensor
 ) -> Tensor:
     if stored(out.dtype) == out.dtype:
         return _gradient(logits, out, None, None, 0, targets, first, slopes)
@@ -172,7 +172,7 @@ def gradient_of_exponentials(
     rows: Tensor,
     targets: Tensor,
     first: int,
-    slopes: Slopes,
+    slopes: LossGrads,
     dtype: torch.dtype,
 ) -> Tensor:
     out = exponentials.new_empty(len(rows), exponentials.shape[1], dtype=stored(dtype))
@@ -192,9 +192,9 @@ def _gradient(values, out, rows, offset, width, targets, first, slopes):
 
 
 def launch(kernel, grid: tuple[int, ...], x: Tensor, *arguments, **constants) -> None:
-    """Run a kernel over a grid, with x and what follows it, on the device where x is.
+    """Launch a kernel over a grid, with x and the other arguments, on the device of x.
 
-    The only place that launches: Triton takes the current device, which need not be that of x.
+    All launches go through here: Triton uses the current device, which may not be that of x.
     """
     if 0 in grid:
         return
@@ -203,10 +203,10 @@ def launch(kernel, grid: tuple[int, ...], x: Tensor, *arguments, **constants) ->
 
 
 def block_of(columns: int) -> int:
-    """Columns of a program: a power of two, as all shapes in Triton."""
+    """Return the columns of a program: a power of two, as Triton requires of all shapes."""
     return min(TILE, max(16, triton.next_power_of_2(columns)))
 
 
 def stored(dtype: torch.dtype) -> torch.dtype:
-    """What a kernel stores: Triton's interpreter would cut bf16 off instead of rounding it."""
+    """Return the dtype a kernel stores: Triton's interpreter truncates bf16 and does not round."""
     return torch.float32 if triton.knobs.runtime.interpret else dtype

@@ -1,4 +1,4 @@
-"""The shape of a model, read from a Hugging Face config.json, and the table of names we know."""
+"""The shape of a model, read from a Hugging Face config.json, and the table of known names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": dict(qk_norm=False, qkv_bias=True),
     "LlamaForCausalLM": dict(qk_norm=False, qkv_bias=False),
 }
-# What transformers takes where config.json has no such field (or null).
+# Defaults of transformers where config.json has no such field (or null).
 DEFAULTS = {
     "Qwen3ForCausalLM": dict(
         model_type="qwen3", max_position_embeddings=32768, num_key_value_heads=32, head_dim=128
@@ -48,23 +48,23 @@ DEFAULTS = {
         model_type="llama", max_position_embeddings=2048, num_key_value_heads=None, head_dim=None
     ),
 }
-# Fields that would change the logits, and the values (beside null) with which they do not.
+# Fields that may change the logits, and their values (beside null) that do not.
 WITHOUT_EFFECT = {
     "hidden_act": ("silu", "swish"), "mlp_bias": (False,), "use_sliding_window": (False,),
     "attention_dropout": (0,), "partial_rotary_factor": (1,), "quantization_config": (),
     "pretraining_tp": (1,), "is_encoder_decoder": (False,), "auto_map": (), "text_config": (),
     "is_causal": (True,), "transformers_weights": (),
-    # Of other architectures: transformers leaves them out here, but the weights expect them.
+    # Fields of other architectures: transformers ignores them here, but the weights expect them.
     "final_logit_softcapping": (), "attn_logit_softcapping": (), "query_pre_attn_scalar": (),
     "logit_scale": (1,), "logits_scaling": (1,), "embedding_multiplier": (1,),
     "residual_multiplier": (1,), "clip_qkv": (),
 }  # fmt: skip
-LARGEST = 1 << 24  # of a size: beyond, it is not a model's but a damaged file's
+LARGEST = 1 << 24  # a larger size means that the file is damaged
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything the transformer needs to know; names follow Hugging Face's config.json."""
+    """The shape of a transformer; names follow Hugging Face's config.json."""
 
     architecture: str
     vocab_size: int
@@ -86,14 +86,14 @@ class ModelConfig:
     def from_dict(cls, raw: dict, source: str = "config.json") -> "ModelConfig":
         """Read a Hugging Face config as transformers does.
 
-        ValueError names the field that is missing, damaged, or not computed by this code.
+        ValueError names the field that is missing, damaged or not implemented here.
         """
         architecture = _architecture(raw, source)
         default, traits = DEFAULTS[architecture], ARCHITECTURES[architecture]
         _refuse_effects(raw, traits, source)
         number = lambda name, otherwise=None, kind=int: _number(raw, name, otherwise, kind, source)
         heads, hidden = number("num_attention_heads"), number("hidden_size")
-        # null is the number of heads; only a field that is not there has the class's default.
+        # null means the number of heads; only a missing field has the class's default.
         kv_heads = None if "num_key_value_heads" in raw else default["num_key_value_heads"]
         # Qwen3 has an explicit head_dim: 128 even where hidden_size / heads = 64.
         config = cls(
@@ -130,7 +130,7 @@ class ModelConfig:
 
 
 def _architecture(raw: dict, source: str) -> str:
-    """transformers goes by model_type; both fields must mean the same class."""
+    """Return the class name; model_type, which transformers reads, must mean the same class."""
     named, kind = raw.get("architectures"), raw.get("model_type")
     if named is not None and not (isinstance(named, list) and named and isinstance(named[0], str)):
         raise ValueError(
@@ -146,15 +146,15 @@ def _architecture(raw: dict, source: str) -> str:
     if kind is not None and by_type != [architecture]:
         raise ValueError(
             f"{source}: model_type {kind!r} is not that of architectures, {architecture}: "
-            "transformers would build another model; mend one of the two"
+            "transformers would build another model; correct one of the two"
         )
     return architecture
 
 
 def _refuse_effects(raw: dict, traits: dict, source: str) -> None:
-    """ValueError for a field that asks for what is not computed here."""
+    """Refuse fields that ask for what is not implemented here."""
     values = dict(WITHOUT_EFFECT)
-    if not traits["qkv_bias"]:  # Qwen2 always has the bias, and no such field
+    if not traits["qkv_bias"]:  # Qwen2 always has the bias and no such field
         values["attention_bias"] = (False,)
     for name, harmless in values.items():
         value = raw.get(name)
@@ -169,15 +169,16 @@ def _check_heads(config: ModelConfig, raw: dict, source: str) -> None:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
         raise ValueError(
-            f"{source}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+            f"{source}: num_attention_heads {heads} must be a multiple of num_key_value_heads "
+            f"{groups}; fetch it again"
         )
     if config.head_dim % 2:
-        raise ValueError(f"{source}: head_dim {config.head_dim} is odd; rotary positions pair it")
+        raise ValueError(f"{source}: head_dim {config.head_dim} must be even, as RoPE pairs it")
     padding = raw.get("pad_token_id")
     if isinstance(padding, int) and not -config.vocab_size <= padding < config.vocab_size:
         raise ValueError(
             f"{source}: pad_token_id {padding} is outside vocab_size {config.vocab_size}; remove "
-            "it, or transformers does not open the model"
+            "it, or transformers cannot load the model"
         )
     if config.num_hidden_layers > 1000:
         raise ValueError(f"{source}: num_hidden_layers {config.num_hidden_layers}; fetch it again")
@@ -190,13 +191,13 @@ def _check_heads(config: ModelConfig, raw: dict, source: str) -> None:
         )
     if config.hidden_size % heads and (raw.get("head_dim") is None or llama):
         raise ValueError(
-            f"{source}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "
-            f"{heads}"
+            f"{source}: hidden_size {config.hidden_size} must be a multiple of "
+            f"num_attention_heads {heads}; fetch it again"
         )
 
 
 def _number(raw: dict, name: str, otherwise, kind: type, source: str):
-    """A number above 0 of a config."""
+    """Return a field as a number above 0, or `otherwise` if it is missing or null."""
     value = raw.get(name)
     if value is None:
         if otherwise is None:
@@ -206,8 +207,8 @@ def _number(raw: dict, name: str, otherwise, kind: type, source: str):
     largest = LARGEST if kind is int else 1e12
     if not (whole or (kind is float and isinstance(value, float))) or not 0 < value <= largest:
         raise ValueError(
-            f"{source}: {name} is {str(value)[:80]!r} where a "
-            f"{'whole ' if kind is int else ''}number above 0 belongs; fetch it again"
+            f"{source}: {name} is {str(value)[:80]!r}, but must be a "
+            f"{'whole ' if kind is int else ''}number above 0; fetch it again"
         )
     return kind(value)
 
@@ -220,7 +221,7 @@ def _truth(raw: dict, name: str, source: str) -> bool:
 
 
 def _rope(raw: dict, source: str) -> float:
-    """rope_theta, after refusing every scaling: positions would silently be wrong."""
+    """Return rope_theta; refuse any scaling, which would silently give wrong positions."""
     # transformers 5 writes rope_parameters, earlier versions rope_theta + rope_scaling.
     fields = {name: raw.get(name) or {} for name in ("rope_parameters", "rope_scaling")}
     given = {"rope_theta": raw.get("rope_theta")}
@@ -238,12 +239,12 @@ def _rope(raw: dict, source: str) -> float:
         if rope.get("partial_rotary_factor", 1) not in (1, None):
             raise ValueError(f"{source}: {name}.partial_rotary_factor is not supported; only 1 is")
         given[f"{name}.rope_theta"] = rope.get("rope_theta")
-    # Where there are both, transformers takes rope_scaling alone: it has to say the same.
+    # Given both, transformers reads rope_scaling only; all must agree.
     used = fields["rope_scaling"] or fields["rope_parameters"]
     theta = _number(used if "rope_theta" in used else raw, "rope_theta", 10000.0, float, source)
     if others := [name for name, value in given.items() if value not in (None, theta)]:
         raise ValueError(
-            f"{source}: {others[0]} is {given[others[0]]!r} where transformers takes {theta}; "
+            f"{source}: {others[0]} is {given[others[0]]!r}, but transformers uses {theta}; "
             "keep the right one"
         )
     return theta

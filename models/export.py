@@ -1,4 +1,4 @@
-"""Write weights as a Hugging Face directory, so that everything else in the field can open them."""
+"""Write weights as a Hugging Face directory, which transformers, vLLM and others can load."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from models.files import read_json
 from models.tokenizer_files import DEFAULT_NAMES, class_of, end_ids
 from models.weights import INDEX, SINGLE, check_shapes, on_meta
 
-# Copied from the source as they are; weights and the two other configurations are written.
+# Copied from the source unchanged; weights, config and generation_config are written.
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,7 +31,7 @@ COPIED = (
 RUN = "rmt_run.json"  # the settings of the run that made the weights
 TEMPLATES = "additional_chat_templates"
 WRITTEN = (TEMPLATES, "config.json", "generation_config.json", INDEX, RUN)
-SHARD_BYTES = 5 * 10**9  # of a file
+SHARD_BYTES = 5 * 10**9  # most bytes of a file
 
 
 def export(
@@ -43,13 +43,13 @@ def export(
     rank: int = 0,
     run: dict | None = None,
 ) -> None:
-    """Write a Hugging Face directory that transformers opens.
+    """Write a Hugging Face directory that transformers loads.
 
-    Tensors may be sharded over ranks: then all ranks call this, each tensor is gathered when its
-    turn comes, and rank 0 writes. It holds one file's tensors and the one that is being gathered
-    (gloo: twice), the others that one. Configuration and tokenizer are those of `source`. `out`
-    appears when it is complete, and replaces an earlier export but nothing else (FileExistsError).
-    run: the settings that made the weights, kept beside them as rmt_run.json.
+    Tensors may be sharded over ranks: then all ranks call this, tensors are gathered one by one,
+    and rank 0 writes. Rank 0 holds one file's tensors and the one being gathered (gloo: twice), the
+    other ranks only the latter. Configuration and tokenizer are those of `source`. `out` appears
+    when it is complete; it replaces an earlier export, and nothing else (FileExistsError).
+    run: the settings that made the weights, saved beside them as rmt_run.json.
     ValueError when `state` is not the model of `source`.
     """
     source, out = Path(source), Path(out).resolve()
@@ -61,18 +61,18 @@ def export(
         if rank == 0:
             _refuse_to_overwrite(source, out)
             _replace(out, lambda aside: _write(whole, files, source, aside, dtype, run))
-    finally:  # ranks that do not write, or could not, take part to the end: nobody waits for them
+    finally:  # ranks that do not or could not write still join every gather: no rank waits for them
         deque(whole, maxlen=0)
 
 
 def _gathered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The whole tensor; all ranks if it is sharded. It travels in the dtype that is written."""
+    """Gather a whole tensor, in the dtype that is written; all ranks if it is sharded."""
     tensor = tensor.detach()
     return tensor.to(dtype).full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _replace(out: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a directory beside `out`, which then takes its place."""
+    """Let `write` fill a directory beside `out`, then rename it to `out`."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.new")
     previous = out.with_name(f".{out.name}.{os.getpid()}.old")
     aside.mkdir(parents=True)
@@ -105,7 +105,7 @@ def _refuse_to_overwrite(source: Path, out: Path) -> None:
 
 
 def _files(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
-    """File -> names of its tensors, in order; one is never split, so a file may be larger."""
+    """Group tensors into files, in order; a tensor is never split, so a file may be larger."""
     groups, room = [], 0
     for name, size in sizes.items():
         if not groups or size > room:
@@ -138,10 +138,10 @@ def _write(
 
 
 def _write_file(path: Path, whole: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> int:
-    """Write tensors to one file, and return their bytes."""
+    """Write tensors to one file; return their size in bytes."""
     tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in whole}
     save_file(tensors, path, metadata={"format": "pt"})
-    # safetensors writes for its owner only; give it the access that its directory has.
+    # safetensors makes it readable by its owner only; copy its directory's permissions.
     path.chmod(path.parent.stat().st_mode & 0o666)
     return sum(tensor.nbytes for tensor in tensors.values())
 
@@ -153,17 +153,17 @@ def _write_description(source: Path, directory: Path, dtype: torch.dtype) -> Non
     if (source / TEMPLATES).is_dir():
         shutil.copytree(source / TEMPLATES, directory / TEMPLATES)
     config = read_json(source / "config.json")
-    # transformers goes by model_type alone, here architectures are enough.
+    # transformers reads model_type, this code architectures: write both.
     architecture = ModelConfig.from_directory(source).architecture
     whole = {"architectures": [architecture], "model_type": DEFAULTS[architecture]["model_type"]}
     whole |= {name: value for name, value in config.items() if value is not None}
-    # transformers 5 writes `dtype` and reads both; earlier versions know `torch_dtype` only.
+    # transformers 5 writes `dtype` and reads both; earlier versions read `torch_dtype` only.
     named = str(dtype).removeprefix("torch.")
     fields = {"dtype", "torch_dtype"} & config.keys() or {"torch_dtype"}
     _write_json(directory / "config.json", config | whole | dict.fromkeys(sorted(fields), named))
     description = read_json(source / "tokenizer_config.json")
     if class_of(source, description) == "GPT2Tokenizer":
-        # transformers 5 would build it anew, and split text otherwise than tokenizer.json.
+        # transformers 5 would rebuild it and split text differently from tokenizer.json.
         names = DEFAULT_NAMES["GPT2Tokenizer"].items()
         default = {name: token for name, token in names if token in _ids(source)}
         taken = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -177,7 +177,7 @@ def _write_description(source: Path, directory: Path, dtype: torch.dtype) -> Non
 
 
 def _end_ids(source: Path) -> int | list[int] | None:
-    """The ids that end a response here, or None: weights are saved whatever the files say."""
+    """Return the ids that end a response, or None if the files do not tell: save anyway."""
     try:
         end = end_ids(source, _ids(source).get)
     except (ValueError, KeyError, TypeError):
@@ -193,4 +193,4 @@ def _ids(source: Path) -> dict[str, int]:
 
 def _write_json(path: Path, content: dict) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths may have any bytes
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths may hold any bytes

@@ -9,12 +9,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-BLOCK_BYTES = 64 * 2**20  # the extra memory that reading a tensor may take
+BLOCK_BYTES = 64 * 2**20  # most extra memory to read a tensor
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # safetensors' name of a dtype -> bytes
 
 
 def read_json(path: Path) -> dict:
-    """A file of a model directory, {} where there is none; ValueError if it is no JSON object."""
+    """Read a JSON object, {} where there is no file; ValueError if it is damaged."""
     if not path.is_file():
         return {}
     try:
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict:
 def refuse_adapter(directory: Path) -> None:
     if (directory / "adapter_config.json").is_file():
         raise ValueError(
-            f"{directory} has an adapter (adapter_config.json), which would not be read; merge it "
+            f"{directory} has an adapter (adapter_config.json), which would be ignored; merge it "
             "into the weights"
         )
 
@@ -50,23 +50,23 @@ def check_float(name: str, dtype: str, directory: Path) -> None:
     if dtype not in FLOATS:
         raise ValueError(
             f"{directory}: {name} is stored as {dtype}, quantised or no weight; "
-            f"take the checkpoint in {', '.join(FLOATS)}"
+            f"use a checkpoint in {', '.join(FLOATS)}"
         )
 
 
 def check_frequencies(name: str, stored: Tensor, config, directory: Path) -> None:
-    """Older Llama checkpoints hold what is computed here; other values would not be used."""
+    """Refuse stored rotary frequencies (older Llama) that differ from those computed here."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     expected = config.rope_theta ** (-half / config.head_dim)
     if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=1e-2):
         raise ValueError(
-            f"{directory}: {name} is not that of config.json's rope_theta {config.rope_theta}; "
-            "mend rope_theta, or remove the tensor"
+            f"{directory}: {name} does not match config.json's rope_theta {config.rope_theta}; "
+            "correct rope_theta, or remove the tensor"
         )
 
 
 def check_same(embedding: tuple[Path, str], head: tuple[Path, str], directory: Path) -> None:
-    """ValueError unless a head that config.json ties to the embedding is equal to it."""
+    """Refuse a head that config.json ties to the embedding but that differs from it."""
     with opened(embedding[0]) as one, opened(head[0]) as other:
         a, b = one.get_slice(embedding[1]), other.get_slice(head[1])
         shape = a.get_shape()

@@ -1,7 +1,7 @@
-"""What identifies a model: parts of every tensor, its configuration, and how it reads and stops.
+"""Identify a model by hashes of its weights, configuration and tokenizer.
 
-Hashing 28 GB would take a minute or more at each start. Eight parts of 4 KiB of each tensor tell
-whether it was trained any further, whatever files the tensors are in; 14B: 4,000 small reads.
+Hashing 28 GB would take a minute or more at each start. Eight parts of 4 KiB of each tensor show
+if it was trained further, however tensors are spread over files; 14B needs 4,000 small reads.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ COSMETIC = ("transformers_version", "_name_or_path")  # of config.json
 
 
 def fingerprint(directory: Path) -> dict[str, str]:
-    """Hashes of weights, config and tokenizer of a model directory that `load` has accepted."""
+    """Hash weights, config and tokenizer of a model directory that `load` has accepted."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config = {name: value for name, value in config.items() if name not in COSMETIC}
     templates = sorted((directory / "additional_chat_templates").glob("*.jinja"))
@@ -35,7 +35,7 @@ def _digest(parts: list[bytes]) -> str:
 
 
 def _tensors(path: Path) -> list[bytes]:
-    """Of each tensor of a safetensors file: name, type, shape and the parts that are looked at."""
+    """Read name, dtype, shape and some parts of each tensor of a safetensors file."""
     with path.open("rb", buffering=0) as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,8 +1,8 @@
-"""Keys and values for decoding: every trunk once, and a row of their own for the branches on it.
+"""Key/value cache for decoding: each trunk is stored once, each branch has a slot of its own.
 
 All trunks lie one after another in one flat cache; a slot holds the own tokens of one branch. The
-active slots are the first n. Buffers never move or grow, so that a decode step can be recorded
-once as a CUDA graph and replayed; attention to both parts is kernels.branch_attention.
+active slots are the first n. Buffers never move or grow, so that a decode step can be captured once
+as a CUDA graph and replayed. kernels.branch_attention attends to both parts.
 
 Shapes: T trunk tokens of all trees, P prompt tokens of all branches, n active slots, H heads,
 K key/value heads, D head dim. The first two dimensions of each buffer are layers and (key, value).
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import Seen, Tiles, branch_attention
+from kernels import Seen, TrunkGroups, branch_attention
 from models.config import ModelConfig
 
 
 class KVCache:
-    """Decode-time attention over shared trunks plus branches. Lives for one set of weights."""
+    """Decode-time attention over shared trunks and branches; valid for one set of weights."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        """Room for all trunks and prompts, and for `slots` branches of `capacity` tokens each."""
+        """Allocate all trunks and prompts, and `slots` branches of `capacity` tokens each."""
         shape = (config.num_hidden_layers, 2)
         token = (config.num_key_value_heads, config.head_dim)
         zeros = lambda *size: _zeros((*shape, *size, *token), device, dtype)
@@ -42,14 +42,14 @@ class KVCache:
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-        """Keys and values of all layers."""
+        """Return the bytes of one token's keys and values in all layers."""
         heads = config.num_hidden_layers * config.num_key_value_heads
         return 2 * heads * config.head_dim * dtype.itemsize
 
     def capture(self, attend, trunk: slice, trunk_rows: Tensor, prompt: slice, prompt_rows: Tensor):
-        """Wrap a forest's attention so that its keys and values are kept.
+        """Wrap a forest's attention so that it also stores keys and values.
 
-        Rows trunk_rows of the packed row become trunk[trunk], rows prompt_rows prompt[prompt].
+        Rows trunk_rows of x (N, K, D) are stored in trunk[trunk], prompt_rows in prompt[prompt].
         """
 
         def attend_and_keep(layer, q, k, v):
@@ -61,29 +61,29 @@ class KVCache:
         return attend_and_keep
 
     def admit(self, slots: Sequence[int], first: Sequence[int], count: Sequence[int]) -> None:
-        """Copy prompts first .. first + count of the prompt cache to the start of their slots."""
+        """Copy prompt tokens first .. first + count to the start of each slot."""
         longest = max(count)
         if longest == 0:
             return
         first = torch.tensor(first, device=self.own.device)
-        # Rows of shorter prompts go on with their neighbours' keys, which lengths hide.
+        # A shorter prompt is followed by its neighbour's keys, which its length masks.
         rows = first[:, None] + torch.arange(longest, device=first.device)
         rows.clamp_(max=self.prompt.shape[2] - 1)
         slots = torch.tensor(slots, device=first.device)
         self.own[:, :, slots, :longest] = self.prompt[:, :, rows]
 
     def move(self, sources: Sequence[int], targets: Sequence[int], longest: int) -> None:
-        """Copy slots of at most `longest` tokens, so that the active ones stay the first n."""
+        """Copy slots of at most `longest` tokens, to keep the active ones the first n."""
         sources, targets = (torch.tensor(x, device=self.own.device) for x in (sources, targets))
         self.own[:, :, targets, :longest] = self.own[:, :, sources, :longest]
 
     def begin_step(
-        self, start: Tensor, fork: Tensor, length: Tensor, tiles: Tiles, longest: int
+        self, start: Tensor, fork: Tensor, length: Tensor, tiles: TrunkGroups, longest: int
     ) -> None:
-        """Say where the n active slots stand: their trunk, its visible part, their own length.
+        """Set the trunk, its visible part and the own length of the n active slots for a step.
 
-        start, fork, length (n,) int64. `length` tokens are in the slot, this step appends one
-        more; `longest` bounds what there will be after it, as does the capacity.
+        start, fork, length (n,) int64: `length` tokens are in the slot, and this step appends one.
+        longest: an upper bound of lengths after it.
         """
         slot = torch.arange(len(length), device=length.device)
         self._place = slot * self.capacity + length  # of the new token in the flattened slots
@@ -98,7 +98,7 @@ class KVCache:
 
 
 def _zeros(size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros, on a CPU without touching the memory: a page counts when it is first written."""
+    """Return zeros; on a CPU pages take memory only when they are first written."""
     if device.type != "cpu":
         return torch.zeros(size, device=device, dtype=dtype)
     raw = np.zeros(int(np.prod(size)) * dtype.itemsize, dtype=np.uint8)

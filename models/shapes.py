@@ -1,4 +1,4 @@
-"""Published shapes of the models that we know by name, to plan a run without their files."""
+"""Published shapes of the models known by name, to plan a run without their files."""
 
 from dataclasses import asdict
 
@@ -30,7 +30,7 @@ def _smollm2(hidden, mlp, layers, heads, kv_heads, theta) -> ModelConfig:
     return _shape(*size, True, 8192, theta, 1e-5)
 
 
-# From each model's config.json; a test adds up their parameters.
+# From each model's config.json; a test checks the parameter counts.
 SHAPES = {
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, True),
     "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, True),
@@ -55,7 +55,7 @@ SHAPES = {
 
 
 def as_hugging_face(shape: ModelConfig) -> dict:
-    """The config.json that `ModelConfig.from_dict` reads as this shape, and transformers too."""
+    """Return a config.json that `ModelConfig.from_dict` and transformers read as this shape."""
     raw = asdict(shape)
     architecture = raw.pop("architecture")
     for trait in ARCHITECTURES[architecture]:
@@ -68,7 +68,7 @@ def as_hugging_face(shape: ModelConfig) -> dict:
 
 
 def published(model: str) -> ModelConfig:
-    """The shape of `--model`, of which nothing but a name or a config.json need be here."""
+    """Return the shape of `--model`, from its name or its config.json; needs no weights."""
     if model in SHAPES:
         return SHAPES[model]
     return ModelConfig.from_directory(TINY if model == "tiny" else model)

@@ -1,10 +1,9 @@
-"""What a model directory says of its tokenizer, read as transformers 5 reads it.
+"""Read and check the files about a model's tokenizer, as transformers 5 reads them.
 
-The truth is tokenizer.json. transformers takes it as it is, or builds a class of its own around
-its vocabulary and merges; where that would split text otherwise, the directory is refused.
+tokenizer.json counts. transformers takes it as it is, or builds a class of its own around its
+vocabulary and merges. A directory is refused where that class would split text differently.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ from models.config import DEFAULTS
 from models.files import read_json
 
 NAMES = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+SPACES = ("lstrip", "rstrip", "single_word")  # make a token depend on the spaces around it
 AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend", "LlamaTokenizer", "")
-END = "<|endoftext|>"  # what a class takes for names that are not there (null: none)
+END = "<|endoftext|>"  # a class's default for names that are missing (null: none)
 DEFAULT_NAMES = {
     "Qwen2Tokenizer": dict(eos_token=END, unk_token=END, pad_token=END),
     "GPT2Tokenizer": dict(bos_token=END, eos_token=END, unk_token=END),
@@ -25,18 +25,15 @@ _QWEN2 = (
 )
 _SPLIT = {"type": "Split", "pattern": {"Regex": _QWEN2}, "behavior": "Isolated", "invert": False}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
-# class -> normalizer and pre_tokenizer that it is built with
+# class -> the steps of the normalizer and of the pre_tokenizer that it is built with
 BUILT = {
-    "Qwen2Tokenizer": (
-        {"type": "NFC"},
-        {"type": "Sequence", "pretokenizers": [_SPLIT, _BYTES | {"use_regex": False}]},
-    ),
-    "GPT2Tokenizer": (None, _BYTES | {"use_regex": True}),
+    "Qwen2Tokenizer": ([{"type": "NFC"}], [_SPLIT, _BYTES | {"use_regex": False}]),
+    "GPT2Tokenizer": ([], [_BYTES | {"use_regex": True}]),
 }
 
 
 def describe(directory: Path) -> dict:
-    """tokenizer_config.json with what special_tokens_map.json adds to it."""
+    """Read tokenizer_config.json, and special_tokens_map.json where the former is an old one."""
     description = read_json(directory / "tokenizer_config.json")
     if "added_tokens_decoder" not in description:
         typed = lambda v: v | {"__type": "AddedToken"} if isinstance(v, dict) else v
@@ -46,7 +43,7 @@ def describe(directory: Path) -> dict:
 
 
 def class_of(directory: Path, description: dict) -> str:
-    """The class that transformers makes of the directory; "" where it takes tokenizer.json."""
+    """Return the class that transformers builds; "" where it takes tokenizer.json as it is."""
     config = read_json(directory / "config.json")
     named = config.get("architectures")
     kind = config.get("model_type") or next(
@@ -62,7 +59,7 @@ def class_of(directory: Path, description: dict) -> str:
 
 
 def special_tokens(directory: Path, description: dict, kind: str) -> tuple[dict[str, str], list]:
-    """Special tokens with a name, which templates know, and those without one."""
+    """Return special tokens by name, as templates know them, and a list of those without one."""
     named = {}
     for name, value in (DEFAULT_NAMES.get(kind, {}) | description).items():
         other = name.endswith("_token") and isinstance(value, (str, dict))
@@ -87,61 +84,58 @@ def _content(value, name: str, directory: Path) -> str:
     content = value.get("content") if typed else value
     if not isinstance(content, str) or not content:
         raise ValueError(f"{directory}: {name} is {value!r}, not a token; mend tokenizer_config")
-    if typed and any(value.get(k) for k in ("lstrip", "rstrip", "single_word")):
+    if typed and any(value.get(k) for k in SPACES):
         raise ValueError(f"{directory}: {name} takes spaces around it (lstrip, rstrip); mend it")
     return content
 
 
 def check_tokenizer(raw: dict, directory: Path, description: dict, kind: str) -> None:
-    """ValueError unless tokenizer.json (`raw`) is a byte-level BPE that splits text as it will in
-    transformers; a remark where it splits text as the model was trained, and GPT2Tokenizer not."""
+    """Check that tokenizer.json (`raw`) splits text as it will in transformers.
+
+    ValueError if it does not, or is no byte-level BPE. Of GPT2Tokenizer only a remark: there
+    tokenizer.json splits text as the model was trained.
+    """
     model, place = raw["model"], f"{directory}/tokenizer.json"
-    parts = _steps(raw.get("pre_tokenizer"), "pretokenizers")
+    parts = _steps(raw.get("pre_tokenizer"))
     kinds = [part["type"] for part in parts]
-    decoders = [part["type"] for part in _steps(raw.get("decoder"), "decoders")]
+    decoders = [part["type"] for part in _steps(raw.get("decoder"))]
     if model.get("type") != "BPE" or kinds.count("ByteLevel") != 1 or decoders != ["ByteLevel"]:
         raise ValueError(f"{place} is not a byte-level BPE tokenizer; only those are supported")
-    normalizers = {part["type"] for part in _steps(raw.get("normalizer"), "normalizers")}
-    for field, value in {
-        "model.byte_fallback": model.get("byte_fallback"),
-        "model.dropout": model.get("dropout"),
-        "model.continuing_subword_prefix": model.get("continuing_subword_prefix"),
-        "model.end_of_word_suffix": model.get("end_of_word_suffix"),
+    normalizers = {part["type"] for part in _steps(raw.get("normalizer"))}
+    in_model = ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    in_description = ("split_special_tokens", "auto_map", "fast_tokenizer_files")
+    unsupported = {
+        **{f"model.{field}": model.get(field) for field in in_model},
+        **{field: description.get(field) for field in in_description},
         "pre_tokenizer Metaspace": "Metaspace" in kinds,
         "add_prefix_space": any(p.get("add_prefix_space") for p in [*parts, description]),
-        "split_special_tokens": description.get("split_special_tokens"),
-        "auto_map": description.get("auto_map"),
-        "fast_tokenizer_files": description.get("fast_tokenizer_files"),
         "normalizer": normalizers - {"NFC", "NFD", "NFKC", "NFKD"},
-        "lstrip, rstrip or single_word": any(
-            token.get(k)
-            for token in raw["added_tokens"]
-            for k in ("lstrip", "rstrip", "single_word")
-        ),
-    }.items():
-        if value:
-            raise ValueError(
-                f"{place} or tokenizer_config.json sets {field}, which is not supported: pieces of "
-                "a prompt would not join into the whole; remove it or take another checkpoint"
-            )
+        "lstrip, rstrip or single_word": any(t[k] for t in raw["added_tokens"] for k in SPACES),
+    }
+    if found := ", ".join(field for field, value in unsupported.items() if value):
+        raise ValueError(
+            f"{place} or tokenizer_config.json sets {found}, which is not supported: pieces of "
+            "a prompt would not join into the whole; remove it or take another checkpoint"
+        )
     _check_added(raw, directory, description, kind)
     _check_class(raw, directory, kind)
 
 
-def _steps(part: dict | None, name: str) -> list[dict]:
-    """The parts of a sequence, or the one part there is."""
+def _steps(part: dict | None) -> list[dict]:
+    """Return the steps of a sequence of steps, or the one step there is."""
     if part is None:
         return []
-    if part["type"] == "Sequence":
-        return [step for inner in part[name] for step in _steps(inner, name)]
-    return [part]
+    if part["type"] != "Sequence":
+        return [part]
+    inner = next(value for value in part.values() if isinstance(value, list))
+    return [step for part in inner for step in _steps(part)]
 
 
 def _check_added(raw: dict, directory: Path, description: dict, kind: str) -> None:
-    """Added tokens are said in two files: tokenizer_config.json's would win in transformers."""
+    """Check that all files agree on added tokens: transformers may go by another than ours."""
     own = {token["id"]: token for token in raw["added_tokens"]}
+    vocabulary = raw["model"]["vocab"]
     listed = description.get("added_tokens_decoder") or {}
-    legacy = read_json(directory / "added_tokens.json") if not listed else {}
     if not isinstance(listed, dict) or not all(isinstance(t, dict) for t in listed.values()):
         raise ValueError(f"{directory}: added_tokens_decoder is no object of tokens; mend it")
     for index, token in listed.items():
@@ -151,53 +145,57 @@ def _check_added(raw: dict, directory: Path, description: dict, kind: str) -> No
                 f"{directory}: token {index} of added_tokens_decoder in tokenizer_config.json is "
                 "not that of tokenizer.json's added_tokens; make both equal, or remove the former"
             )
+    ids = vocabulary | {token["content"]: index for index, token in own.items()}
+    legacy = read_json(directory / "added_tokens.json") if not listed else {}
     for content, index in legacy.items():
-        if own.get(index, {"content": None})["content"] != content and (
-            raw["model"]["vocab"].get(content) != index
-        ):
+        if ids.get(content) != index:
             raise ValueError(
                 f"{directory}: added_tokens.json gives {content!r} the id {index}, tokenizer.json "
                 "does not; make both equal"
             )
-    if kind in BUILT:
-        new = sorted(i for i, t in own.items() if t["content"] not in raw["model"]["vocab"])
-        first = len(raw["model"]["vocab"])
-        partly = "added_tokens_decoder" in description and len(listed) != len(own)
-        if partly or new != list(range(first, first + len(new))):
-            raise ValueError(
-                f"{directory}: {kind}, which transformers builds, gives added tokens other ids "
-                "than tokenizer.json, or none; set tokenizer_class to PreTrainedTokenizerFast"
-            )
+    new = sorted(index for index, token in own.items() if token["content"] not in vocabulary)
+    partly = "added_tokens_decoder" in description and len(listed) != len(own)
+    numbered = new == list(range(len(vocabulary), len(vocabulary) + len(new)))
+    if kind in BUILT and (partly or not numbered):
+        raise ValueError(
+            f"{directory}: {kind}, which transformers builds, gives added tokens other ids "
+            "than tokenizer.json, or none; set tokenizer_class to PreTrainedTokenizerFast"
+        )
 
 
 def _check_class(raw: dict, directory: Path, kind: str) -> None:
+    """Check that the class that transformers builds has the steps of tokenizer.json."""
     place = f"{directory}/tokenizer_config.json"
     if kind and kind not in BUILT:
         raise ValueError(
             f"{place}: transformers builds a tokenizer_class {kind!r} in its own way; set it to "
             "PreTrainedTokenizerFast, which takes tokenizer.json as it is"
         )
-    plain = json.loads(json.dumps([raw.get("normalizer"), raw.get("pre_tokenizer")]))
-    for step in _steps(plain[1], "pretokenizers"):
-        step.pop("trim_offsets", None)
-    if not kind or (plain == list(BUILT[kind]) and not raw["model"].get("ignore_merges")):
+    splits = [
+        {field: value for field, value in step.items() if field != "trim_offsets"}
+        for step in _steps(raw.get("pre_tokenizer"))
+    ]
+    steps = _steps(raw.get("normalizer")), splits
+    if not kind or (steps == BUILT[kind] and not raw["model"].get("ignore_merges")):
         return
-    if kind == "GPT2Tokenizer":  # SmolLM2, of which tokenizer.json is what it was trained with
-        print(
-            f"{place}: transformers 5 builds {kind} and splits text otherwise than tokenizer.json, "
-            "which is used here and in what is saved",
-            file=sys.stderr,
+    if kind != "GPT2Tokenizer":
+        raise ValueError(
+            f"{directory}: transformers builds {kind} (by tokenizer_class, or model_type qwen2), "
+            "which splits text otherwise than tokenizer.json; set tokenizer_class to "
+            "PreTrainedTokenizerFast, or for qwen2 take Qwen2's own tokenizer.json"
         )
-        return
-    raise ValueError(
-        f"{directory}: transformers builds {kind} (by tokenizer_class, or model_type qwen2), which "
-        "splits text otherwise than tokenizer.json; set tokenizer_class to "
-        "PreTrainedTokenizerFast, or for qwen2 take Qwen2's own tokenizer.json"
+    print(  # SmolLM2: it was trained with tokenizer.json
+        f"{place}: transformers 5 builds {kind} and splits text otherwise than tokenizer.json, "
+        "which is used here and in what is saved",
+        file=sys.stderr,
     )
 
 
 def end_ids(directory: Path, id_of: Callable[[str], int | None]) -> tuple[int, ...]:
-    """Every id that ends a response: of generation_config.json, config.json, or eos_token."""
+    """Return the ids that end a response: of generation_config.json, config.json, or eos_token.
+
+    id_of: the id of a token, or None.
+    """
     for name in ("generation_config.json", "config.json"):
         ids = read_json(directory / name).get("eos_token_id")
         if ids in (None, []):

@@ -3,11 +3,11 @@
 Shapes: N packed tokens, C hidden, H heads, K key/value heads, D head dim, V vocabulary.
 
 There is no batch dimension and no mask in this file. A row of N tokens may hold many documents and
-many branches of each; which token sees which is decided by `attend`, a function
+many branches of each. The function `attend` decides which token sees which:
 
     attend(layer, query (N, H, D), key (N, K, D), value (N, K, D)) -> (N, H, D)
 
-that the forest (training, scoring, prefill) or the key/value cache (decoding) provides.
+The forest (training, scoring, prefill) or the key/value cache (decoding) provides it.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple:
-    """cos and signed sin of the rotary embedding, (N, 1, D) each, computed in fp32 (RoFormer)."""
+    """Return cos and signed sin of the rotary embedding (RoFormer), (N, 1, D), from fp32."""
     half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
     frequency = config.rope_theta ** (-half / config.head_dim)  # (D/2,)
     angle = positions[:, None].float() * frequency  # (N, D/2)
@@ -64,8 +64,8 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(size, config.rms_norm_eps)
             self.k_norm = RMSNorm(size, config.rms_norm_eps)
 
-    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query (N, H, D), key and value (N, K, D), the first two rotated."""
+    def project_qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query (N, H, D), key and value (N, K, D); query and key are rotated."""
         n = x.shape[0]
         q = self.q_proj(x).view(n, -1, self.head_dim)  # (N, H, D)
         k = self.k_proj(x).view(n, -1, self.head_dim)  # (N, K, D)
@@ -89,9 +89,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: `before` attention, attention itself, which is not of this file, and `after`."""
+    """One layer: `pre_attention`, then `attend`, which is passed in, then `post_attention`."""
 
-    recompute, compiled = "none", False  # set by Transformer.how_to_train
+    recompute, compiled = "none", False  # set by Transformer.configure_training
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -107,38 +107,38 @@ class Block(nn.Module):
         return self._forward(x, rotary, attend, layer)
 
     def _forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
-        q, k, v = self._run(Block.before, x, *rotary)
-        return self._run(Block.after, x, attend(layer, q, k, v))
+        q, k, v = self._run(Block.pre_attention, x, *rotary)
+        return self._run(Block.post_attention, x, attend(layer, q, k, v))
 
-    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.self_attn.heads(self.input_layernorm(x), cos, sin)
+    def pre_attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.project_qkv(self.input_layernorm(x), cos, sin)
 
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+    def post_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.self_attn.o_proj(attended.flatten(1))
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def _run(self, part: Callable, *tensors: Tensor):
-        """`before` or `after`, in the way that was chosen for training."""
+        """Run `pre_attention` or `post_attention`, compiled or checkpointed if so configured."""
         if self.compiled and torch.is_grad_enabled():
-            return _compiled(part)(self, *tensors)  # keeps and recomputes what it sees fit
+            return _compiled(part)(self, *tensors)  # the compiler chooses what to recompute
         if self.recompute == "selective" and torch.is_grad_enabled():
             keep = partial(create_selective_checkpoint_contexts, PRODUCTS)
             return checkpoint(part, self, *tensors, use_reentrant=False, context_fn=keep)
         return part(self, *tensors)
 
 
-# What "selective" keeps. Attention is between the parts, so its output is kept in any case.
+# "selective" keeps these. Attention is between the parts, so its output is always kept.
 PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
 
 
 @cache
 def _compiled(part: Callable) -> Callable:
-    """One program for all layers and all lengths of a row."""
+    """Compile a part once for all layers and all lengths of a row."""
     return torch.compile(part, dynamic=True)
 
 
-class Decoder(nn.Module):
-    """Everything below the head; exists so that names read `model.layers.0. ...` as in HF."""
+class Backbone(nn.Module):
+    """All but the head, as a class so that names are `model.layers.0. ...` as in HF."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -151,13 +151,13 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = Backbone(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def head(self) -> Tensor:
-        """(V, C). Read it inside forward only: elsewhere FSDP holds a sharded DTensor."""
+        """Return the head (V, C). Use it inside forward only: elsewhere FSDP holds a shard."""
         if self.config.tie_word_embeddings:
             return self.model.embed_tokens.weight
         return self.lm_head.weight
@@ -165,8 +165,8 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, readout: Readout) -> Any:
         """Run N packed tokens and return readout(hidden (N, C), head (V, C)).
 
-        The readout runs inside this module so that FSDP hands it a plain head weight, and so
-        that logits never have to leave it. All ranks, when the model is sharded.
+        The readout runs inside this module so that FSDP passes it the whole head, and so that
+        logits need not leave it. All ranks, when the model is sharded.
         """
         x = self.model.embed_tokens(tokens)  # (N, C)
         rotary = rotary_angles(positions, self.config, x.dtype)
@@ -174,20 +174,20 @@ class Transformer(nn.Module):
             x = layer(x, rotary, attend, index)
         return readout(self.model.norm(x), self.head)
 
-    def how_to_train(self, recompute: str = "none", compiled: bool = False) -> None:
-        """Trade time for memory, in passes with a gradient; the others stay as they are.
+    def configure_training(self, recompute: str = "none", compiled: bool = False) -> None:
+        """Set activation checkpointing and compilation of passes with a gradient.
 
-        recompute: what the backward pass computes again instead of keeping it (Chen et al. 2016,
-        arXiv 1604.06174): "none"; "selective", all but matrix products and attention; "full",
-        a whole layer. No bit of a result depends on it.
-        compiled: all but attention goes through torch.compile, which rounds differently and makes
-        the selection of "selective" by itself.
+        recompute: activations that the backward pass computes again instead of keeping them (Chen
+        et al. 2016, arXiv 1604.06174): "none"; "selective", all but matrix products and attention;
+        "full", a whole layer. Results are the same bits.
+        compiled: all but attention runs through torch.compile, which rounds differently and chooses
+        by itself what to recompute.
         """
         for layer in self.model.layers:
             layer.recompute, layer.compiled = recompute, compiled
 
     def reset_parameters(self, seed: int) -> None:
-        """Random weights for a model that is trained from nothing: N(0, initializer_range²)."""
+        """Initialise a model that is trained from scratch: N(0, initializer_range²)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):

@@ -34,9 +34,9 @@ DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
 def cache_directory() -> Path:
-    """Where this project keeps what it made itself, such as `make smollm2`'s model.
+    """Return the directory of models that this project made, such as `make smollm2`'s.
 
-    A user without a home, as in a container, has a folder among the temporary files.
+    A user without a home, as in a container, gets a temporary directory.
     """
     place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     if place.is_absolute():
@@ -45,32 +45,33 @@ def cache_directory() -> Path:
 
 
 def find(model: str, weights: Path | None = None, download: bool = True) -> Path:
-    """The directory of `--model`: itself a directory, or a name of the table of models.
+    """Find the directory of `--model`: itself a directory, or a name of the table of models.
 
-    A name is looked for in `weights`, in our cache and in Hugging Face's, then downloaded.
-    ValueError for an unknown name, FileNotFoundError when it is nowhere and cannot be fetched.
+    A name is searched in `weights`, in our cache and in Hugging Face's, then downloaded.
+    ValueError for an unknown name, FileNotFoundError when it is not found nor downloaded.
     """
     if Path(model).is_dir():
         return Path(model)
     if model == "tiny":
         return TINY
     if model not in REPOSITORIES:
-        close = difflib.get_close_matches(model, ["tiny", *REPOSITORIES], n=1, cutoff=0.0)
+        close = difflib.get_close_matches(model, ["tiny", *REPOSITORIES], n=1)
         raise ValueError(
-            f"--model {model} is neither a directory nor a known name; did you mean {close[0]}? "
-            f"Known names: tiny, {', '.join(REPOSITORIES)}"
+            f"--model {model} is neither a directory nor a known name. "
+            + "".join(f"Did you mean {name}? " for name in close)
+            + f"Known names: tiny, {', '.join(REPOSITORIES)}"
         )
     if weights is not None and not Path(weights).is_dir():
         raise FileNotFoundError(f"--weights {weights} is not a directory; give one or leave it out")
     places = [] if weights is None else [Path(weights) / model, Path(weights)]
     for place in [*places, cache_directory() / model]:
-        if os.path.isfile(place / "config.json"):  # False, too, where we may not look
+        if os.path.isfile(place / "config.json"):  # False also without permission to look
             return place
     return _from_hub(model, download)
 
 
 def _from_hub(model: str, download: bool) -> Path:
-    """The snapshot in Hugging Face's cache, downloaded if need be."""
+    """Return the snapshot in Hugging Face's cache; download it if it is missing."""
     from huggingface_hub import snapshot_download
 
     repository, reason = REPOSITORIES[model], "it is in no cache"
@@ -79,10 +80,10 @@ def _from_hub(model: str, download: bool) -> Path:
             path = snapshot_download(
                 repository, allow_patterns=DOWNLOADED, local_files_only=local_only
             )
-            # A snapshot may hold a tokenizer only, and is returned as it is without a network.
+            # Without a network it returns a snapshot that may hold a tokenizer only.
             shards(Path(path))
             return Path(path)
-        except Exception as error:  # of requests or of httpx, by the version of huggingface_hub
+        except Exception as error:  # of requests or httpx, by huggingface_hub's version
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     own = " For this model `make smollm2` works too." if model == "smollm2-135m" else ""
     raise FileNotFoundError(
@@ -94,10 +95,10 @@ def _from_hub(model: str, download: bool) -> Path:
 def load(model: nn.Module, directory: Path) -> None:
     """Read the safetensors of `directory` into the parameters of a Transformer, in place.
 
-    The model is on its device already (built on meta, then to_empty) and may be sharded by FSDP2:
-    a rank reads only the rows it owns, so there is no collective and no second copy of the model.
-    Files are mapped one after the other: beside the parameters a process holds a block, and its
-    rows of one file as pages that the kernel may take back. Parameters keep their dtype.
+    The model is already on its device (built on meta, then to_empty) and may be sharded by FSDP2:
+    each rank reads only the rows it owns, without a collective or a second copy of the model.
+    Files are mapped one at a time: beside the parameters a process holds one block, and its rows of
+    one file as pages that the operating system may evict. Parameters keep their dtype.
     ValueError or FileNotFoundError before anything is copied when files or tensors are missing,
     surplus, damaged or of another shape.
     """
@@ -108,16 +109,16 @@ def load(model: nn.Module, directory: Path) -> None:
         raise ValueError(f"parameter {unplaced[0]} is on meta; call model.to_empty(device=...)")
     places = check(model, directory)
     for path in sorted({path for path, _ in places.values()}):
-        with opened(path) as file:  # one at a time: pages of an open file count as ours
+        with opened(path) as file:  # one at a time: pages of an open file count as our memory
             for name, (place, stored) in places.items():
                 if place == path:
                     _copy_rows(parameters[name], file.get_slice(stored))
 
 
 def check(model: nn.Module, directory: Path) -> dict[str, tuple[Path, str]]:
-    """Where each parameter of a model (on meta or not) is stored: its file and its name there.
+    """Return parameter -> (file, name there) of a model, on meta or not.
 
-    ValueError unless the files hold these tensors, and nothing else but copies of them.
+    ValueError unless the files hold exactly these tensors, or copies of them.
     """
     shapes, places = {}, {}
     for path in shards(directory):
@@ -130,7 +131,7 @@ def check(model: nn.Module, directory: Path) -> dict[str, tuple[Path, str]]:
                     check_frequencies(name, file.get_tensor(name), model.config, directory)
                     del shapes[name], places[name]
     if model.config.tie_word_embeddings and HEAD in shapes:
-        if EMBEDDING not in shapes:  # as FSDP's savers write it: the one of the two they met last
+        if EMBEDDING not in shapes:  # some FSDP savers write only the last of the two names
             shapes[EMBEDDING], places[EMBEDDING] = shapes[HEAD], places[HEAD]
         check_same(places[EMBEDDING], places[HEAD], directory)
         del shapes[HEAD], places[HEAD]
@@ -156,7 +157,7 @@ def _copy_rows(parameter: Tensor, stored) -> None:
 
 
 def shards(directory: Path) -> list[Path]:
-    """The safetensors files of a directory, all of which exist."""
+    """Return the safetensors files of a directory; check that all exist."""
     if (directory / SINGLE).is_file():
         return [directory / SINGLE]
     index = directory / INDEX
@@ -186,12 +187,12 @@ def shards(directory: Path) -> list[Path]:
 
 
 def _is_name(file) -> bool:
-    """Whether it names a file of the directory itself."""
+    """Check that this is the name of a file in the directory itself."""
     return isinstance(file, str) and Path(file).name == file
 
 
 def check_shapes(given: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str) -> None:
-    """ValueError unless names and shapes are those of the model."""
+    """Refuse names and shapes that are not those of the model."""
     for problem, names in (
         ("is missing", [name for name in wanted if name not in given]),
         ("has no place in this model", [name for name in given if name not in wanted]),
@@ -211,15 +212,15 @@ def check_shapes(given: Mapping[str, tuple], wanted: Mapping[str, tuple], source
 
 
 def on_meta(directory: Path) -> Transformer:
-    """The model of a directory without memory: to be sharded, then to_empty, then `load`."""
+    """Build the model of a directory on meta: shard it, then to_empty, then `load`."""
     with torch.device("meta"):
         return Transformer(ModelConfig.from_directory(directory))
 
 
 def build(directory: Path, device: torch.device | str, dtype: torch.dtype) -> Transformer:
-    """The model of a directory on one device, for use in a single process."""
+    """Build and load the model of a directory on one device, for a single process."""
     model = on_meta(directory).to(dtype)
-    check(model, Path(directory))  # sizes, before memory is taken for them
+    check(model, Path(directory))  # before memory is allocated
     model.to_empty(device=device)
     load(model, directory)
     return model

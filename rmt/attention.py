@@ -1,9 +1,8 @@
 """Attention over a forest: FlexAttention on a GPU; on a CPU, where it has no backward, by calls.
 
-A call is a span of queries with a span of keys: a run of tokens with itself, causally, or with
-something before it that all of them see whole. So no call needs a mask, and nothing is padded or
-copied. A token is in one call with its own run, and later perhaps in others; they are merged by
-their log-sum-exp (as ring attention does, Liu et al. 2023):
+A call attends a span of queries to a span of keys: consecutive tokens to themselves, causally, or
+to earlier tokens that all of them see. So no call needs a mask, and nothing is padded or copied.
+The results of a token's calls are merged by log-sum-exp (as in ring attention, Liu et al. 2023):
 
     out = Σ_calls exp(lse_call − lse) · out_call,   lse = log Σ_calls exp(lse_call)
 
@@ -69,7 +68,7 @@ class _AttendByCall(torch.autograd.Function):
                 qs[:, :, rows], ks[:, :, keys], vs[:, :, keys], is_causal=rows == keys
             )
             total, total_lse = outs[:, :, rows], lse[:, :, rows]
-            if rows == keys:
+            if rows == keys:  # the first call of these rows (forest._tree_calls)
                 total.copy_(part)
                 total_lse.copy_(part_lse)
             else:

@@ -1,12 +1,11 @@
-"""Curriculum-based adaptive sampling: which positions of a document to reason about.
+"""Curriculum-based adaptive sampling: tiers of difficulty, their schedule, and the draw.
 
-Departures: the paper draws a position "uniformly from that tier"; with documents taken in epochs,
-one position per document, the tier is that of the document at hand. Positions are drawn without
-replacement until the document's tier is used up, then reshuffled.
+Departures: the paper draws a position "uniformly from that tier"; here documents are taken in
+epochs, so the tier is that of the document at hand, and its positions are drawn without replacement
+until they are used up, then reshuffled.
 
-Beyond the paper, both off by default: positions that many tries never matched are taken for noise
-and left out (entropy cannot tell noise from difficulty, tries can); and tiers may be drawn by how
-much they can teach, from measured match rates, instead of on a schedule.
+Beyond the paper, off by default: leave out as noise positions that many responses missed and none
+matched (entropy cannot tell noise from difficulty); draw tiers by measured match rates (Eq. 13).
 """
 
 from collections.abc import Sequence
@@ -15,33 +14,32 @@ from dataclasses import dataclass
 import numpy as np
 
 TIERS = ("easy", "medium", "hard")
-MATCHED = -1  # in place of a count of misses
-MEMORY = 0.9  # how much of a tier's match rate a step keeps
-MOST_DRAWN = 10**8  # documents of a run, with those that it meets again
+MATCHED = -1  # count of misses of a position that was matched once
+DECAY = 0.9  # per step, of the counts behind a tier's match rate
 NO_TIER = -1  # too predictable, or too early in the document, to be reasoned about
 
 
 def tier_probabilities(
     progress: float, early: Sequence[float], late: Sequence[float], start: float, end: float
 ) -> np.ndarray:
-    """p_t over (easy, medium, hard) at `progress` = t/T: early, then a ramp, then late."""
+    """Return p_t over (easy, medium, hard) at progress = t/T: early, then a ramp, then late."""
     u = min(1.0, max(0.0, (progress - start) / (end - start)))
     return (1 - u) * np.asarray(early) + u * np.asarray(late)  # Eq. 4
 
 
-def adaptive_probabilities(right: np.ndarray, asked: np.ndarray, floor: float) -> np.ndarray:
-    """Probabilities of the tiers in proportion to floor + 4·p(1 − p), p = right / asked of each.
+def adaptive_probabilities(right: np.ndarray, responses: np.ndarray, floor: float) -> np.ndarray:
+    """Return p_t in proportion to floor + 4·p(1 − p), p = right / responses of each tier.
 
-    p(1 − p) is the variance of the matching reward: a tier that is always or never right teaches
-    nothing. `floor` keeps every tier being asked, so that its p stays known.
+    p(1 − p) is the variance of the matching reward, 0 where all responses are right or all wrong.
+    The floor keeps every tier in use, so that its p stays known.
     """
-    p = right / asked
-    worth = floor + 4 * p * (1 - p)  # Eq. 13
-    return worth / worth.sum()
+    p = right / responses
+    weight = floor + 4 * p * (1 - p)  # Eq. 13
+    return weight / weight.sum()
 
 
 def assign_tiers(entropy: np.ndarray, thresholds: Sequence[float], min_context: int) -> np.ndarray:
-    """Tier of each position from its entropy in nats: 0 easy, 1 medium, 2 hard, -1 none.
+    """Return the tier of each position by its entropy in nats: 0 easy, 1 medium, 2 hard, -1 none.
 
     entropy (T,) of predicting each token from those before it; thresholds are the lower ends of
     the three tiers; the first min_context positions have no tier.
@@ -52,36 +50,15 @@ def assign_tiers(entropy: np.ndarray, thresholds: Sequence[float], min_context: 
 
 
 def low_entropy(tiers: np.ndarray, min_context: int) -> np.ndarray:
-    """Where a token is predictable: below all tiers, but not for being too early to have one."""
+    """Mark predictable tokens: below all tiers, and not too early in the document to have one."""
     return (tiers == NO_TIER) & (np.arange(len(tiers)) >= min_context)
 
 
 def quantile_thresholds(
     entropies: Sequence[np.ndarray], quantiles: Sequence[float], min_context: int
 ) -> tuple[float, ...]:
-    """Lower ends of the tiers as quantiles over all positions that may be targets."""
+    """Return lower ends of the tiers as quantiles over all positions that may have one."""
     return tuple(np.quantile(np.concatenate([e[min_context:] for e in entropies]), quantiles))
-
-
-def document_order(documents: int, batch: int, steps: int, seed: int) -> np.ndarray:
-    """(steps, batch) document indices: shuffled epochs end to end, no document twice in a step."""
-    if batch > documents:
-        raise ValueError(
-            f"batch_size {batch} exceeds the {documents} documents of the corpus; "
-            f"use --batch-size {documents} or less, or more data"
-        )
-    if steps * batch > MOST_DRAWN:
-        raise ValueError(
-            f"{steps:,} steps of --batch-size {batch} draw more than {MOST_DRAWN:,} documents; "
-            "lower --steps, or else --epochs"
-        )
-    epochs = [np.zeros(0, dtype=np.int64)]
-    for epoch in range(-(-steps * batch // documents)):
-        shuffled = np.random.default_rng((seed, epoch)).permutation(documents)
-        begun = documents * epoch % batch  # documents of the step that this epoch completes
-        again = np.isin(shuffled, epochs[-1][len(epochs[-1]) - begun :])
-        epochs.append(np.concatenate((shuffled[~again], shuffled[again])))
-    return np.concatenate(epochs)[: steps * batch].reshape(steps, batch)
 
 
 @dataclass(frozen=True)
@@ -93,65 +70,63 @@ class Draw:
 
 
 class Curriculum:
-    """Draws positions, and learns from what became of them.
+    """Draws positions and counts matches.
 
-    State, all of it arrays that are saved: how many were drawn from each tier of each document;
-    how often each position was asked in vain; the match rate of each tier, of late.
+    Its state is saved: draws from each tier of each document, misses per position, and the recent
+    match rate of each tier.
     """
 
-    def __init__(self, tiers: Sequence[np.ndarray], seed: int, noise_tries: int = 0):
-        """tiers: for each document the tier of each position (T,). noise_tries: a position that
-        so many responses missed, and none has matched, is noise; 0: nothing is.
+    def __init__(self, tiers: Sequence[np.ndarray], seed: int, noise_after: int = 0):
+        """tiers: (T,) of each document. noise_after: misses without a match that make a position
+        noise; 0: none is.
         """
-        self.tiers, self.seed, self.noise_tries = tiers, seed, noise_tries
+        self.tiers, self.seed, self.noise_after = tiers, seed, noise_after
         self.first = np.cumsum([0, *map(len, tiers)])  # of each document in `misses`
         self.drawn = np.zeros((len(tiers), len(TIERS)), dtype=np.int64)
         self.misses = np.zeros(self.first[-1], dtype=np.int64)  # MATCHED once there was a match
-        self.rates = np.tile([0.5, 1.0], (len(TIERS), 1))  # right and asked, fading
+        self.rates = np.tile([0.5, 1.0], (len(TIERS), 1))  # right and all responses, decayed
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The state, to be saved and restored in place."""
+        """Arrays to be saved, and restored in place."""
         return {"drawn": self.drawn, "misses": self.misses, "rates": self.rates}
 
     @property
     def noise(self) -> int:
-        """How many positions are taken for noise."""
-        return int((self.misses >= self.noise_tries).sum()) if self.noise_tries else 0
+        """Number of positions left out as noise."""
+        return int((self.misses >= self.noise_after).sum()) if self.noise_after else 0
 
     def fade(self) -> None:
-        """Before the answers of a step: earlier ones count less and less."""
-        self.rates *= MEMORY
+        """Let earlier matches count less; to be called once per step."""
+        self.rates *= DECAY
 
-    def observe(self, document: int, position: int, tier: int, right: int, asked: int) -> None:
-        """`right` of `asked` responses about a position named its token."""
-        self.rates[tier] += (right, asked)
+    def observe(self, document: int, position: int, tier: int, right: int, responses: int) -> None:
+        """Record that `right` of the responses about a position named its token."""
+        self.rates[tier] += (right, responses)
         index = self.first[document] + position
         if right:
             self.misses[index] = MATCHED
         elif self.misses[index] != MATCHED:
-            self.misses[index] += asked
+            self.misses[index] += responses
 
     def _pool(self, document: int, tier: int) -> np.ndarray:
-        """Positions of a tier that are not noise."""
+        """Return the positions of a tier that are not noise."""
         positions = np.flatnonzero(self.tiers[document] == tier)
         return positions[~self._is_noise(document, positions)]
 
     def _is_noise(self, document: int, positions: np.ndarray) -> np.ndarray:
-        if not self.noise_tries:
+        if not self.noise_after:
             return np.zeros(len(positions), dtype=bool)
-        return self.misses[self.first[document] + positions] >= self.noise_tries
+        return self.misses[self.first[document] + positions] >= self.noise_after
 
     def draw(
         self, step: int, document: int, probabilities: np.ndarray | None, count: int,
         taken: Sequence[int] = (), attempt: int = 0,
     ) -> tuple[list[Draw], int]:  # fmt: skip
-        """`count` distinct positions of a document, none of `taken`, and how many draws found
-        their tier empty; fewer positions where the document has no more, which counts as well.
+        """Draw up to `count` distinct positions, none of `taken`; count draws from empty tiers.
 
-        probabilities None: no curriculum, uniform over the positions of all tiers. A tier of which
-        nothing is left is dropped and the others renormalised. Each `attempt` of a step has random
-        numbers of its own.
+        probabilities None: uniform over the positions of all tiers. An empty tier is dropped and
+        the others renormalised. Each `attempt` of a step has its own random numbers.
         """
         rng = np.random.default_rng((self.seed, step, document, attempt))
         gone, draws, empty = set(taken), [], 0
@@ -163,7 +138,7 @@ class Curriculum:
             if not present.sum():
                 return draws, empty + count - number
             tier = int(rng.choice(len(TIERS), p=wanted / wanted.sum()))
-            if not sizes[tier]:
+            if not sizes[tier]:  # count it, and draw from the tiers that the document has
                 empty += 1
                 tier = int(rng.choice(len(TIERS), p=present / present.sum()))
             position = self._next(document, tier, gone)
@@ -173,7 +148,7 @@ class Curriculum:
         return draws, empty
 
     def _next(self, document: int, tier: int, gone: set[int]) -> int:
-        """The next of the current shuffle of (document, tier) that is neither noise nor gone."""
+        """Take the next position of the shuffle that is neither noise nor gone; there is one."""
         positions = np.flatnonzero(self.tiers[document] == tier)
         while True:
             shuffle, index = divmod(int(self.drawn[document, tier]), len(positions))

@@ -1,10 +1,9 @@
-"""The decoding loop: one static step for all active branches, on a GPU replayed as a CUDA graph.
+"""The decode loop: one static step for all active branches, on a GPU replayed as a CUDA graph.
 
-Everything that a step reads or writes is a buffer that stays where it is, with an entry per slot;
-the step itself finds out who is done, so nothing is asked of the device per token. Every POLL
-steps the host looks whether branches have ended, gives their slots to waiting ones, and moves the
-last active ones down when none waits. A branch that ends in between is decoded on for nothing: it
-writes behind its end, where nobody reads.
+A branch has a slot: an entry in each buffer that a step reads or writes; buffers never move. The
+step itself marks branches that are done, so the host need not wait for each token. Every POLL steps
+the host gives the slots of ended branches to waiting ones, or, when none waits, moves the last
+active ones down. A branch that ends in between keeps decoding; tokens past its end are ignored.
 
 Shapes: n active slots, V vocabulary.
 """
@@ -17,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import Tiles, matmul
+from kernels import TrunkGroups, matmul
 from kernels.dispatch import choice
 from models.kv_cache import KVCache
 from models.transformer import Transformer
+from rmt.sampling import sample
 
-POLL = {"cpu": 1, "cuda": 16}  # steps; a CPU has no queue that a question would drain
-BLOCK = 128  # tokens whose probabilities are summed before any of them is looked at
+POLL = {"cpu": 1, "cuda": 16}  # steps; reading `done` synchronizes a GPU, a CPU not
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Where a branch starts."""
+class BranchStart:
+    """The place of a branch's prompt in the cache."""
 
     start: int  # of its trunk in the trunk cache
     fork: int  # how many of the trunk's tokens it sees
@@ -37,14 +36,14 @@ class Prompt:
     last: int  # the last token, which the first decode step is fed
 
 
-class Decoder:
+class DecodeLoop:
     """The branches of one call of the sampler; request = prompt · samples + sample."""
 
     def __init__(
         self,
         model: Transformer,
         cache: KVCache,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[BranchStart],
         uniform: Tensor,
         stop_ids: Sequence[int],
         vocab_size: int,
@@ -59,7 +58,7 @@ class Decoder:
         wide = torch.promote_types(model.head.dtype, torch.float32)
         self.head = model.head.to(wide) if device.type == "cpu" else model.head
         self.stop_ids = torch.tensor(stop_ids, device=device, dtype=torch.int64)
-        # A row more, for idle slots, and a column more, for branches that are done.
+        # One more row, for idle slots, and one more column, for branches that are done.
         self.uniform = F.pad(uniform, (0, 1, 0, 1))
         self.tokens = torch.zeros_like(self.uniform, dtype=torch.int64)
         self.logprobs = torch.zeros_like(self.uniform, dtype=wide)
@@ -69,14 +68,14 @@ class Decoder:
         self.state = self.idle.repeat(1, cache.slots)
         self.waiting = deque(range(self.requests))
         self.held: list[int] = []  # the request of each active slot
-        self.longest = 0  # no active slot has more own tokens
+        self.longest = 0  # upper bound on the own tokens of an active slot
         self.recorded = device.type == "cuda" and choice(self.head) != "reference"
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.recorded else None
         self.tables: dict[int, Tensor] = {}
 
     def run(self) -> Iterator[None]:
-        """Decode all requests; yields when the host has looked, before slots change hands."""
+        """Decode all requests; yield after each poll, before slots are reused."""
         self._fill([])
         while self.held:
             for _ in range(POLL[self.state.device.type]):
@@ -87,7 +86,7 @@ class Decoder:
                 self._fill(done.nonzero()[:, 0].tolist())
 
     def responses(self, requests: Sequence[int]) -> list[tuple[list[int], list[float]]]:
-        """Tokens and log-probabilities of these requests, as far as they are decoded."""
+        """Return tokens and log-probabilities of these requests, as far as they are decoded."""
         index = torch.tensor(requests, device=self.count.device)
         columns = (self.count[index], self.tokens[index], self.logprobs[index])
         return [(t[:count], p[:count]) for count, t, p in zip(*(x.tolist() for x in columns))]
@@ -106,7 +105,7 @@ class Decoder:
             self._tile(start, fork)
 
     def _width(self) -> int:
-        """How many slots a step computes: those in use, or of a recorded step somewhat more."""
+        """Count the slots that a step computes: those in use, of a recorded step a few more."""
         return _bucket(len(self.held), self.cache.slots) if self.recorded else len(self.held)
 
     def _admit(self, slots: list[int], requests: list[int]) -> None:
@@ -135,14 +134,16 @@ class Decoder:
         self.held = self.held[: len(alive)]
 
     def _tile(self, start: list[int], fork: list[int]) -> None:
-        """Who shares which trunk; where steps are recorded, in the table that they read."""
+        """Group branches by trunk; for recorded steps, in the table that they read."""
         config, device = self.model.config, self.state.device
         heads = (config.num_attention_heads, config.num_key_value_heads)
         if not self.recorded:
-            self.tiles = Tiles.of(start, fork, device, *heads)
+            self.tiles = TrunkGroups.of(start, fork, device, *heads)
             return
         trunks = len({prompt.start for prompt in self.prompts})
-        tiles = Tiles.of(start, fork, device, *heads, Tiles.most(len(start), trunks, *heads))
+        tiles = TrunkGroups.of(
+            start, fork, device, *heads, TrunkGroups.most(len(start), trunks, *heads)
+        )
         table = self.tables.setdefault(len(start), tiles.table)
         table.copy_(tiles.table)
         self.tiles = replace(tiles, table=table)
@@ -161,6 +162,7 @@ class Decoder:
 
     def _step(self, n: int) -> None:
         """One token for each of the first n slots; no shape depends on what is computed."""
+        # Views of self.state: what is written to them stays.
         start, fork, length, request, offset, token, done = self.state[:, :n]
         self.cache.begin_step(start, fork, length, self.tiles, self.longest)
         choose = lambda hidden, _head: sample(
@@ -181,49 +183,6 @@ class Decoder:
 
 
 def _bucket(branches: int, slots: int) -> int:
-    """The size of the recorded step that serves this many branches."""
+    """Round up to a size of which a step is recorded."""
     size = 1 << (branches - 1).bit_length() if branches <= 8 else -(-branches // 16) * 16
     return min(size, slots)
-
-
-def sample(
-    logits: Tensor, uniform: Tensor, temperature: float, vocab_size: int
-) -> tuple[Tensor, Tensor]:
-    """Draw one token per row by inverting the cumulative distribution, in two levels.
-
-    logits (n, V) fp32 or wider, overwritten; uniform (n,) fp64 in [0, 1). Columns from vocab_size
-    on are never drawn. Returns tokens (n,) and their log-probabilities (n,) under the sampled
-    distribution; temperature 0 takes the likeliest token, with its probability at temperature 1.
-    """
-    rows = torch.arange(len(logits), device=logits.device)
-    logits[:, vocab_size:] = -torch.inf
-    if logits.shape[1] % BLOCK:
-        logits = F.pad(logits, (0, -logits.shape[1] % BLOCK), value=-torch.inf)
-    if not temperature:
-        tokens = logits.argmax(dim=-1)
-    logits -= logits.amax(dim=-1, keepdim=True)
-    logits *= 1 / (temperature or 1.0)
-    weights = logits.exp().unflatten(1, (-1, BLOCK))  # (n, blocks, BLOCK)
-    # fp64: over 150,000 tokens an fp32 sum would shift the tail's probabilities.
-    blocks = weights.sum(dim=-1, dtype=torch.float64)  # (n, blocks)
-    ends = blocks.cumsum(dim=-1)
-    if temperature:
-        block, rest = _first_beyond(ends, uniform * ends[:, -1])
-        inside = weights[rows, block].double().cumsum(dim=-1)  # (n, BLOCK)
-        tokens = block * BLOCK + _first_beyond(inside, rest)[0]
-        tokens.clamp_(max=vocab_size - 1)  # of a row of nan, whose loss will be refused
-    return tokens, (logits[rows, tokens] - ends[:, -1].log()).to(logits.dtype)
-
-
-def _first_beyond(ends: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the interval that holds the target, and how far into it the target lies.
-
-    ends (n, m) are rising sums, target (n,). Rounding may put a target at the very end or beyond
-    it, and an interval of length 0 must never be chosen: such a target is moved below the end.
-    """
-    last = ends[:, -1]
-    target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
-    index = torch.searchsorted(ends, target[:, None], right=True)
-    index.clamp_(max=ends.shape[1] - 1)  # of a row of nan
-    before = F.pad(ends, (1, 0)).gather(1, index)[:, 0]
-    return index[:, 0], target - before

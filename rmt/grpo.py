@@ -13,19 +13,24 @@ import torch
 from torch import Tensor
 
 
+def has_both_outcomes(match: Tensor) -> Tensor:
+    """Mark groups with right and wrong responses: (P, G) matches -> (P,) bool."""
+    return (match != match[:, :1]).any(dim=1)
+
+
 def centred(x: Tensor) -> Tensor:
-    """(P, G) minus the mean of each group; exactly 0 where a group's values are all equal."""
-    x = x - x[:, :1]  # else the mean of eight times 0.37 may differ from 0.37 in the last bit
+    """Subtract the mean of each group (P, G); exactly 0 where a group's values are all equal."""
+    x = x - x[:, :1]  # so that equal rewards give exactly 0, whatever the mean rounds to
     return x - x.mean(dim=1, keepdim=True)
 
 
 def advantages(rewards: Tensor, scale: Tensor) -> Tensor:
-    """(P, G) rewards -> (P, G) advantages, zero-mean in each group."""
+    """Return advantages (P, G) of rewards (P, G), with mean 0 in each group."""
     return centred(rewards) / scale  # Eq. 7
 
 
 def advantage_scale(rewards: Tensor, norm: str, delta: float, batch: Sequence[Tensor]) -> Tensor:
-    """What centred rewards (P, G) are divided by, broadcastable to (P, G).
+    """Return the divisor of centred rewards, broadcastable to (P, G).
 
     norm "group" is the group's population standard deviation + delta (paper), "batch" that of all
     groups' centred rewards, "none" is 1 (Dr. GRPO, arXiv 2503.20783). batch holds the rewards of
@@ -39,23 +44,10 @@ def advantage_scale(rewards: Tensor, norm: str, delta: float, batch: Sequence[Te
     return torch.ones_like(rewards)
 
 
-def length_share(
-    rewards: Tensor, length_rewards: Tensor, length_weight: float, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Advantage variance that the length reward explains, and all of it, as sums over (P, G).
-
-    A = A_match + A_len, so Σ A² = Σ A·A_match + Σ A·A_len; the share is the second over the whole.
-    In a group of equal r_match it is 1 whatever w is: the normalisation cancels the scale.
-    """
-    whole = centred(rewards) / scale
-    from_length = length_weight * centred(length_rewards) / scale
-    return (whole * from_length).sum(), whole.square().sum()
-
-
 def policy_loss(
     logprob: Tensor, old_logprob: Tensor, advantage: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """Per-token clipped surrogate, negated, and whether the clip took the gradient away. (n,)
+    """Return the clipped surrogate per token, negated, and where the clip is active. (n,) each
 
     With old_logprob = logprob.detach() this is −A with the gradient of −A·log π.
     """
@@ -66,7 +58,7 @@ def policy_loss(
 
 
 def kl_estimate(logprob: Tensor, reference_logprob: Tensor) -> Tensor:
-    """k3 ≥ 0, unbiased for KL(π‖π_ref) on samples of π, in nats. (n,)"""
+    """Return k3 ≥ 0, unbiased for KL(π‖π_ref) on samples of π, in nats. (n,)"""
     difference = reference_logprob - logprob
     return difference.exp() - difference - 1  # Eq. 9
 
@@ -74,7 +66,7 @@ def kl_estimate(logprob: Tensor, reference_logprob: Tensor) -> Tensor:
 def rollout_weights(
     lengths: Tensor, kept: Tensor, aggregation: str, tokens: int, rollouts: int, max_tokens: int
 ) -> Tensor:
-    """Weight (R,) of each token of each rollout in the policy term.
+    """Return the weight (R,) of each token of each rollout in the policy term.
 
     lengths (R,) in tokens; kept (R,) bool; tokens and rollouts are *global* counts over the kept
     rollouts of all ranks, so that neither packing nor world size changes the loss.

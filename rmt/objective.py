@@ -3,7 +3,7 @@
     loss = Σ_{response tokens} w_i (surrogate + β·KL)  −  λ/N Σ_{trunk targets} log p       Eq. 10
 
 The weights w_i and the count N are global (all micro-batches, all ranks), so the loss of a step is
-the plain sum of what this file returns for its forests. Shapes: n target tokens, R rollouts.
+the sum over its forests. Shapes: n target tokens, R rollouts.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Targets:
-    """The target tokens of a forest: where to read them, what they are, whose they are. (n,)"""
+    """The target tokens of a forest. (n,)"""
 
     predecessor: Tensor  # index of the hidden state that predicts the token
     token: Tensor
@@ -43,51 +43,45 @@ class Targets:
 
     @classmethod
     def of(cls, forest: Forest) -> "Targets":
-        index = forest.mask.nonzero()[:, 0]
-        return cls(
-            forest.predecessor[index],
-            forest.tokens[index],
-            forest.branch[index] - 1,
-            forest.tree[index],
-        )
+        index = forest.is_target.nonzero()[:, 0]
+        columns = forest.predecessor, forest.tokens, forest.branch - 1, forest.tree
+        return cls(*(column[index] for column in columns))
 
     def read(self, hidden: Tensor) -> Tensor:
-        """The hidden states that predict the targets: (N, C) -> (n, C)."""
+        """Select the hidden states that predict the targets: (N, C) -> (n, C)."""
         # index_select, unlike hidden[...], adds gradients in a fixed order on a CPU.
         return hidden.index_select(0, self.predecessor)
 
     def per_kind(self, response: float, trunk: float) -> Tensor:
-        """One number for response tokens, another for trunk tokens. (n,) fp64"""
-        # torch.where of two plain numbers would round them to fp32.
+        """Return one number for response tokens, another for trunk tokens. (n,) fp64"""
+        # torch.where of two Python floats returns fp32.
         return torch.where(
             self.rollout >= 0, response, torch.full_like(self.rollout, trunk, dtype=torch.float64)
         )
 
     def per_rollout(self, values: Tensor) -> Tensor:
-        """A value of each rollout (R,) for its tokens, 0 for trunk tokens. (n,)"""
+        """Spread a value of each rollout (R,) over its tokens; 0 for trunk tokens. (n,)"""
         with_zero = torch.cat((values, values.new_zeros(1))).to(self.rollout.device)
         return with_zero[self.rollout]  # a trunk token has rollout -1: the last entry
 
     def in_order(self, per_rollout: Sequence[Sequence[float]]) -> Tensor:
-        """Values of each rollout's tokens, laid out along the response targets. (n_rl,)"""
+        """Lay out values of each rollout's tokens along the response targets. (n_rl,)"""
         order = torch.unique_consecutive(self.rollout[self.rollout >= 0]).tolist()
         values = np.concatenate([per_rollout[i] for i in order]) if order else np.zeros(0)
         return torch.from_numpy(values).to(self.token.device)
 
 
-def score(model, forest: Forest, temperature: float, vocab_size: int) -> Tensor:
-    """Log-probabilities (n,) of a forest's targets as `forest_loss` computes them, no gradient."""
+def target_logprobs(model, forest: Forest, temperature: float, vocab_size: int) -> Tensor:
+    """Return log-probabilities (n,) of a forest's targets as in `forest_loss`, without gradient."""
     targets = Targets.of(forest)
-    scale = targets.per_kind(temperature, 1.0)
+    temperatures = targets.per_kind(temperature, 1.0)
     with torch.no_grad():
         return model(
-            forest.tokens,
-            forest.position,
-            forest.attend,
+            forest.tokens, forest.position, forest.attend,
             lambda hidden, head: linear_entropy_logprob(
-                targets.read(hidden), head, targets.token, scale, vocab_size
+                targets.read(hidden), head, targets.token, temperatures, vocab_size
             )[0],
-        )
+        )  # fmt: skip
 
 
 class TokenLoss:
@@ -99,7 +93,8 @@ class TokenLoss:
     def __init__(
         self, objective: Objective, targets: Targets, old: Tensor | None, reference: Tensor | None
     ):
-        o, self.objective, self.old, self.reference = objective, objective, old, reference
+        o = self.objective = objective
+        self.old, self.reference = old, reference
         self.response = targets.rollout >= 0
         self.advantage = targets.per_rollout(o.advantage)
         self.weight = targets.per_rollout(o.weight)
@@ -123,8 +118,8 @@ class TokenLoss:
             kl = kl_estimate(logprob, self.reference[index].to(logprob.dtype))
             rl = rl + o.kl_beta * (weight * kl).sum()
             self._add("kl", kl[response])
-        self._add("loss/rl", rl)
-        self._add("loss/ntp", -logprob[~response])
+        self._add("loss/rl", rl)  # with its weights: a part of the loss
+        self._add("loss/ntp", -logprob[~response])  # a plain sum, for the mean in nats
         self._add("clipped", clipped[response])
         self._add("entropy", entropy[response])
         return rl - (ntp_weight * logprob).sum()  # Eq. 10
@@ -141,7 +136,7 @@ def forest_loss(
     reference_logprob: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Targets]:
-    """This forest's part of the step's loss.
+    """Return this forest's part of the step's loss.
 
     old_logprob and reference_logprob (n,) belong to the targets (None: on-policy, no KL); chunk:
     targets whose logits exist at one time, which changes no result.
@@ -150,12 +145,12 @@ def forest_loss(
     """
     targets = Targets.of(forest)
     token_loss = TokenLoss(objective, targets, old_logprob, reference_logprob)
-    scale = targets.per_kind(objective.temperature, 1.0)
+    temperatures = targets.per_kind(objective.temperature, 1.0)
 
     def readout(hidden, head):
         return linear_objective(
-            targets.read(hidden), head, targets.token, token_loss, scale, objective.vocab_size,
-            chunk,
+            targets.read(hidden), head, targets.token, token_loss, temperatures,
+            objective.vocab_size, chunk,
         )  # fmt: skip
 
     loss, logprob, _ = model(forest.tokens, forest.position, forest.attend, readout)

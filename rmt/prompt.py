@@ -1,4 +1,4 @@
-"""The question "what is the next token?", and what a response answers.
+"""The prompt in words, and the answer in a response.
 
 Departures: the paper does not print its prompt. The wording follows the template of RPT
 (arXiv 2506.08007): ask for the next token of the text under "### Context", reasoning step by
@@ -11,8 +11,8 @@ that depends on the step comes after the document, so that the document is compu
 
 from dataclasses import dataclass
 
+from models.tokenizer import THINK_CLOSE, Tokenizer
 from rmt.budget import budget_sentence
-from rmt.tokenizer import THINK_CLOSE, Tokenizer
 
 INSTRUCTION = r"""Predict the next token of the text under "### Context". Reason step by step \
 about what comes next, then give the one most probable next token as your final answer in \boxed{}.\
@@ -22,14 +22,13 @@ Write a newline as \n and a tab as \t.
 ### Context
 """.replace("\\\n", "")
 
-END = "\n\n### End of context"  # or a request would read as more of the text
-SOLVE = "Please reason step by step, and put your final answer within \\boxed{}."
+END = "\n\n### End of context"  # else the request reads as part of the text
 BOXED = r"\boxed{"
 
 
 @dataclass(frozen=True)
 class PromptIds:
-    """The fixed ids around a document: the same for every document of a step."""
+    """Ids around a document."""
 
     header: tuple[int, ...]  # on the trunk, before the document
     footer: tuple[int, ...]  # on each branch, after the context: budget and assistant header
@@ -39,9 +38,9 @@ class PromptIds:
 
 
 def next_token_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
-    """Ids around the context; `budget=None` leaves the budget sentence out.
+    """Return the ids around a text; budget None leaves the budget sentence out.
 
-    Built from ids: the document's own ids go between header and footer and are never decoded.
+    The document's own ids go between header and footer and are never decoded.
     """
     before, after = tokenizer.chat_parts()
     request = "" if budget is None else "\n\n" + budget_sentence(budget)
@@ -51,8 +50,8 @@ def next_token_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
     )
 
 
-def problem_prompt(tokenizer: Tokenizer, budget: int | None, request: str = SOLVE) -> PromptIds:
-    """Ids around a problem; `request` says what to do with it, and may be empty."""
+def problem_prompt(tokenizer: Tokenizer, budget: int | None, request: str) -> PromptIds:
+    """Return the ids around a problem; `request` says what to do with it, and may be empty."""
     before, after = tokenizer.chat_parts()
     sentences = [request] * bool(request) + [budget_sentence(budget)] * (budget is not None)
     asked = "\n\n" + " ".join(sentences) if sentences else ""
@@ -67,7 +66,7 @@ def prompt_for(task: str, tokenizer: Tokenizer, budget: int | None, request: str
 
 @dataclass(frozen=True)
 class Answer:
-    """What a response says. `text` is None when it is not well-formed."""
+    """The parts of a response; text is None when it is not well-formed."""
 
     thought: str
     text: str | None  # content of the last \boxed{} after </think>
@@ -77,8 +76,8 @@ class Answer:
 def parse_response(tokenizer: Tokenizer, ids: list[int], thinks: bool = True) -> Answer:
     """Split a response at its first </think> and read the answer behind it.
 
-    Where there is no </think> there is no answer. `thinks=False` is for problems: it then reads the
-    whole response, and answers have no unpaired braces.
+    Without </think> there is no answer. thinks=False is for problems: then the whole response is
+    read, and answers have no unpaired braces.
     """
     position, after = _find_close(tokenizer, ids)
     if position is None:
@@ -88,7 +87,7 @@ def parse_response(tokenizer: Tokenizer, ids: list[int], thinks: bool = True) ->
 
 
 def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
-    """Index of the first token of </think> and the text after it."""
+    """Return the index of the first token of </think> and the text after it."""
     if tokenizer.think_close_id is not None:
         if tokenizer.think_close_id not in ids:
             return None, ""
@@ -108,12 +107,12 @@ def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
 
 
 def boxed_content(text: str, unpaired: bool = True) -> str | None:
-    r"""Content of the last \boxed{...}, unstripped; None if there is none.
+    r"""Return the content of the last \boxed{...}, unstripped; None if there is none.
 
-    Where the braces from there on pair, the one that closes the box ends it. Where they do not, or
-    nothing would be inside, the answer has an unpaired brace of its own and ends before the last
-    brace of the text: \boxed{^{} is `^{`, \boxed{}$} is `}$`. With `unpaired=False` the brace that
-    closes the box ends it whatever follows, and \boxed{5}} is `5`.
+    Examples: \boxed{\frac{1}{2}} is `\frac{1}{2}`, \boxed{^{} is `^{`, \boxed{}$} is `}$`. If the
+    braces from the box on pair, the one that closes the box ends the answer; if they do not, or the
+    answer would be empty, the last brace of the text does. With unpaired=False the brace that
+    closes the box always does: \boxed{5}} is `5`.
     """
     last = text.rfind("}")
     start = text.rfind(BOXED, 0, max(last, 0))
@@ -136,7 +135,7 @@ def boxed_content(text: str, unpaired: bool = True) -> str | None:
 
 
 def _open_braces(text: str) -> int:
-    """Braces that are open where the text ends."""
+    """Count the braces that are open where the text ends."""
     depth = 0
     for character in text:
         if character in "{}":
@@ -145,7 +144,7 @@ def _open_braces(text: str) -> int:
 
 
 def escape(token: bytes, braces: bool = False) -> str:
-    r"""How a token is written inside \boxed{}: as it is, but for what could not be seen or parsed.
+    r"""Write a token as it stands inside \boxed{}: as it is, except what cannot be seen or parsed.
 
     Newline, tab and carriage return become \n, \t, \r; other invisible characters and bytes that
     are no character of their own become \xhh or \uhhhh. Braces become \x7b, \x7d where they would
@@ -154,19 +153,6 @@ def escape(token: bytes, braces: bool = False) -> str:
     text = token.decode("utf-8", errors="surrogateescape")
     braces = braces or boxed_content(BOXED + text + "}") != text
     return "".join(_escape_character(character, braces) for character in text)
-
-
-def answer_kind(token: bytes) -> str:
-    """What naming a token takes: "plain", "brace" (it holds an unpaired one), or "escaped"."""
-    written = escape(token)
-    if written.encode("utf-8", errors="surrogateescape") != token:
-        return "escaped"
-    depth = 0
-    for character in written:
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return "brace"
-    return "brace" if depth else "plain"
 
 
 def _escape_character(character: str, braces: bool) -> str:

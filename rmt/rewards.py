@@ -1,4 +1,4 @@
-"""Rewards of one response: did it name the next token, and did it think as long as asked?"""
+"""Rewards of a response: for the match, for the thinking length, and their sum."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -7,17 +7,16 @@ import torch
 from torch import Tensor
 
 from rmt.budget import length_reward
+from rmt.data.math_answers import same_answer
 from rmt.prompt import Answer, escape
-from rmt.verify import same_answer
 
 
 def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -> float:
-    """1 if the boxed answer is right, else 0.
+    """Return 1 if the boxed answer is right, else 0.
 
-    rule "token" is the paper: the bytes of the first token of `coming`, nothing stripped. "prefix"
-    is RPT: the bytes of the first token or the first few, so that it ends where a token ends.
-    What cannot be seen (a newline, half a character) may be given as its escape, and so may a
-    brace. "answer": coming[0] is the answer to a problem (rmt/verify.py).
+    coming: bytes of the coming tokens. rule "token" (the paper): the first of them, nothing
+    stripped. "prefix" (RPT): the first few of them. A newline, half a character and a brace may be
+    written as escapes. "answer": coming[0] is the answer to a problem (rmt/data/math_answers.py).
     """
     if answer.text is None:
         return 0.0
@@ -36,9 +35,9 @@ def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -
 def thinking_reward(
     answer: Answer, match: float, budget: int | None, maximum: float, gate: str
 ) -> float:
-    """The length reward, 0 without </think> or without a budget.
+    """Return the length reward; 0 without </think> or without a budget.
 
-    gate "correct_only" pays it for right answers only; "none" is the paper.
+    gate "none" (the paper) pays it to all responses, "correct_only" to right ones.
     """
     if answer.thinking_length is None or budget is None:
         return 0.0
@@ -48,7 +47,10 @@ def thinking_reward(
 
 
 def total_reward(match: float, length: float, length_weight: float) -> float:
-    """(1 − w)·r_match + w·r_len; w < 1/2 keeps every right answer above every wrong one."""
+    """Return (1 − w)·r_match + w·r_len.
+
+    w < 1/2 and w·r_max < 1 − w keep right answers above wrong ones (rmt/config/validate.py).
+    """
     return (1 - length_weight) * match + length_weight * length  # Eq. 6
 
 
@@ -62,10 +64,10 @@ def reward_groups(
     gate: str,
     rule: str = "token",
 ) -> dict[str, Tensor]:
-    """Rewards of P groups of G answers: "match", "length" and "total", (P, G) fp64 each.
+    """Return "match", "length" and "total" rewards of P groups of G answers, (P, G) fp64 each.
 
-    coming and rule are those of `match_reward`; budgets has one of each group, or None for all:
-    then the reward is the match alone.
+    coming, rule: see `match_reward`. budgets: of each group, or None for all, then the reward is
+    the match alone.
     """
     match, length = [], []
     for group, texts, budget in zip(answers, coming, budgets):

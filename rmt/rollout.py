@@ -1,62 +1,33 @@
-"""The sampler: prefill trunks once, decode all branches against them, return what was sampled.
+"""The sampler: prefill each trunk once, decode all branches against it (rmt/decoder.py).
 
-The distribution that is sampled is the one that is scored: softmax(logits / temperature) over the
-tokenizer's ids, nothing cut off. Random numbers are counters: the draw for offset t of a rollout
-depends on (seed, purpose, step, document, fork, rollout, t) and on nothing else, so neither the
-batch nor the number of ranks changes a sample. Nothing is kept between calls: a cache never
-survives a weight update.
-
-This file says what is asked for and what comes back; rmt/decoder.py decodes. Shapes: n branches,
-V vocabulary.
+rmt/naive.py does the same without a cache. Nothing is kept between calls: a cache never survives a
+weight update.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from models.kv_cache import KVCache
 from models.transformer import Transformer
-from rmt.decoder import Decoder, Prompt
-from rmt.forest import Tree, pack
+from rmt.decoder import BranchStart, DecodeLoop
+from rmt.forest import pack
+from rmt.sampling import Rollout, Sampling, uniforms
+from rmt.trees import Tree
 
-PURPOSES = {"train": 0, "evaluate": 1, "sample": 2}
 PREFILL_TOKENS = 1 << 14  # of one forward pass
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample, and where in the stream of random numbers."""
-
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    vocab_size: int  # rows of the head beyond it are padding and never sampled
-    temperature: float = 1.0  # 0: greedy; log-probabilities are then those of temperature 1
-    max_branches: int = 256  # decoded at one time; the rest wait
-    seed: int = 0
-    purpose: str = "train"
-    step: int = 0
-    first: int = 0  # number of the first rollout to each prompt
-
-
-@dataclass
-class Rollout:
-    """One response: its tokens with the end token, and log-probabilities under the sampler."""
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finished: bool = False  # ended by a stop token, not by the limit
 
 
 @torch.inference_mode()
 def generate(
     model: Transformer, trees: Sequence[Tree], samples: int, sampling: Sampling
 ) -> list[list[Rollout]]:
-    """`samples` responses to each branch of each tree, in the order of the branches.
+    """Sample `samples` responses to each branch of each tree, in the order of the branches.
 
     The branches hold prompts (trunk[:fork] + branch.prompt, which has at least one token) and no
-    response; those of one document fork at different places. `model` is what rollout_mode yields.
+    response; those of one document fork at different places. model: of dist.rollout_mode.
     """
     decoder = _prepare(model, trees, samples, sampling)
     if decoder is None:
@@ -87,21 +58,21 @@ def stream(
 
 def _prepare(
     model: Transformer, trees: Sequence[Tree], samples: int, sampling: Sampling
-) -> Decoder | None:
-    """A decoder with all trunks and prompts in its cache; None when there is nothing to do."""
+) -> DecodeLoop | None:
+    """Make a decode loop with all trunks and prompts in its cache; None if there are none."""
     trees = [tree for tree in trees if tree.branches]
     if not trees:
         return None
     weight = model.model.embed_tokens.weight
     device, dtype = weight.device, weight.dtype
-    # What no branch sees is not computed, nor is a prompt's last token: decoding starts with it.
+    # Skip trunk tokens beyond the last fork, and each prompt's last token (decoding feeds it).
     trunks = [tree.trunk[: max(1, max(b.fork for b in tree.branches))] for tree in trees]
     branches = [branch for tree in trees for branch in tree.branches]
     trunk_first = np.cumsum([0, *map(len, trunks)]).tolist()
     prompt_first = np.cumsum([0, *(len(b.prompt) - 1 for b in branches)]).tolist()
     owners = [number for number, tree in enumerate(trees) for _ in tree.branches]
     prompts = [
-        Prompt(trunk_first[owner], b.fork, first, len(b.prompt) - 1, b.prompt[-1])
+        BranchStart(trunk_first[owner], b.fork, first, len(b.prompt) - 1, b.prompt[-1])
         for owner, b, first in zip(owners, branches, prompt_first)
     ]
     cache = KVCache(
@@ -111,8 +82,9 @@ def _prepare(
         device=device, dtype=dtype,
     )  # fmt: skip
     _prefill(model, cache, trees, trunks)
-    uniform = torch.from_numpy(_uniforms(trees, samples, sampling)).to(device)
-    return Decoder(
+    starts = [(tree.document, branch.fork) for tree in trees for branch in tree.branches]
+    uniform = torch.from_numpy(uniforms(starts, samples, sampling)).to(device)
+    return DecodeLoop(
         model, cache, prompts, uniform, sampling.stop_ids, sampling.vocab_size, sampling.temperature
     )
 
@@ -120,15 +92,15 @@ def _prepare(
 def _prefill(
     model: Transformer, cache: KVCache, trees: Sequence[Tree], trunks: Sequence[Sequence[int]]
 ) -> None:
-    """Forward passes over trunks and branch prompts fill the cache; no logits are made."""
-    known = [
+    """Fill the cache by forward passes over trunks and branch prompts; no logits are made."""
+    prefilled = [
         Tree(t.document, trunk, tuple(
             replace(b, prompt=b.prompt[:-1]) for b in t.branches if len(b.prompt) > 1
         )) for t, trunk in zip(trees, trunks)
     ]  # fmt: skip
     device = cache.own.device
     trunk_end = prompt_end = 0
-    for batch in _chunks(known):
+    for batch in _chunks(prefilled):
         on_trunk = np.concatenate([
             np.arange(len(tree)) < len(tree.trunk) for tree in batch
         ])  # fmt: skip
@@ -142,7 +114,7 @@ def _prefill(
 
 
 def _chunks(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
-    """Whole trees in their order, about PREFILL_TOKENS at a time."""
+    """Group whole trees in their order, about PREFILL_TOKENS at a time."""
     chunk: list[Tree] = []
     for tree in trees:
         if chunk and sum(map(len, chunk)) + len(tree) > PREFILL_TOKENS:
@@ -150,16 +122,3 @@ def _chunks(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
             chunk = []
         chunk.append(tree)
     yield chunk
-
-
-def _uniforms(trees: Sequence[Tree], samples: int, sampling: Sampling) -> np.ndarray:
-    """(requests, max_new_tokens) in [0, 1): row = one rollout's stream, column = offset."""
-    rows = []
-    for tree in trees:
-        for branch in tree.branches:
-            place = (sampling.step, tree.document, branch.fork)
-            for rollout in range(sampling.first, sampling.first + samples):
-                key = (sampling.seed, PURPOSES[sampling.purpose], *place, rollout)
-                generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-                rows.append(generator.random(sampling.max_new_tokens))
-    return np.stack(rows)

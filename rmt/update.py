@@ -1,79 +1,124 @@
-"""From the trees of a step to a changed model: global weights, passes, and a guarded update."""
+"""The update: global token weights, forward and backward passes over the trees, AdamW."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from rmt import dist
-from rmt.config import Config
-from rmt.flops import separate_tokens
-from rmt.forest import Forest, Tree, micro_batches, pack
-from rmt.grpo import rollout_weights
-from rmt.metrics import Metrics, add_loss_metrics, mixed
-from rmt.objective import Objective, forest_loss, score
-from rmt.rollout import Rollout
-from rmt.run import Run
+from rmt.config.config import Config
+from rmt.forest import Forest
+from rmt.grpo import has_both_outcomes, rollout_weights
+from rmt.naive import separate_tokens
+from rmt.objective import Objective, Targets, forest_loss, target_logprobs
+from rmt.questions import RolloutBatch
+from rmt.sampling import Rollout
+from rmt.system import dist
+from rmt.system.clock import Clock
+from rmt.system.dist import World
+from rmt.system.metrics import Metrics
+from rmt.trees import Tree, micro_batches
+
+
+@dataclass
+class Updated:
+    """The result: updates made, and the documents of one that was refused."""
+
+    trees: list[Tree]  # that were trained on
+    count: int = 0  # updates that were made
+    refused: bool = False  # loss or gradient was not finite: the model stayed as it was
+    documents: set[int] = field(default_factory=set)  # with such a loss, on any rank
+
+
+def global_objective(
+    c: Config, trees: Sequence[Tree], batch: RolloutBatch, advantage: Tensor, vocab_size: int,
+    world: World,
+) -> Objective:  # fmt: skip
+    """Set the weight of each target token from global counts. advantage (P, G). All ranks."""
+    match = batch.rewards["match"]
+    kept = torch.ones_like(match, dtype=torch.bool)
+    if c.zero_variance_groups == "drop":
+        kept &= has_both_outcomes(match)[:, None]
+    lengths = [len(rollout.tokens) for group in batch.responses for rollout in group]
+    lengths = torch.tensor(lengths, dtype=torch.int64)
+    counts = {
+        "tokens": float((lengths * kept.flatten()).sum()),
+        "rollouts": float(kept.sum()),
+        "text": float(sum(tree.trunk_targets for tree in trees)),
+    }
+    counts = dist.reduce_sums(counts, world)
+    weight = rollout_weights(
+        lengths, kept.flatten(), c.aggregation, int(counts["tokens"]), int(counts["rollouts"]),
+        c.max_response,
+    )  # fmt: skip
+    denominator = max(1.0, counts["text"]) if c.ntp_reduction == "mean" else 1.0
+    return Objective(
+        advantage.flatten(), weight, c.ntp_weight / denominator, c.temperature, vocab_size,
+        c.clip_low, c.clip_high, c.kl_beta,
+    )  # fmt: skip
 
 
 def update(
-    run: Run,
-    trees: Sequence[Tree],
-    groups: Sequence[Sequence[Rollout]],
-    advantage: Tensor,
-    match: Tensor,
+    c: Config, model, optimizer, reference, trees: Sequence[Tree], objective: Objective,
+    responses: Sequence[Sequence[Rollout]], pack: Callable, step: int, world: World, clock: Clock,
     metrics: Metrics,
-) -> list[Tree]:
-    """Learn from a step's trees; advantage and match are (P, G). All ranks.
+) -> Updated:  # fmt: skip
+    """Train on a step's trees, `updates_per_batch` times. All ranks.
 
-    Returns the trees that were trained on: without the responses that teach nothing. An update
-    whose loss or gradient is not finite is refused: the model stays as it was.
+    reference: the frozen initial model (None: no KL); responses: with the sampler's
+    log-probabilities, for the log; pack: of rmt/forest.py or rmt/naive.py.
     """
-    c, clock = run.config, run.clock
-    objective = global_objective(run, trees, groups, advantage, match)
-    # The divergence from the reference is a lesson of every response.
-    trees = list(trees) if c.kl_beta else that_teach(trees, objective.advantage, objective.weight)
-    forests = _forests(run, trees)
-    known = (c.temperature, run.tokenizer.vocab_size)
+    # With KL a response without advantage has a gradient, too.
+    trees = list(trees) if c.kl_beta else drop_zero_advantage(trees, objective)
+    forests = _forests(trees, c.tokens_per_micro_batch, pack, world, clock)
+    sampled = [rollout.logprobs for group in responses for rollout in group]
+    done = Updated(trees)
+    known = (c.temperature, objective.vocab_size)
+    logprobs = lambda policy: [target_logprobs(policy, f, *known) for f in forests]
     with clock("forward"):
-        reference = [score(run.reference, f, *known) for f in forests] if run.reference else None
+        kl_reference = logprobs(reference) if reference else None
         # One update per batch is exactly on-policy: there the old policy is the current one.
-        old = [score(run.model, f, *known) for f in forests] if c.updates_per_batch > 1 else None
-    sampled = [rollout.logprobs for group in groups for rollout in group]
+        old = logprobs(model) if c.updates_per_batch > 1 else None
     for number in range(c.updates_per_batch):
-        run.optimizer.zero_grad(set_to_none=True)
-        culprits: set[int] = set()
+        optimizer.zero_grad(set_to_none=True)
+        bad: set[int] = set()
         for i, forest in enumerate(forests):
             with clock("forward"):
                 loss, sums, logprob, targets = forest_loss(
-                    run.model, forest, objective, old and old[i], reference and reference[i]
+                    model, forest, objective, old and old[i], kl_reference and kl_reference[i]
                 )
             with clock("backward"):
                 loss.backward()
-            culprits |= _broken_documents(run.model, forest, targets.tree, logprob, culprits)
+            bad |= _bad_documents(model, forest, targets.tree, logprob, bad)
             metrics.add("policy/clipped", sums["clipped"], (targets.rollout >= 0).sum())
             if number == 0:
-                metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * run.world.size))
-                add_loss_metrics(metrics, sums, logprob, targets, targets.in_order(sampled))
-        if not _finish_update(run, number, culprits, metrics):
+                # A sum over forests and ranks: the weights hold the global counts.
+                metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))
+                _add_losses(metrics, sums, logprob, targets, targets.in_order(sampled))
+        rate = learning_rate(c, step * c.updates_per_batch + number + 1)
+        metrics.add("update/learning_rate", rate, 1)
+        done.refused, done.documents = clip_and_step(
+            model, optimizer, rate, c.grad_clip, bad, world, clock, metrics
+        )
+        if done.refused:
             break
-    metrics.add("update/refused", run.refused_in_a_row > 0, 1)
-    metrics.add("share/trained_rollouts", sum(len(t.branches) for t in trees), advantage.numel())
-    packed = sum(len(t) for forest in forests for t in forest.trees if t.document >= 0)
+        done.count += 1
+    metrics.add("update/refused", done.refused, 1)
+    metrics.add("share/trained_rollouts", sum(len(t.branches) for t in trees), len(sampled))
+    real = [forest for forest in forests if forest.trees[0].document >= 0]  # no dummy
+    packed = sum(int((forest.tree >= 0).sum()) for forest in real)
     alone = separate_tokens(trees)
     metrics.add("share/forest_saved", alone - packed, alone)
-    return trees
+    return done
 
 
-def that_teach(trees: Sequence[Tree], advantage: Tensor, weight: Tensor) -> list[Tree]:
-    """The trees without what has no gradient: an exact saving, not an approximation.
+def drop_zero_advantage(trees: Sequence[Tree], objective: Objective) -> list[Tree]:
+    """Drop responses whose advantage or weight is 0, with the trunk tokens that only they saw.
 
-    Left out are responses whose advantage or weight (R,) is 0, the part of a trunk that only they
-    saw, and trees of which nothing remains. Ids of the others stay; no count changes.
+    They have no gradient, so this changes no result. Ids of the others stay; no count changes.
     """
-    teaches, kept = ((advantage != 0) & (weight != 0)).tolist(), []
+    teaches, kept = ((objective.advantage != 0) & (objective.weight != 0)).tolist(), []
     for tree in trees:
         branches = tuple(branch for branch in tree.branches if teaches[branch.id])
         if tree.targets is not None:
@@ -84,49 +129,48 @@ def that_teach(trees: Sequence[Tree], advantage: Tensor, weight: Tensor) -> list
     return kept
 
 
-def global_objective(
-    run: Run,
-    trees: Sequence[Tree],
-    groups: Sequence[Sequence[Rollout]],
-    advantage: Tensor,
-    match: Tensor,
-) -> Objective:
-    """The weight of every target token, from counts over all ranks. All ranks."""
-    c: Config = run.config
-    kept = torch.ones_like(match, dtype=torch.bool)
-    if c.zero_variance_groups == "drop":
-        kept &= mixed(match)[:, None]
-    lengths = torch.tensor([len(r.tokens) for group in groups for r in group], dtype=torch.int64)
-    counts = {
-        "tokens": float((lengths * kept.flatten()).sum()),
-        "rollouts": float(kept.sum()),
-        "text": float(sum(tree.trunk_targets for tree in trees)),
-    }
-    with run.clock("communication"):
-        counts = dist.reduce_sums(counts, run.world)
-    weight = rollout_weights(
-        lengths, kept.flatten(), c.aggregation, int(counts["tokens"]), int(counts["rollouts"]),
-        c.max_response,
-    )  # fmt: skip
-    denominator = max(1.0, counts["text"]) if c.ntp_reduction == "mean" else 1.0
-    return Objective(
-        advantage.flatten(), weight, c.ntp_weight / denominator, c.temperature,
-        run.tokenizer.vocab_size, c.clip_low, c.clip_high, c.kl_beta,
-    )  # fmt: skip
+def learning_rate(c: Config, number: int) -> float:
+    """Return the rate of update `number`, from 1: linear warm-up, then constant."""
+    return c.learning_rate * min(1.0, number / max(1, c.warmup_steps))
 
 
-def _forests(run: Run, trees: Sequence[Tree]) -> list[Forest]:
-    """Packed micro-batches, equally many on every rank and at least one. All ranks."""
-    batches = micro_batches(trees, run.config.tokens_per_micro_batch)
-    with run.clock("communication"):
-        most = int(dist.reduce_max([len(batches)], run.world)[0])
-    # Nothing to learn, but collectives, and gradients of 0 for the optimiser.
+def clip_and_step(
+    model, optimizer, rate: float, grad_clip: float, bad: set[int], world: World, clock: Clock,
+    metrics: Metrics,
+) -> tuple[bool, set[int]]:  # fmt: skip
+    """Clip the gradient, then step, unless loss or gradient was not finite. All ranks.
+
+    Returns whether the step was refused, and the documents to blame, of all ranks.
+    """
+    with clock("optimizer"):
+        norm = dist.grad_norm(model, grad_clip)
+    metrics.add("update/grad_norm", norm, 1)
+    with clock("communication"):
+        refused = dist.reduce_max([bool(bad) or not math.isfinite(norm)], world)[0]
+    if refused:
+        return True, {i for part in dist.gather_objects(bad, world) for i in part if i >= 0}
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with clock("optimizer"):
+        optimizer.step()
+    return False, set()
+
+
+def _forests(
+    trees: Sequence[Tree], token_limit: int, pack: Callable, world: World, clock: Clock
+) -> list[Forest]:
+    """Pack micro-batches, equally many on every rank and at least one. All ranks."""
+    batches = micro_batches(trees, token_limit)
+    with clock("communication"):
+        most = int(dist.reduce_max([len(batches)], world)[0])
+    # Dummy batches keep FSDP's collectives aligned, and give the optimizer gradients of 0 (its
+    # momentum and weight decay act all the same).
     batches += [[Tree(-1, (0,))]] * (max(1, most) - len(batches))
-    return [pack(batch, run.world.device) for batch in batches]
+    return [pack(batch, world.device) for batch in batches]
 
 
-def _broken_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: set) -> set[int]:
-    """Documents to blame if this forest's loss or gradient is not finite."""
+def _bad_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: set) -> set[int]:
+    """Return the documents to blame if this forest's loss or gradient is not finite."""
     bad = tree[~logprob.isfinite()]
     if len(bad):
         return {forest.trees[i].document for i in bad.unique().tolist()}
@@ -138,33 +182,15 @@ def _broken_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, know
     return {tree.document for tree in forest.trees}
 
 
-def _finish_update(run: Run, number: int, culprits: set[int], metrics: Metrics) -> bool:
-    """Clip, then step, unless something was not finite; True if the model changed. All ranks.
-
-    number: of the update in its step.
-    """
-    c, world = run.config, run.world
-    with run.clock("optimizer"):
-        norm = dist.grad_norm(run.model, c.grad_clip)
-    metrics.add("update/grad_norm", norm, 1)
-    updates = run.step * c.updates_per_batch + number + 1
-    rate = c.learning_rate * min(1.0, updates / max(1, c.warmup_steps))
-    metrics.add("update/learning_rate", rate, 1)
-    with run.clock("communication"):
-        broken = dist.reduce_max([bool(culprits) or not math.isfinite(norm)], world)[0]
-    if broken:
-        run.refused_in_a_row += 1
-        names = {i for part in dist.gather_objects(culprits, world) for i in part if i >= 0}
-        sources = [run.documents[i].source for i in sorted(names)]
-        if world.rank == 0:
-            print(
-                f"step {run.step}: loss or gradient is not finite; no update. "
-                f"Documents: {', '.join(sources) or 'unknown'}"
-            )
-        return False
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    with run.clock("optimizer"):
-        run.optimizer.step()
-    run.refused_in_a_row = 0
-    return True
+def _add_losses(
+    metrics: Metrics, sums: dict[str, Tensor], logprob: Tensor, targets: Targets, sampled: Tensor
+) -> None:
+    """Log the losses of one forest; sampled (n_rl,): the sampler's log-probabilities."""
+    response = targets.rollout >= 0
+    count = int(response.sum())
+    metrics.add("loss/ntp", sums["loss/ntp"], len(response) - count)
+    metrics.add("policy/entropy", sums["entropy"], count)
+    metrics.add("policy/kl", sums["kl"], count)
+    gap = (logprob[response].double() - sampled.double()).abs()
+    metrics.add("sampler_gap/mean", gap.sum(), count)
+    metrics.add_max("sampler_gap/max", gap.max() if count else 0.0)

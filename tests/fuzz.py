@@ -39,8 +39,8 @@ with contextlib.suppress(ImportError):
 import eval
 import sample
 import train
-from rmt import report
-from rmt.checkpoint import CHECKSUMS, checksums
+from rmt.engine.checkpoint import CHECKSUMS, checksums
+from rmt.report import report
 
 torch.set_num_threads(1)
 SECONDS, MEMORY = 60, 12 << 30
@@ -74,7 +74,7 @@ def break_tree(tree, rng):
         for path in places(tree):
             depths.setdefault(len(path), []).append(path)
         if not depths:
-            return rng.choice(NASTY)
+            return copy.deepcopy(rng.choice(NASTY))
         path = rng.choice(depths[rng.choice(list(depths))])
         parent = tree
         for key in path[:-1]:
@@ -83,13 +83,13 @@ def break_tree(tree, rng):
         if what == 0 and isinstance(parent, (dict, list)):
             del parent[path[-1]]
         elif what == 1 and isinstance(parent, dict):
-            parent[rng.choice(list(parent))] = parent[path[-1]]
+            parent[rng.choice(list(parent))] = copy.deepcopy(parent[path[-1]])
         elif what == 2 and isinstance(parent[path[-1]], (int, float)):
             parent[path[-1]] = parent[path[-1]] * rng.choice((-1, 2, 0.5, 1000)) + rng.choice(
                 (0, 1)
             )
         else:
-            parent[path[-1]] = rng.choice(NASTY)
+            parent[path[-1]] = copy.deepcopy(rng.choice(NASTY))
     return tree
 
 
@@ -190,12 +190,12 @@ def break_run(place, rng):
         break_json(path, rng)
     else:
         path.write_bytes(break_bytes(path.read_bytes(), rng))
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
         sums = json.loads((newest / CHECKSUMS).read_text())
         if path.name == "run.json":  # what else is broken, its checksum tells
             sums |= checksums([path])
             (newest / CHECKSUMS).write_text(json.dumps(sums))
-    return train, ["--resume", place / "run"], None
+    return train, ["--resume", place / "run", "--max-minutes", "0.2"], None  # T may be thousands
 
 
 def break_records(place, rng):
@@ -288,7 +288,7 @@ TEXTS = ("7 times 8?", " a  b\n\nc", "é ü \u2028 日本 x", "12345, 1.5", "") 
 def same_tokens(place):
     from transformers import AutoTokenizer
 
-    from rmt.tokenizer import Tokenizer
+    from models.tokenizer import Tokenizer
 
     try:
         theirs = AutoTokenizer.from_pretrained(place / "model")
@@ -303,7 +303,7 @@ def same_tokens(place):
 def same_prompt(place):
     from transformers import AutoTokenizer
 
-    from rmt.tokenizer import Tokenizer
+    from models.tokenizer import Tokenizer
 
     ask = [{"role": "user", "content": "7 times 8?"}]
     try:

@@ -139,7 +139,7 @@ def check_room(kernels):
         torch.ones(s, device=DEVICE) for s in ((1, 1, 512), (2, 1, 512), (1, 2, 1, 512))
     )
     counts = [torch.full((1,), x, device=DEVICE) for x in (0, 1, 2)]
-    seen = kernels.Seen(*counts, kernels.Tiles.of([0], [1], DEVICE, 1, 1))
+    seen = kernels.Seen(*counts, kernels.TrunkGroups.of([0], [1], DEVICE, 1, 1))
     run = lambda: kernels.branch_attention(q, cache, cache, own, own, seen)
     if os.environ["RMT_KERNELS"] != "reference":
         with refused("512", "256", "RMT_KERNELS=reference"):

@@ -104,7 +104,7 @@ def case_of(name: str, dtype: torch.dtype) -> Case:
 def seen_of(kernels, case: Case, longest: int | None = None, rows: int | None = None):
     heads, kv_heads = case.q.shape[1], case.trunk_k.shape[1]
     where = case.start.tolist(), case.fork.tolist(), case.q.device
-    tiles = kernels.Tiles.of(*where, heads, kv_heads, rows)
+    tiles = kernels.TrunkGroups.of(*where, heads, kv_heads, rows)
     return kernels.Seen(case.start, case.fork, case.length, tiles, longest)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from forks import become
 
-from rmt import dist
+from rmt.system import dist
 
 TIMEOUT = 240  # seconds; a hang is a failure
 

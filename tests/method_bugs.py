@@ -9,33 +9,37 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "B_t rounds": ("rmt/budget.py", "math.floor(start", "round(start", "loss budget_decay"),
     "no B_min": ("rmt/budget.py", "max(floor, math", "max(1, math", "loss budget_min"),
     "gamma is 0.2": (
-        "rmt/ask.py", "c.budget_decay, c.budget_min", "0.2, c.budget_min", "loss budget_decay"),
+        "rmt/questions.py", "c.budget_decay, c.budget_min", "0.2, c.budget_min",
+        "loss budget_decay"),
     "B_0 is 8": (
-        "rmt/ask.py", "c.budget_start, c.budget_decay", "8, c.budget_decay", "loss budget_start"),
+        "rmt/questions.py", "c.budget_start, c.budget_decay", "8, c.budget_decay",
+        "loss budget_start"),
     "B_min is 1": (
-        "rmt/ask.py", "c.budget_decay, c.budget_min", "c.budget_decay, 1", "loss budget_min"),
-    "a budget although off": ("rmt/ask.py", "if not c.budget:", "if False:", "loss no budget"),
+        "rmt/questions.py", "c.budget_decay, c.budget_min", "c.budget_decay, 1", "loss budget_min"),
+    "a budget although off": (
+        "rmt/questions.py", "if not c.budget:", "if False:", "loss no budget"),
     "budgets ignore entropy": (
-        "rmt/ask.py", "entropy, run.config.budget_entropy", "entropy, 0.0", "loss budget_entropy"),
+        "rmt/questions.py", "draw.position]), c.budget_entropy", "draw.position]), 0.0",
+        "loss budget_entropy"),
     "entropy is not clipped above": (
         "rmt/budget.py", "min(2.0, max(0.5, entropy))", "min(9.0, max(0.5, entropy))",
         "loss budget_entropy"),
     "the triangle does not fall": (
         "rmt/budget.py", "abs(length - budget)", "max(0, budget - length)", "loss budget_start"),
-    "r_max is 1": ("rmt/ask.py", "c.length_reward_max,", "1.0,", "loss length_reward_max"),
+    "r_max is 1": ("rmt/questions.py", "c.length_reward_max,", "1.0,", "loss length_reward_max"),
     "w is 0.1": (
-        "rmt/ask.py", "c.length_weight, c.length_reward_max", "0.1, c.length_reward_max",
+        "rmt/questions.py", "c.length_weight, c.length_reward_max", "0.1, c.length_reward_max",
         "loss length_weight"),
     "matches are not weighted": (
         "rmt/rewards.py", "(1 - length_weight) * match", "match", "loss length_weight"),
     "w of a run without budget": (
         "rmt/rewards.py", "0.0 if None in budgets else length_weight", "length_weight",
         "loss no budget"),
-    "the gate is open": ("rmt/ask.py", "c.length_reward_gate,", '"none",', "loss gate"),
+    "the gate is open": ("rmt/questions.py", "c.length_reward_gate,", '"none",', "loss gate"),
     "the gate pays the wrong": (
         "rmt/rewards.py", 'correct_only" and not match', 'correct_only" and match', "loss gate"),
     "prefixes count as tokens": (
-        "rmt/ask.py", "c.length_reward_gate, c.match", 'c.length_reward_gate, "token"',
+        "rmt/questions.py", "c.length_reward_gate, c.match", 'c.length_reward_gate, "token"',
         "matches"),
     "any token that comes is right": (
         "rmt/rewards.py", "coming[:1]", "coming[:2]", "matches"),
@@ -48,7 +52,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "delta is 1e-4": (
         "train.py", "c.advantage_norm, c.advantage_delta", "c.advantage_norm, 1e-4",
         "loss advantage_delta"),
-    "norm is group": ("train.py", "total, c.advantage_norm", 'total, "group"', "loss norm none"),
+    "norm is group": ("train.py", "reward, c.advantage_norm", 'reward, "group"', "loss norm none"),
     "batch norm is group": ("rmt/grpo.py", 'if norm == "batch":', "if False:", "loss batch norm"),
     "batch deviation of raw rewards": (
         "rmt/grpo.py", "torch.cat([centred(part) for part in batch])", "torch.cat(list(batch))",
@@ -76,22 +80,23 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/update.py", "c.clip_high, c.kl_beta", "c.clip_high, 0.0", "loss kl_beta"),
     "KL is not weighted": ("rmt/objective.py", "(weight * kl).sum()", "kl.mean()", "loss kl_beta"),
     "the reference is the model": (
-        "rmt/run.py", "reference = load_model(source, world, compute, trainable=False)",
+        "rmt/engine/run.py", "reference = load_model(model_dir, world, compute, trainable=False)",
         "reference = model", "loss kl_beta"),
     "the reference at temperature 1": (
-        "rmt/update.py", "score(run.reference, f, *known)",
-        "score(run.reference, f, 1.0, known[1])", "loss kl_beta"),
+        "rmt/update.py", "logprobs(reference)",
+        "[target_logprobs(reference, f, 1.0, known[1]) for f in forests]", "loss kl_beta"),
     "no old policy": (
         "rmt/update.py", "forest, objective, old and old[i]", "forest, objective, None",
         "loss updates"),
     "the old policy at temperature 1": (
-        "rmt/update.py", "score(run.model, f, *known)", "score(run.model, f, 1.0, known[1])",
+        "rmt/update.py", "logprobs(model)",
+        "[target_logprobs(model, f, 1.0, known[1]) for f in forests]",
         "loss updates"),
     "one update per batch": (
         "rmt/update.py", "range(c.updates_per_batch)", "range(1)", "loss updates"),
     "gradients add up over updates": (
-        "rmt/update.py", "        run.optimizer.zero_grad(set_to_none=True)\n        culprits",
-        "        culprits", "loss updates"),
+        "rmt/update.py", "        optimizer.zero_grad(set_to_none=True)\n        bad",
+        "        bad", "loss updates"),
     "token-mean always": (
         "rmt/update.py", "kept.flatten(), c.aggregation", 'kept.flatten(), "token-mean"',
         "loss sequence-mean"),
@@ -108,9 +113,10 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "dropped groups are kept": (
         "rmt/update.py", 'if c.zero_variance_groups == "drop":', "if False:", "loss drop"),
     "mixed groups are dropped": (
-        "rmt/update.py", "kept &= mixed(match)", "kept &= ~mixed(match)", "loss drop"),
+        "rmt/update.py", "kept &= has_both_outcomes(match)",
+        "kept &= ~has_both_outcomes(match)", "loss drop"),
     "groups are judged by their rewards": (
-        "train.py", 'advantage, rewards["match"], metrics', "advantage, total, metrics",
+        "rmt/update.py", 'match = batch.rewards["match"]', 'match = batch.rewards["total"]',
         "loss drop"),
     "responses scored at temperature 1": (
         "rmt/objective.py", "targets.per_kind(objective.temperature, 1.0)",
@@ -119,7 +125,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/objective.py", "targets.per_kind(objective.temperature, 1.0)",
         "targets.per_kind(objective.temperature, objective.temperature)", "loss temperature"),
     "sampled at another temperature": (
-        "rmt/ask.py", "tokenizer.vocab_size, c.temperature", "tokenizer.vocab_size, 1.0",
+        "rmt/questions.py", "tokenizer.vocab_size, c.temperature", "tokenizer.vocab_size, 1.0",
         "loss temperature"),
     "lambda is 0.1": (
         "rmt/update.py", "c.ntp_weight / denominator", "0.1 / denominator", "loss ntp_weight"),
@@ -136,7 +142,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "scope is not_in_C": (
         "train.py", "questions, low, c.ntp_scope", 'questions, low, "not_in_C"', "loss all"),
     "positions reasoned about are text too": (
-        "rmt/batch.py", 'if scope != "all":', "if False:", "loss"),
+        "rmt/questions.py", 'if scope != "all":', "if False:", "loss"),
     "low entropy is high entropy": (
         "rmt/curriculum.py", "(tiers == NO_TIER) & (np", "(tiers != NO_TIER) & (np",
         "loss low_entropy"),
@@ -145,23 +151,23 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "tiers == NO_TIER", "loss low_entropy"),
     "the loss of the last micro-batch is logged": (
         "rmt/update.py",
-        'metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * run.world.size))',
+        'metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))',
         'metrics.sums["loss/rl|sum"] = float(sums["loss/rl"]); metrics.sums["loss/rl|count"] = 1.0',
         "loss micro-batches"),
     # The optimiser.
     "betas are AdamW's": (
-        "rmt/run.py", "betas=config.adam_betas", "betas=(0.9, 0.999)", "optimizer"),
+        "rmt/engine/run.py", "betas=config.adam_betas", "betas=(0.9, 0.999)", "optimizer"),
     "weight decay is 0.01": (
-        "rmt/run.py", "weight_decay=config.weight_decay", "weight_decay=0.01", "optimizer"),
+        "rmt/engine/run.py", "weight_decay=config.weight_decay", "weight_decay=0.01", "optimizer"),
     "gradients are not clipped": (
-        "rmt/update.py", "dist.grad_norm(run.model, c.grad_clip)",
-        "dist.grad_norm(run.model, 1e9)", "optimizer"),
+        "rmt/update.py", "dist.grad_norm(model, grad_clip)", "dist.grad_norm(model, 1e9)",
+        "optimizer"),
     "learning rate of the preset": (
-        "rmt/update.py", "rate = c.learning_rate *", "rate = 1e-3 *", "optimizer"),
+        "rmt/update.py", "return c.learning_rate *", "return 1e-3 *", "optimizer"),
     "no warm-up": (
-        "rmt/update.py", "min(1.0, updates / max(1, c.warmup_steps))", "1.0", "optimizer"),
+        "rmt/update.py", "min(1.0, number / max(1, c.warmup_steps))", "1.0", "optimizer"),
     "the warm-up counts steps": (
-        "rmt/update.py", "run.step * c.updates_per_batch + number + 1", "run.step + 1",
+        "rmt/update.py", "step * c.updates_per_batch + number + 1", "step + 1",
         "optimizer"),
     "the rate is not set": ("rmt/update.py", 'group["lr"] = rate', "pass", "optimizer"),
 }  # fmt: skip

@@ -5,57 +5,61 @@ method_mutants.py.
 MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     # A begin token, two ends, padding.
     "text is learnt without its begin token": (
-        "train.py", "indices, run.documents, run.tokenizer.begin_ids, questions",
-        "indices, run.documents, [], questions", "begin"),
+        "train.py", "data.documents, tokenizer.begin_ids, batch.questions",
+        "data.documents, [], batch.questions", "begin"),
     "text is predicted without its begin token": (
-        "rmt/evaluate.py", "    begin = tokenizer.begin_ids\n", "    begin = []\n", "begin"),
+        "rmt/evaluation/evaluate.py",
+        "    begin = tokenizer.begin_ids\n", "    begin = []\n", "begin"),
     "a begin token shifts predictions": (
-        "rmt/evaluate.py", "start + len(begin) + p.position", "start + p.position", "begin"),
+        "rmt/evaluation/evaluate.py",
+        "start + len(begin) + p.position", "start + p.position", "begin"),
     "nats without the begin token": (
-        "rmt/evaluate.py", "mine, documents, tokenizer.begin_ids,", "mine, documents, [],",
+        "rmt/evaluation/evaluate.py",
+        "mine, documents, tokenizer.begin_ids,", "mine, documents, [],",
         "begin"),
     "nats over padding": (
-        "rmt/evaluate.py", "1.0, tokenizer.vocab_size)", "1.0, None)", "begin"),
+        "rmt/evaluation/evaluate.py", "1.0, tokenizer.vocab_size)", "1.0, None)", "begin"),
     "padding is predicted": (
-        "rmt/evaluate.py", "hidden[before], head, 1, tokenizer.vocab_size,",
+        "rmt/evaluation/evaluate.py", "hidden[before], head, 1, tokenizer.vocab_size,",
         "hidden[before], head, 1, None,", "begin"),
     "one end of a response": (
-        "rmt/ask.py", "c.max_response, tokenizer.stop_ids,",
+        "rmt/questions.py", "c.max_response, tokenizer.stop_ids,",
         "c.max_response, tokenizer.stop_ids[:1],", "stops"),
     "one end of a response in an evaluation": (
-        "train.py", "c.max_response, run.tokenizer.stop_ids,",
-        "c.max_response, run.tokenizer.stop_ids[:1],", "stops"),
+        "rmt/engine/held_out.py", "c.max_response, tokenizer.stop_ids,",
+        "c.max_response, tokenizer.stop_ids[:1],", "stops"),
     "one end of a response in eval.py": (
         "eval.py", "config.max_response, tokenizer.stop_ids,",
         "config.max_response, tokenizer.stop_ids[:1],", "requests"),
     "probes have the numbers of training": (
-        "rmt/probe.py", 'questions, step, "sample")', 'questions, step, "train")', "stops"),
+        "rmt/report/probe.py", 'tokenizer, step, "sample")', 'tokenizer, step, "train")', "stops"),
     "all problems are asked": (
         "eval.py", "documents[: options.limit or None]", "documents", "requests"),
     "evaluations of seed 0": (
-        "train.py", 'c.max_branches, c.seed, "evaluate"', 'c.max_branches, 0, "evaluate"',
+        "rmt/engine/held_out.py", 'c.seed, "evaluate"', '0, "evaluate"',
         "stops"),
     "an evaluation has one budget": (
-        "train.py", "chosen.positions, budget, c.budget_entropy,",
+        "rmt/engine/held_out.py", "chosen.positions, budget, c.budget_entropy,",
         "chosen.positions, budget, 0.0,", "stops"),
     "eval.py has one budget": (
-        "eval.py", 'config.budget_entropy if asked.mode == "rmt" else 0.0', "0.0", "taken"),
+        "eval.py", 'config.budget_entropy if mode == "rmt" else 0.0', "0.0", "taken"),
     "a prefix is a token": (
-        "rmt/evaluate.py", "match_reward(answer, question.coming))",
+        "rmt/evaluation/evaluate.py", "match_reward(answer, question.coming))",
         'match_reward(answer, question.coming, "prefix"))', "prefix"),
     "a token is a prefix": (
-        "rmt/evaluate.py", 'question.coming, "prefix")', "question.coming)", "prefix"),
+        "rmt/evaluation/evaluate.py", 'question.coming, "prefix")', "question.coming)", "prefix"),
     "the first token of an answer is what it names": (
-        "rmt/evaluate.py", "ids[0] if len(ids) == 1 else None", "ids[0]", "prefix"),
+        "rmt/evaluation/evaluate.py", "ids[0] if len(ids) == 1 else None", "ids[0]", "prefix"),
     "an evaluation has a request of its own": (
-        "train.py", "budget, c.problem_request, sampling", 'budget, "Solve.", sampling',
+        "rmt/engine/held_out.py", "budget, c.problem_request, sampling",
+        'budget, "Solve.", sampling',
         "requests"),
     "eval.py has a request of its own": (
         "eval.py", "budget, config.problem_request, sampling", 'budget, "Solve.", sampling',
         "requests"),
     **{
         f"the run's {name} is not taken": (
-            "rmt/protocol.py", f'"{name}",', "", "taken")
+            "rmt/engine/protocol.py", f'"{name}",', "", "taken")
         for name in (
             "weights", "text_fields", "document_tokens", "min_context", "entropy_top_k", "tiers",
             "tier_thresholds", "max_response", "temperature", "problem_request",
@@ -63,11 +67,11 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         )
     },
     "the run's judge is not taken": (
-        "rmt/protocol.py", 'run.get("difficulty_model") or initial_model(run)',
+        "rmt/engine/protocol.py", 'run.get("difficulty_model") or initial_model(run)',
         "initial_model(run)", "taken"),
     # Seeds, and what is known of what was asked.
     "the curriculum's seed is 0": (
-        "rmt/run.py", "Curriculum(tiers, config.seed,", "Curriculum(tiers, 0,",
+        "rmt/engine/run.py", "Curriculum(data.tiers, config.seed,", "Curriculum(data.tiers, 0,",
         "curriculum_seed"),
     "tiers are drawn by seed 0": (
         "rmt/curriculum.py", "(self.seed, step, document, attempt)",
@@ -79,34 +83,39 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/curriculum.py", "(self.seed, document, tier, shuffle)",
         "(0, document, tier, shuffle)", "curriculum_seed"),
     "positions of an evaluation by seed 0": (
-        "rmt/run.py", "config.eval_positions, config.seed", "config.eval_positions, 0",
+        "rmt/engine/setup.py", "config.eval_positions, config.seed", "config.eval_positions, 0",
         "curriculum_seed"),
     "what is drawn again is not observed": (
-        "rmt/ask.py", "        _observe(run, list(others.values()), fresh)\n", "", "observed"),
+        "rmt/dynamic_sampling.py",
+        "        record_matches(c, curriculum, fresh, world, attempt)\n", "", "observed"),
     "difficulty of another dtype": (
-        "rmt/sources.py", " {compute_dtype(config.dtype, world)}\"\n", '"\n', "dtype"),
+        "rmt/engine/setup.py", " {compute} of {tokenizer", " of {tokenizer", "dtype"),
     # What a step says.
     "the rate of all steps is logged as the last": (
         "rmt/update.py", '"update/learning_rate", rate, 1', '"update/learning_rate", '
         "c.learning_rate, 1", "optimizer"),
     "the share of length by a w of 0.1": (
-        "train.py", 'rewards["length"], c.length_weight, scale', 'rewards["length"], 0.1, scale',
+        "rmt/engine/step_metrics.py", 'rewards["length"], length_weight, scale',
+        'rewards["length"], 0.1, scale',
         "loss length_weight"),
     "clipped of all tokens": (
         "rmt/update.py", 'sums["clipped"], (targets.rollout >= 0).sum()',
         'sums["clipped"], len(targets.rollout)', "loss updates"),
     "tokens after </think> from the first on": (
-        "rmt/metrics.py", "len(response) - answer.thinking_length", "len(response)", "loss"),
+        "rmt/engine/step_metrics.py", "len(r.tokens) - a.thinking_length for",
+        "len(r.tokens) for", "loss"),
     "the budget's error in tokens": (
-        "rmt/metrics.py", "abs(answer.thinking_length - q.budget) / q.budget",
+        "rmt/engine/step_metrics.py", "abs(answer.thinking_length - q.budget) / q.budget",
         "abs(answer.thinking_length - q.budget)", "loss"),
     "tiers are logged with those above": (
-        "rmt/metrics.py", "q.tier == tier for q", "q.tier >= tier for q", "loss"),
+        "rmt/engine/step_metrics.py", "q.tier == tier for q", "q.tier >= tier for q", "loss"),
     "thinking over all responses": (
-        "rmt/metrics.py", "sum(thinking), len(thinking)", "sum(thinking), count", "loss"),
+        "rmt/engine/step_metrics.py", "in thought), len(thought))",
+        "in thought), count)", "loss"),
     "scoring is no work": (
-        "train.py", "scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)", "scored = 0",
+        "rmt/engine/step_metrics.py",
+        "scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)", "scored = 0",
         "work"),
     "further updates are no work": (
-        "train.py", "(3 * c.updates_per_batch + scored)", "(3 + scored)", "work"),
+        "rmt/engine/step_metrics.py", "(3 * c.updates_per_batch + scored)", "(3 + scored)", "work"),
 }  # fmt: skip

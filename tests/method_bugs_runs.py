@@ -5,133 +5,146 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "tiers above their ends": (
         "rmt/curriculum.py", 'entropy, side="right") - 1', 'entropy, side="right")', "tiers"),
     "min_context ignored": (
-        "rmt/run.py", "assign_tiers(entropy, thresholds, config.min_context)",
+        "rmt/engine/setup.py", "assign_tiers(entropy, thresholds, config.min_context)",
         "assign_tiers(entropy, thresholds, 8)", "tiers"),
     "quantiles over early positions": (
         "rmt/curriculum.py", "e[min_context:] for e in entropies", "e[1:] for e in entropies",
         "tiers"),
-    "thresholds are absolute": ("rmt/sources.py", 'config.tiers == "quantile"', "False", "tiers"),
-    "top-k is all": ("rmt/sources.py", "config.entropy_top_k,\n", "0,\n", "entropies"),
+    "thresholds are absolute": (
+        "rmt/engine/setup.py", 'config.tiers == "quantile"', "False", "tiers"),
+    "top-k is all": ("rmt/engine/setup.py", "config.entropy_top_k,\n", "0,\n", "entropies"),
     "difficulty without the begin token": (
-        "rmt/sources.py", "documents, tokenizer.begin_ids, config", "documents, [], config",
+        "rmt/engine/setup.py", "documents, tokenizer.begin_ids, config", "documents, [], config",
         "entropies"),
     "entropies one token late": (
         "rmt/difficulty.py", "([np.inf], entropy[start : start + len(tree) - 1])",
         "(entropy[start : start + len(tree)],)", "entropies"),
     "the model judges itself": (
-        "rmt/sources.py", "    if config.difficulty_model:\n        judge =",
-        "    if False:\n        judge =", "entropies"),
-    "early is fixed": ("rmt/ask.py", "c.curriculum_early,", "(0.6, 0.3, 0.1),", "schedule"),
-    "late is fixed": ("rmt/ask.py", "c.curriculum_late,", "(0.1, 0.3, 0.6),", "schedule"),
-    "t1 is fixed": ("rmt/ask.py", "c.curriculum_start,", "0.15,", "schedule"),
-    "t2 is fixed": ("rmt/ask.py", "c.curriculum_end,", "0.7,", "schedule"),
+        "rmt/engine/setup.py", "    if not config.difficulty_model:\n", "    if True:\n",
+        "entropies"),
+    "early is fixed": ("rmt/questions.py", "c.curriculum_early,", "(0.6, 0.3, 0.1),", "schedule"),
+    "late is fixed": ("rmt/questions.py", "c.curriculum_late,", "(0.1, 0.3, 0.6),", "schedule"),
+    "t1 is fixed": ("rmt/questions.py", "c.curriculum_start,", "0.15,", "schedule"),
+    "t2 is fixed": ("rmt/questions.py", "c.curriculum_start, c.curriculum_end",
+        "c.curriculum_start, 0.7", "schedule"),
     "early and late swapped": (
         "rmt/curriculum.py", "(1 - u) * np.asarray(early) + u * np",
         "u * np.asarray(early) + (1 - u) * np", "schedule"),
     "no ramp": (
         "rmt/curriculum.py", "min(1.0, max(0.0, (progress - start) / (end - start)))",
         "float(progress > start)", "schedule"),
-    "a curriculum although off": ("rmt/ask.py", "if not c.curriculum:", "if False:", "schedule"),
+    "a curriculum although off": (
+        "rmt/questions.py", "if not c.curriculum:", "if False:", "schedule"),
     "the rule is the schedule": (
-        "rmt/ask.py", 'c.curriculum_rule == "adaptive"', "False", "adaptive"),
-    "the floor is 0.1": ("rmt/ask.py", "rates.T, c.adaptive_floor", "rates.T, 0.1", "adaptive"),
+        "rmt/questions.py", 'c.curriculum_rule == "adaptive"', "False", "adaptive"),
+    "the floor is 0.1": (
+        "rmt/questions.py", "rates.T, c.adaptive_floor", "rates.T, 0.1", "adaptive"),
     "tiers by p": ("rmt/curriculum.py", "floor + 4 * p * (1 - p)", "floor + 4 * p", "adaptive"),
-    "match rates do not fade": ("rmt/ask.py", "    run.curriculum.fade()\n", "", "adaptive"),
+    "match rates do not fade": (
+        "rmt/dynamic_sampling.py", "        curriculum.fade()\n", "        pass\n", "adaptive"),
     "answers are not observed": (
-        "rmt/ask.py", "    _observe(run, questions, said)\n    taken", "    taken", "adaptive"),
+        "train.py", "        record_matches(c, run.curriculum, batch, world)\n", "", "adaptive"),
     "noise is asked again": (
         "rmt/curriculum.py",
         "if position not in gone and not self._is_noise(document, position[None]).any():",
         "if position not in gone:", "adaptive"),
     "nothing is noise": (
-        "rmt/run.py", "Curriculum(tiers, config.seed, config.noise_tries)",
-        "Curriculum(tiers, config.seed)", "adaptive"),
+        "rmt/engine/run.py", "Curriculum(data.tiers, config.seed, config.noise_after)",
+        "Curriculum(data.tiers, config.seed)", "adaptive"),
     "a miss after a match is noise": (
         "rmt/curriculum.py", "elif self.misses[index] != MATCHED:", "else:", "adaptive"),
     # Counts.
     "one position per document": (
-        "rmt/ask.py", "_draw(run, step, index, c.positions_per_document)",
-        "_draw(run, step, index, 1)", "counts"),
+        "train.py", "step, i, c.positions_per_document)", "step, index, 1)", "counts"),
     "positions of a step repeat": (
         "rmt/curriculum.py", "            gone.add(position)\n", "", "counts"),
-    "G is 4": ("rmt/ask.py", "trees, c.group_size, sampling)", "trees, 4, sampling)", "counts"),
+    "G is 4": ("train.py", "trees, c.group_size, sampling_at", "trees, 4, sampling_at", "counts"),
     "responses of any length": (
-        "rmt/ask.py", "        c.max_response, tokenizer.stop_ids",
+        "rmt/questions.py", "        c.max_response, tokenizer.stop_ids",
         "        24, tokenizer.stop_ids", "counts"),
     "documents are not cut": (
-        "rmt/sources.py", "config.text_fields, config.document_tokens,",
+        "rmt/engine/setup.py", "config.text_fields, config.document_tokens,",
         "config.text_fields, 10**6,", "counts"),
     "epochs are ignored": (
-        "rmt/run.py", "min(config.epochs * len(documents)", "min(10 * len(documents)", "counts"),
-    "tokens do not end a run": ("rmt/run.py", "0 < c.max_tokens <= self.tokens", "False", "ends"),
+        "rmt/engine/resume.py", "min(config.epochs * documents", "min(10 * documents", "counts"),
+    "tokens do not end a run": (
+        "rmt/engine/run.py", "0 < c.max_tokens <= self.tokens", "False", "ends"),
     "minutes do not end a run": (
-        "rmt/run.py", "0 < 60 * c.max_minutes <= self.seconds", "False", "ends"),
-    "minutes are seconds": ("rmt/run.py", "60 * c.max_minutes", "c.max_minutes", "ends"),
+        "rmt/engine/run.py", "0 < 60 * c.max_minutes <= self.seconds", "False", "ends"),
+    "minutes are seconds": ("rmt/engine/run.py", "60 * c.max_minutes", "c.max_minutes", "ends"),
     "tokens are not added up": ("train.py", "run.tokens += ", "run.tokens = 0 * ", "ends"),
     # Dynamic sampling.
     "resampling from the start": (
-        "rmt/ask.py", "0 <= c.resample_from <= step", "0 <= c.resample_from", "resampling"),
-    "tries are four": ("rmt/ask.py", "c.resample_tries if 0", "4 if 0", "resampling"),
+        "rmt/dynamic_sampling.py", "0 <= c.resample_from <= step", "0 <= c.resample_from",
+        "resampling"),
+    "tries are four": ("rmt/dynamic_sampling.py", "c.resample_tries if 0", "4 if 0", "resampling"),
     "tries have the same numbers": (
-        "rmt/ask.py", "attempt * c.group_size", "0 * c.group_size", "resampling"),
+        "rmt/questions.py", "attempt * c.group_size", "0 * c.group_size", "resampling"),
     "a position is asked twice": (
-        "rmt/ask.py", "        taken[question.document].add(question.position)\n",
-        "        pass\n", "resampling"),
+        "rmt/dynamic_sampling.py",
+        "            taken[question.document].add(question.position)\n", "            pass\n",
+        "resampling"),
     "dropped tokens are not counted": (
-        "rmt/ask.py", "        generated += sum", "        sum", "resampling"),
+        "rmt/dynamic_sampling.py", "        dropped += sum", "        sum", "resampling"),
     # Tasks.
     "problems are asked as text": (
-        "rmt/ask.py", "prompt_for(c.task, run.tokenizer", 'prompt_for("next-token", run.tokenizer',
+        "rmt/questions.py", "prompt_for(c.task, tokenizer", 'prompt_for("next-token", tokenizer',
         "task"),
     "the request is ours": (
-        "rmt/ask.py", "q.budget, c.problem_request)", 'q.budget, "Solve it.")', "task"),
+        "rmt/questions.py", "q.budget, c.problem_request)", 'q.budget, "Solve it.")', "task"),
     "problems are asked in their middle": (
-        "rmt/ask.py", "[Draw(len(run.documents[index].tokens), NO_TIER)]", "[Draw(4, NO_TIER)]",
+        "rmt/questions.py", "[Draw(len(data.documents[index].tokens), NO_TIER)]",
+        "[Draw(4, NO_TIER)]",
         "task"),
-    "nothing asks a question": ("rmt/ask.py", 'if c.task == "nothing":', "if False:", "task"),
+    "nothing asks a question": ("rmt/questions.py", 'if c.task == "nothing":', "if False:", "task"),
     # Randomness and what is kept.
     "the seed of sampling is 0": (
-        "rmt/ask.py", "c.seed, purpose, step", "0, purpose, step", "seed"),
+        "rmt/questions.py", "c.seed, purpose, step", "0, purpose, step", "seed"),
     "the order's seed is 0": (
-        "rmt/run.py", "config.batch_size, total, config.seed", "config.batch_size, total, 0",
+        "rmt/engine/run.py", "config.batch_size, total, config.seed", "config.batch_size, total, 0",
         "seed"),
     "misses are not saved": ("rmt/curriculum.py", '"misses": self.misses, ', "", "resume"),
     "rates are not saved": ("rmt/curriculum.py", ', "rates": self.rates}', "}", "resume"),
     "draws are not saved": ("rmt/curriculum.py", '"drawn": self.drawn, ', "", "resume"),
     "the step is not restored": (
-        "rmt/run.py", 'run.step, run.refused_in_a_row = saved["step"]',
+        "rmt/engine/run.py", 'run.step, run.refused_in_a_row = saved["step"]',
         "run.step, run.refused_in_a_row = 0", "resume"),
     "refusals are not restored": (
-        "rmt/run.py", 'saved["step"], saved["refused_in_a_row"]', 'saved["step"], 0', "resume"),
+        "rmt/engine/run.py",
+        'saved["step"], saved["refused_in_a_row"]', 'saved["step"], 0', "resume"),
     "tokens are not restored": (
-        "rmt/run.py", 'run.tokens, run.seconds = saved["tokens"]', "run.tokens, run.seconds = 0.0",
+        "rmt/engine/run.py",
+        'run.tokens, run.seconds = saved["tokens"]', "run.tokens, run.seconds = 0.0",
         "resume"),
     "seconds are not restored": (
-        "rmt/run.py", 'saved["tokens"], saved["seconds"]', 'saved["tokens"], 0.0', "resume"),
+        "rmt/engine/run.py", 'saved["tokens"], saved["seconds"]', 'saved["tokens"], 0.0', "resume"),
     "T is not restored": (
-        "rmt/resume.py", "return before or given", "return 7 if before else given", "resume"),
+        "rmt/engine/resume.py", "        given = before\n", "        given = 7\n", "resume"),
     "moments are not restored": (
-        "rmt/checkpoint.py", 'optim_state_dict=state["optimizer"]',
+        "rmt/engine/checkpoint.py", 'optim_state_dict=state["optimizer"]',
         "optim_state_dict=get_state_dict(model, type(optimizer)(model.parameters()))[1]",
         "resume"),
     # Evaluation.
     "a run evaluates at B_t": (
-        "train.py", "budget_of(run, run.total_steps)", "budget_of(run, run.step)", "held_out"),
+        "rmt/engine/held_out.py", "budget_of_step(c, run.total_steps, ",
+        "budget_of_step(c, run.step, ", "held_out"),
     "an evaluation from the first token on": (
-        "rmt/run.py",
+        "rmt/engine/setup.py",
         "documents, entropies, thresholds, config.min_context, config.eval_positions",
         "documents, entropies, thresholds, 1, config.eval_positions", "held_out"),
     "64 positions per tier": (
-        "rmt/run.py", "config.eval_positions, config.seed", "64, config.seed", "held_out"),
+        "rmt/engine/setup.py", "config.eval_positions, config.seed", "64, config.seed", "held_out"),
     "an evaluation at every step": (
         "train.py", "run.step % c.eval_every == 0", "run.step % 1 == 0", "held_out"),
     "a model is asked for B_0": (
-        "rmt/protocol.py", "budget_at(1, 1, *schedule)", "budget_at(0, 1, *schedule)",
+        "rmt/engine/protocol.py", "budget_at(1, 1, *schedule)", "budget_at(0, 1, *schedule)",
         "budget_of_a_model"),
     "a run's evaluation is greedy": (
-        "train.py", 'if c.eval_decoding == "sampled" else 0.0', "if False else 0.0", "held_out"),
+        "rmt/engine/held_out.py", 'if c.eval_decoding == "sampled" else 0.0', "if False else 0.0",
+        "held_out"),
     "a run's evaluation is sampled": (
-        "train.py", 'if c.eval_decoding == "sampled" else 0.0', "if True else 0.0", "held_out"),
+        "rmt/engine/held_out.py", 'if c.eval_decoding == "sampled" else 0.0', "if True else 0.0",
+        "held_out"),
     "eval.py is always greedy": (
         "eval.py", 'if options.decoding == "sampled" else', "if False else", "eval_script"),
     "eval.py has a seed of its own": (
@@ -148,6 +161,6 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "eval.py ignores --per-tier": (
         "eval.py", "options.per_tier, config.seed", "400, config.seed", "eval_script"),
     "ntr asks for a length": (
-        "rmt/protocol.py", "final_budget(run) if taught else None",
+        "rmt/engine/protocol.py", "final_budget(run) if taught else None",
         "4 if not taught else None", "eval_script"),
 }  # fmt: skip

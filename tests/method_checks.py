@@ -3,16 +3,14 @@ tests/method_mutants.py on broken copies of it. Each takes a folder with a toy m
 """
 
 import math
-from unittest.mock import patch
 
 import torch
 from method_logged import assert_logged
 from method_step import assert_by_hand, copied, doubled, watched
-from toy_runs import prepared
+from toy_runs import draw, prepared
 
-import rmt.ask
-from rmt.metrics import Metrics
-from rmt.rollout import Rollout
+from rmt.questions import reward_responses
+from rmt.sampling import Rollout
 
 MIXED = dict(temperature=1.0, group_size=3)  # some groups have right and wrong answers
 QUANTILE = dict(tiers="quantile", tier_thresholds=(0.3, 0.6, 0.8))
@@ -81,15 +79,14 @@ def check_matches(place) -> None:
 
     for rule, wanted in (("token", [1, 0, 0, 0]), ("prefix", [1, 1, 1, 0])):
         run = prepared(place, match=rule, batch_size=2)
-        _, questions = rmt.ask.draw_questions(run, 0, Metrics())
+        questions = draw(run)
         groups = []
         for q in questions:
             text = run.tokenizer.decode(run.documents[q.document].tokens.tolist())[q.position :]
             other = "b" if text[0] == "a" else "a"
             groups.append([said(run, text[:n]) for n in (1, 2, 3)])
             groups[-1].append(said(run, other))
-        with patch.object(rmt.ask, "generate", lambda *_: groups):  # noqa: B023
-            rewards = rmt.ask.respond(run, run.model, questions, 0).rewards
+        rewards = reward_responses(run.config, run.tokenizer, questions, groups).rewards
         assert rewards["match"].tolist() == [wanted] * len(questions)
 
 

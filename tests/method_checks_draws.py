@@ -8,12 +8,11 @@ import numpy as np
 from method_checks import MIXED, QUANTILE
 from method_step import watched
 from toy_forests import full_logits
-from toy_runs import WORLD, begins_with, prepared, write_thinker
+from toy_runs import begins_with, draw, prepared, resampled, respond, stepped, write_thinker
 
-import rmt.ask
-import train
-from rmt.metrics import Metrics
-from rmt.presets import METHODS
+import rmt.dynamic_sampling
+from rmt.config.presets import METHODS
+from rmt.questions import prompts_of, reward_responses, tier_schedule
 
 
 def tiers_by_hand(run):
@@ -35,7 +34,7 @@ def check_tiers(place) -> None:
         wanted = tiers_by_hand(run)
         assert all((run.tiers[i] == each).all() for i, each in wanted.items())
         assert {-1, 0, 1, 2} <= set(np.concatenate(list(wanted.values())).tolist())
-        _, questions = rmt.ask.draw_questions(run, 0, Metrics())
+        questions = draw(run)
         assert all(q.tier == wanted[q.document][q.position] for q in questions)
 
 
@@ -74,17 +73,17 @@ def check_schedule(place) -> None:
                    curriculum_start=0.1, curriculum_end=0.2)  # fmt: skip
     for step, u in ((0, 0), (2, 0), (3, 0.5), (4, 1), (19, 1)):
         wanted = [(1 - u) * a + u * b for a, b in zip(early, late)]
-        assert np.allclose(rmt.ask.planned_tiers(run, step), wanted)
-    tiers = lambda step: {q.tier for q in rmt.ask.draw_questions(run, step, Metrics())[1]}
+        assert np.allclose(tier_schedule(run.config, step / 20, run.curriculum.rates), wanted)
+    tiers = lambda step: {q.tier for q in draw(run, step)}
     assert all(tiers(step) == {0} for step in range(4, 9))
     assert tiers(0) | tiers(1) | tiers(2) == {1, 2}
     other = prepared(place, steps=20, curriculum=False)
-    assert rmt.ask.planned_tiers(other, 0) is None
+    assert tier_schedule(other.config, 0.0, other.curriculum.rates) is None
 
 
 def check_adaptive(place) -> None:
     """Tiers by their match rates, of late; what was missed often enough is noise."""
-    run = prepared(place, curriculum_rule="adaptive", adaptive_floor=0.7, noise_tries=1, **MIXED)
+    run = prepared(place, curriculum_rule="adaptive", adaptive_floor=0.7, noise_after=1, **MIXED)
     before = [0.9 * 0.5, 0.9]
     seen = watched(run)
     right = [sum(r == q.truth.decode() for r in said_by(run, group))
@@ -95,7 +94,8 @@ def check_adaptive(place) -> None:
     assert np.allclose(run.curriculum.rates, rates) and sum(right) > 0
     p = rates[:, 0] / rates[:, 1]
     worth = 0.7 + 4 * p * (1 - p)
-    assert np.allclose(rmt.ask.planned_tiers(run, 1), worth / worth.sum())
+    planned = tier_schedule(run.config, 1 / 3, run.curriculum.rates)
+    assert np.allclose(planned, worth / worth.sum())
     missed = {(q.document, q.position) for q, n in zip(seen.questions, right) if not n}
     assert run.curriculum.noise == len(missed) > 0
     total = sum(len(d.tokens) for d in run.documents)
@@ -119,12 +119,11 @@ def check_counts(place) -> None:
     """Documents, positions, responses and tokens of a step are as many as were asked for."""
     run = prepared(place, batch_size=4, positions_per_document=2, group_size=3, max_response=17,
                    document_tokens=40, samples_per_step=5)  # fmt: skip
-    _, samples = train.train_step(run, 0)
+    row, samples = stepped(run, 0)
     assert max(len(d.tokens) for d in run.documents) == 40 and len(samples) == 5
-    asked = Metrics()
-    _, questions = rmt.ask.draw_questions(run, 1, asked)
+    assert row["share/empty_tier_draws"] < 0.5
+    questions = draw(run, 1)
     assert len(questions) == len({(q.document, q.position) for q in questions}) == 8
-    assert asked.reduce(WORLD)["share/empty_tier_draws"] < 0.5
     assert len({q.document for q in questions}) == 4
     for document in range(3):  # also where one shuffle ends and the next begins
         eligible = int((run.tiers[document] >= 0).sum())
@@ -132,7 +131,8 @@ def check_counts(place) -> None:
         draws, missing = run.curriculum.draw(1, document, None, eligible + 2)
         assert len({draw.position for draw in draws}) == len(draws) == eligible
         assert missing == 2
-    groups = rmt.ask.respond(run, run.model, questions, 1).groups
+    groups = respond(run, questions, 1).responses
+    assert row["length/response"] <= 17
     assert {len(group) for group in groups} == {3}
     assert max(len(r.tokens) for group in groups for r in group) == 17
     assert [len(prepared(place, steps=0, epochs=n, batch_size=4).order) for n in (1.0, 2.5)] == [
@@ -142,7 +142,7 @@ def check_counts(place) -> None:
 def check_ends(place) -> None:
     """Tokens and minutes of all steps end a run; a step's own are counted."""
     run = prepared(place, batch_size=2, max_tokens=10**6, max_minutes=60.0)
-    row, _ = train.train_step(run, 0)
+    row, _ = stepped(run, 0)
     trained = row["speed/train_tokens_per_second"] * row["time/update"]
     generated = row["length/response"] * 2 * 4
     assert math.isclose(row["tokens/step"], trained + generated, rel_tol=1e-6)
@@ -161,28 +161,34 @@ def check_resampling(place) -> None:
     """From its step on, groups of equal matches are drawn anew, so often, with new numbers."""
     run = prepared(place, method="rpt", **METHODS["rpt"] | dict(resample_from=1, resample_tries=3,
                    group_size=2, match="token", batch_size=2, steps=4))  # fmt: skip
-    respond, tries = rmt.ask.respond, []
+    sample, score, tries = rmt.dynamic_sampling.sampling_at, reward_responses, []
 
-    def equal(*given, **options):
-        said = respond(*given, **options)
-        tries.append((options.get("attempt", 0), given[2]))
-        said.rewards["match"][:] = 0
-        return said
+    def sampling(*given, attempt):
+        tries.append([attempt])
+        return sample(*given, attempt=attempt)
 
-    with patch.object(rmt.ask, "respond", equal):
+    def equal(*given):
+        batch = score(*given)
+        tries[-1].append(batch.questions)
+        batch.rewards["match"][:] = 0
+        return batch
+
+    with patch.object(rmt.dynamic_sampling, "sampling_at", sampling), \
+            patch.object(rmt.dynamic_sampling, "reward_responses", equal):  # fmt: skip
         for step, wanted in ((0, [0]), (1, [0, 1, 2, 3]), (2, [0, 1, 2])):
             if step == 2:  # three positions of each document are left
                 for tiers in run.tiers:
                     tiers[np.flatnonzero(tiers >= 0)[3:]] = -1
-            tries.clear()
-            metrics = Metrics()
-            _, questions = rmt.ask.draw_questions(run, step, metrics)
-            rmt.ask.ask(run, run.model, questions, step, metrics)
+            questions = draw(run, step)
+            tries[:] = [[0, questions]]
+            batch = respond(run, questions, step)
+            batch.rewards["match"][:] = 0
+            _, dropped = resampled(run, batch, step)
             assert [attempt for attempt, _ in tries] == wanted
             places = [(q.document, q.position) for _, asked in tries for q in asked]
             assert len(places) == len(set(places)) == 2 * len(wanted)
-            assert (metrics.reduce(WORLD)["tokens/dropped"] > 0) == (len(wanted) > 1)
-    draws = [respond(run, run.model, questions, 1, attempt=n).groups[0][0].tokens for n in (0, 1)]
+            assert (dropped > 0) == (len(wanted) > 1)
+    draws = [respond(run, questions, 1, attempt=n).responses[0][0].tokens for n in (0, 1)]
     assert draws[0] != draws[1]
 
 
@@ -192,15 +198,16 @@ def check_task(place) -> None:
     path.write_text("\n".join(json.dumps({"problem": "ab" * n, "answer": "a"}) for n in (4, 5)))
     solve = METHODS["grpo"] | dict(data=(str(path),), batch_size=2, problem_request="Now solve it.")
     run = prepared(place, method="grpo", **solve)
-    _, questions = rmt.ask.draw_questions(run, 0, Metrics())
+    questions = draw(run)
     assert {q.position for q in questions} == {8, 10}
     assert all(q.coming == (b"a",) and q.budget is None for q in questions)
-    prompts = [run.tokenizer.decode(p.footer) for p in rmt.ask.prompts_of(run, questions)]
+    prompts = prompts_of(run.config, run.tokenizer, questions)
+    prompts = [run.tokenizer.decode(p.footer) for p in prompts]
     assert all("Now solve it." in prompt and "exactly" not in prompt for prompt in prompts)
-    row, _ = train.train_step(run, 0)
+    row, _ = stepped(run, 0)
     assert row["loss/ntp"] is None and row["reward/length"] == 0
     run = prepared(place, method="ntp", ntp_scope="low_entropy", **METHODS["ntp"], **QUANTILE)
-    row, samples = train.train_step(run, 0)
+    row, samples = stepped(run, 0)
     assert samples == [] and row["loss/rl"] == 0 and row["loss/ntp"] > 0
     texts = sum(len(run.documents[i].tokens) for i in run.order[0])
     assert math.isclose(row["tokens/step"], texts)

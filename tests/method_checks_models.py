@@ -9,20 +9,25 @@ import numpy as np
 import torch
 from method_step import assert_by_hand, budget, doubled, watched
 from toy_forests import alone, full_logits
-from toy_runs import WORLD, begins_with, prepared, write_thinker
+from toy_runs import WORLD, begins_with, prepared, stepped, write_thinker
 
-import rmt.ask
-import rmt.evaluate
+import rmt.dynamic_sampling
+import rmt.engine.held_out
+import rmt.engine.step_metrics
+import rmt.evaluation.evaluate
+import rmt.report.probe
+import rmt.rollout
 import train
-from rmt.evaluate import nats_per_token, predict_plainly, predict_thinking
-from rmt.log import RunLog
-from rmt.metrics import Metrics
-from rmt.positions import Position
-from rmt.presets import METHODS
-from rmt.probe import ask_probes
-from rmt.protocol import protocol
-from rmt.rollout import PURPOSES, Rollout, Sampling
-from rmt.tokenizer import Tokenizer
+from models.tokenizer import Tokenizer
+from rmt.config.presets import METHODS
+from rmt.engine.held_out import evaluate_held_out
+from rmt.engine.log import RunLog
+from rmt.engine.protocol import protocol
+from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking
+from rmt.evaluation.positions import Position
+from rmt.questions import reward_responses
+from rmt.report.probe import ask_probes
+from rmt.sampling import PURPOSES, Rollout, Sampling
 
 
 def begun(place):
@@ -65,7 +70,7 @@ def check_stops(place) -> None:
     """Every end of a response, the run's seed, and its budgets by position reach the sampler."""
     run = prepared(place, model=begun(place), eval_data=(str(place / "data.jsonl"),), seed=5,
                    eval_positions=3, budget_entropy=0.7, max_response=24)  # fmt: skip
-    asked, found, generate = [], [], rmt.evaluate.generate
+    asked, found, generate = [], [], rmt.evaluation.evaluate.generate
 
     def watching(model, trees, samples, sampling):
         groups = generate(model, trees, samples, sampling)
@@ -82,12 +87,13 @@ def check_stops(place) -> None:
 
         message = evaluation
 
-    with patch.object(rmt.ask, "generate", watching), \
-            patch.object(rmt.evaluate, "generate", watching), \
-            patch.object(train, "predict_thinking", keeping):  # fmt: skip
-        train.train_step(run, 0)
-        train.evaluate(run, Log())
-        ask_probes(run)
+    with patch.object(rmt.rollout, "generate", watching), \
+            patch.object(rmt.report.probe, "generate", watching), \
+            patch.object(rmt.evaluation.evaluate, "generate", watching), \
+            patch.object(rmt.engine.held_out, "predict_thinking", keeping):  # fmt: skip
+        stepped(run, 0)
+        evaluate_held_out(*run, Log())
+        ask_probes(*run)
     ends = set(run.tokenizer.stop_ids)
     assert len(ends) == 2 and {sampling.purpose for sampling, _ in asked} == set(PURPOSES)
     for sampling, rollouts in asked:
@@ -107,7 +113,7 @@ def check_prefix(place) -> None:
     positions = [Position(0, 9, 1.0, "hard", text[9])]
     sampling = Sampling(16, run.tokenizer.stop_ids, run.tokenizer.vocab_size)
     groups = [[Rollout(tokens, [-1.0] * len(tokens), True)]]
-    with patch.object(rmt.evaluate, "generate", lambda *_: groups):
+    with patch.object(rmt.evaluation.evaluate, "generate", lambda *_: groups):
         known = (run.model, run.tokenizer, run.documents, positions, None, 0.0)
         (item,) = predict_thinking(*known, sampling, WORLD)
     assert (item["match"], item["prefix_match"], item["predicted"]) == (False, True, None)
@@ -124,16 +130,16 @@ def check_requests(place) -> None:
     data, words = (str(path),), "Now solve it."
     run = prepared(place, method="grpo", **METHODS["grpo"], data=data, eval_data=data,
                    batch_size=2, problem_request=words, model=begun(place))  # fmt: skip
-    asked, generate = [], rmt.evaluate.generate
+    asked, generate = [], rmt.evaluation.evaluate.generate
 
     def watching(model, trees, samples, sampling):
         assert len(sampling.stop_ids) == 2
         asked.extend(run.tokenizer.decode(list(b.prompt)) for t in trees for b in t.branches)
         return generate(model, trees, samples, sampling)
 
-    with patch.object(rmt.evaluate, "generate", watching):
+    with patch.object(rmt.evaluation.evaluate, "generate", watching):
         with RunLog(run.out, run.config, 0, 1, WORLD) as log:
-            train.evaluate(run, log)
+            evaluate_held_out(*run, log)
         given = ["--model", run.config.model, "--data", str(path), "--mode", "problems",
                  "--problem-request", words, "--document-tokens", "128", "--max-response", "16",
                  "--max-branches", "4"]  # fmt: skip
@@ -158,7 +164,7 @@ def check_taken(place) -> None:
     run = prepared(place, out=str(place / "made"), steps=1, probe_documents=0,
                    budget_start=40, **taken)  # fmt: skip
     with RunLog(run.out, run.config, 0, 1, WORLD) as log:
-        train.run_to_end(run, log)
+        train.run_to_end(*run, log)
     typed = dict(model=str(run.out / "model"), data=(str(place / "data.jsonl"),))
     config = protocol(typed, "").config
     assert {name: getattr(config, name) for name in taken} == taken
@@ -169,8 +175,8 @@ def check_taken(place) -> None:
     own, options = script.read_arguments(flags)
     shared = {name: value for name, value in own.items() if name != "per_tier"}
     found = script.evaluate(own, protocol(shared, ""), options, WORLD)
-    wanted = [budget(run.config, 1, 1, item["entropy"]) for item in found.items]
-    assert [item["budget"] for item in found.items] == wanted and max(wanted) > 20
+    wanted = [budget(run.config, 1, 1, item["entropy"]) for item in found["items"]]
+    assert [item["budget"] for item in found["items"]] == wanted and max(wanted) > 20
 
 
 def check_curriculum_seed(place) -> None:
@@ -191,17 +197,17 @@ def check_observed(place) -> None:
     """What was said to questions that were drawn again is known to the curriculum as well."""
     run = prepared(place, method="rpt", **METHODS["rpt"] | dict(resample_from=0, resample_tries=2,
                    group_size=2, match="token", batch_size=3))  # fmt: skip
-    respond, places = rmt.ask.respond, []
+    score, places = reward_responses, []
 
-    def wrong(*given, **options):
-        said = respond(*given, **options)
-        said.rewards["match"][:] = 0
-        places.extend((q.document, q.position) for q in given[2])
-        return said
+    def wrong(*given):
+        batch = score(*given)
+        batch.rewards["match"][:] = 0
+        places.extend((q.document, q.position) for q in batch.questions)
+        return batch
 
-    with patch.object(rmt.ask, "respond", wrong):
-        _, questions = rmt.ask.draw_questions(run, 0, Metrics())
-        rmt.ask.ask(run, run.model, questions, 0, Metrics())
+    with patch.object(rmt.dynamic_sampling, "reward_responses", wrong), \
+            patch.object(train, "reward_responses", wrong):  # fmt: skip
+        stepped(run, 0)
     misses = run.curriculum.misses
     assert len(places) == 9 and misses.sum() == 18
     assert all(misses[run.curriculum.first[d] + p] == 2 for d, p in places)
@@ -225,13 +231,14 @@ def check_work(place) -> None:
         (dict(kl_beta=0.1), 4),
         (more | dict(kl_beta=0.1), 8),
     ):
-        run, found, speed = prepared(place, batch_size=2, **changes), [], train.add_speed_metrics
+        run, found = prepared(place, batch_size=2, **changes), []
 
-        def counting(*given):
-            found.append(given[4])  # noqa: B023 - called at once
-            speed(*given)  # noqa: B023
+        def idle(sampling, flops, update):
+            found.extend(flops)  # noqa: B023 - called at once
+            return 0.0
 
-        with patch.object(train, "add_speed_metrics", counting), \
-                patch.object(train, "forward_flops", lambda *_: 10.0):  # fmt: skip
-            train.train_step(run, 0)
+        metrics = rmt.engine.step_metrics
+        with patch.object(metrics, "idle_share", idle), \
+                patch.object(metrics, "forward_flops", lambda *_: 10.0):  # fmt: skip
+            stepped(run, 0)
         assert found == [10.0 * passes]

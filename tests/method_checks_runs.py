@@ -6,15 +6,14 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from method_step import copied
-from toy_runs import WORLD, prepared, write_files
+from toy_runs import WORLD, Prepared, draw, prepared, respond, stepped, write_files
 
-import rmt.evaluate
+import rmt.evaluation.evaluate
 import train
-from rmt.ask import draw_questions, respond
-from rmt.config import Config
-from rmt.metrics import Metrics
-from rmt.protocol import protocol
-from rmt.run import prepare, resolve, save
+from rmt.config.config import Config
+from rmt.engine.held_out import evaluate_held_out
+from rmt.engine.protocol import protocol
+from rmt.engine.run import prepare, resolve, save
 
 
 def check_seed(place) -> None:
@@ -22,9 +21,9 @@ def check_seed(place) -> None:
     found, questions = [], None
     for seed in (3, 3, 4):
         run = prepared(place, seed=seed, batch_size=2)
-        _, own = draw_questions(run, 0, Metrics())
+        own = draw(run)
         questions = questions or own  # the same for all seeds
-        groups = respond(run, run.model, questions, 0).groups
+        groups = respond(run, questions).responses
         found.append((run.order.tolist(), own, groups))
     for first, same, other in zip(*found):
         assert first == same != other
@@ -32,16 +31,16 @@ def check_seed(place) -> None:
 
 def check_resume(place) -> None:
     """All that a run knows comes back: weights, moments, curriculum, counts, T, the reference."""
-    changes = dict(kl_beta=0.1, noise_tries=1, steps=5, curriculum_rule="adaptive",
+    changes = dict(kl_beta=0.1, noise_after=1, steps=5, curriculum_rule="adaptive",
                    out=str(place / "kept"))  # fmt: skip
     run = prepared(place, **changes)
     initial = copied(run)
     for step in range(2):
-        train.train_step(run, step)
+        stepped(run, step)
         run.step += 1
     run.refused_in_a_row = 2
-    save(run)
-    again = prepare(resolve(Config(resume=run.config.out), WORLD)[0], WORLD)
+    save(*run)
+    again = Prepared(*prepare(resolve(Config(resume=run.config.out), WORLD)[0], WORLD))
     assert (again.step, again.refused_in_a_row, again.total_steps) == (2, 2, 5)
     assert (again.tokens, again.seconds) == (run.tokens, run.seconds) and run.tokens > 0
     mine = {"drawn": run.curriculum.drawn, "misses": run.curriculum.misses,
@@ -56,7 +55,7 @@ def check_resume(place) -> None:
     assert len(first) == len(second) > 0
     for a, b in zip(first, second):
         assert all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
-    rows = [train.train_step(r, 2)[0] for r in (run, again)]
+    rows = [stepped(r, 2)[0] for r in (run, again)]
     assert rows[0]["loss/rl"] == rows[1]["loss/rl"]
     assert [k for k, v in asdict(run.config).items() if asdict(again.config)[k] != v] == ["resume"]
 
@@ -79,18 +78,18 @@ def check_held_out(place) -> None:
     positions = run.held_out[1].positions
     assert len(positions) == 9 and min(p.position for p in positions) >= 11
     assert any(p.position in range(11, 30) for p in positions)
-    asked, generate = [], rmt.evaluate.generate
+    asked, generate = [], rmt.evaluation.evaluate.generate
 
     def watched(model, trees, samples, sampling):
         asked.append((trees, samples, sampling))
         return generate(model, trees, samples, sampling)
 
     run.step, log = 1, Log()
-    with patch.object(rmt.evaluate, "generate", watched):
-        train.evaluate(run, log)
+    with patch.object(rmt.evaluation.evaluate, "generate", watched):
+        evaluate_held_out(*run, log)
         greedy = prepared(place, eval_data=(str(held),), eval_positions=3, eval_decoding="greedy",
                           steps=4, temperature=0.6)  # fmt: skip
-        train.evaluate(greedy, Log())
+        evaluate_held_out(*greedy, Log())
     temperatures = [sampling.temperature for *_, sampling in asked]
     assert set(temperatures) == {0.8, 0.0} and sorted(temperatures)[::-1] == temperatures
     last = f"exactly {max(1, int(8 * 0.5))} tokens"
@@ -101,9 +100,10 @@ def check_held_out(place) -> None:
     assert asked and log.rows[0][0] == 1
     every = prepared(place, eval_data=(str(held),), eval_positions=1, eval_every=2, steps=3,
                      out=str(place / "every"))  # fmt: skip
-    with patch.object(train, "evaluate", lambda run, log: log.append(run.step)):
+    noting = lambda run, setup, log: log.append(run.step)
+    with patch.object(train, "evaluate_held_out", noting):
         log = EveryStep()
-        train.run_to_end(every, log)
+        train.run_to_end(*every, log)
     assert log == [0, 2, 3]
 
 
@@ -120,7 +120,7 @@ def check_eval_script(place) -> None:
     """eval.py asks what its flags say: mode, budget, positions, decoding."""
     import eval as script
 
-    asked, generate = [], rmt.evaluate.generate
+    asked, generate = [], rmt.evaluation.evaluate.generate
 
     def watched(model, trees, samples, sampling):
         asked.append((trees, samples, sampling))
@@ -141,16 +141,16 @@ def check_eval_script(place) -> None:
         asked.clear()
         own = ["--per-tier", 2, "--positions", place / f"positions{number}.json", "--seed", 3]
         given = [str(x) for x in common + own + flags]
-        with patch.object(rmt.evaluate, "generate", watched):
+        with patch.object(rmt.evaluation.evaluate, "generate", watched):
             typed, options = script.read_arguments(given)
             shared = {name: value for name, value in typed.items() if name != "per_tier"}
             asking = protocol(shared, options.mode)
             found = script.evaluate(typed, asking, options, WORLD)
-        assert len(found.items) == 6 and found.budget == budget
+        assert len(found["items"]) == 6 and found["budget"] == budget
         (sampling,) = {s[2] for s in asked}
         assert (sampling.temperature, sampling.max_new_tokens) == (temperature, 24)
         assert (sampling.seed, sampling.purpose) == (seed, "evaluate")
-        assert {item["budget"] for item in found.items} == {budget}
+        assert {item["budget"] for item in found["items"]} == {budget}
 
 
 def check_budget_of_a_model(place) -> None:
@@ -158,7 +158,7 @@ def check_budget_of_a_model(place) -> None:
     run = prepared(place, out=str(place / "made"), steps=1, budget_decay=0.25, budget_entropy=0.5,
                    max_response=24, probe_documents=0)  # fmt: skip
     with train.RunLog(run.out, run.config, 0, 1, WORLD) as log:
-        train.run_to_end(run, log)
+        train.run_to_end(*run, log)
     typed = dict(model=str(run.out / "model"), data=(str(place / "data.jsonl"),))
     asking = protocol(typed, "")
     assert (asking.budget, asking.config.budget_entropy, asking.mode) == (2, 0.5, "rmt")

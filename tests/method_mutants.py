@@ -27,8 +27,18 @@ SECONDS = 60  # for all checks of a copy; a bug may loop
 MUTANTS = method_bugs.MUTANTS | method_bugs_runs.MUTANTS | method_bugs_models.MUTANTS
 CONTROLS = {  # not broken, and run through all checks of such mutants
     "unchanged objective": ("rmt/objective.py", "return rl - ", "return rl - ", "loss"),
-    "unchanged ask": ("rmt/ask.py", "if not c.budget:", "if not c.budget:", "loss no budget"),
-    "unchanged run": ("rmt/run.py", "betas=config.adam_betas", "betas=config.adam_betas", ""),
+    "unchanged questions": (
+        "rmt/questions.py",
+        "if not c.budget:",
+        "if not c.budget:",
+        "loss no budget",
+    ),
+    "unchanged run": (
+        "rmt/engine/run.py",
+        "betas=config.adam_betas",
+        "betas=config.adam_betas",
+        "",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """A real `train_step`, watched, and its loss by hand: full softmaxes of separate sequences.
 
 Everything between the sampled tokens and the loss is written out here once more, from the formulas
-of rmt/README.md and from the run's knobs, in float64. G responses to each of P questions.
+of docs/method.md and from the run's knobs, in float64. G responses to each of P questions.
 """
 
 import copy
@@ -13,9 +13,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from toy_forests import alone
-from toy_runs import prepared
+from toy_runs import prepared, stepped
 
-import rmt.dist
+import rmt.system.dist
 import rmt.update
 import train
 from rmt.prompt import parse_response, prompt_for
@@ -64,12 +64,13 @@ def doubled(place, noise=0.0, **changes):
 def watched(run, step=0, initial=None) -> Seen:
     """One step, and what it did."""
     seen, loss, run.step = Seen(run, step, initial), [], step
-    ask, forest_loss, grad_norm = train.ask, rmt.update.forest_loss, rmt.dist.grad_norm
+    resample, forest_loss = train.replace_zero_variance, rmt.update.forest_loss
+    grad_norm = rmt.system.dist.grad_norm
 
-    def asking(*given):
-        seen.questions, said = ask(*given)
-        seen.groups = said.groups
-        return seen.questions, said
+    def resampling(*given):
+        batch, dropped = resample(*given)
+        seen.questions, seen.groups = batch.questions, batch.responses
+        return batch, dropped
 
     def losing(*given, **options):
         result = forest_loss(*given, **options)
@@ -83,10 +84,12 @@ def watched(run, step=0, initial=None) -> Seen:
         return grad_norm(model, limit)
 
     with ExitStack() as stack:
-        for target, name, spy in ((train, "ask", asking), (rmt.update, "forest_loss", losing),
-                                  (rmt.dist, "grad_norm", clipping)):  # fmt: skip
+        for target, name, spy in (
+            (train, "replace_zero_variance", resampling), (rmt.update, "forest_loss", losing),
+            (rmt.system.dist, "grad_norm", clipping),
+        ):  # fmt: skip
             stack.enter_context(patch.object(target, name, spy))
-        seen.row, seen.samples = train.train_step(run, step)
+        seen.row, seen.samples = stepped(run, step)
     return seen
 
 

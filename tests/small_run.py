@@ -15,9 +15,9 @@ from toy_models import write_tokenizer
 
 import train
 from models.config import ModelConfig
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import SINGLE
-from rmt.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 8

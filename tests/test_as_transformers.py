@@ -16,8 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from toy_models import write_model, write_tokenizer
 
 from models.export import export
+from models.tokenizer import Tokenizer
 from models.tokenizer_files import _QWEN2
-from rmt.tokenizer import Tokenizer
 
 SEEDS = range(int(os.environ.get("RMT_SEEDS", "40")))
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

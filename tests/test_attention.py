@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from toy_forests import grouped_trees, ids, toy_trees
 
 from rmt.attention import attend_by_call, attend_flex
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
+from rmt.trees import Branch, Tree
 
 
 def long_trees(seed=0):

@@ -6,11 +6,12 @@ from small_run import flags, refusal
 import eval as evaluation
 import sample
 import train
-from rmt.config import Config
-from rmt.flags import flag
+from rmt.config.config import Config
+from rmt.config.flags import flag
 
 NO_FLAG = {
     "unknown-flag": (["--learning-rat", "1"], "--learning-rat", "did you mean --learning-rate?"),
+    "another-trainer's-flag": (["--num-generations", "8"], "did you mean --group-size?"),
     "unknown-flag-with-value": (["--budgets=3"], "--budgets=3", "did you mean --budget?"),
     "underscores": (["--batch_size", "4"], "--batch_size", "did you mean --batch-size?"),
     "stray-word": (["runs"], "runs", "see --help"),
@@ -20,7 +21,7 @@ NO_FLAG = {
     "fraction-for-integer": (["--batch-size", "1.5"], "--batch-size", "int", "'1.5'"),
     "word-for-number": (["--tier-thresholds", "low"], "--tier-thresholds", "float", "'low'"),
     "value-of-a-switch": (["--ntp", "false"], "argument false", "--ntp or --no-ntp takes no value"),
-    "nothing-like-it": (["--lr", "1"], "--lr", "see --help"),
+    "nothing-like-it": (["--vvv", "1"], "--vvv", "see --help"),
     "empty-resume": (["--resume", ""], "--resume is empty", "give a path"),
     "empty-data": (["--data", "a.txt", ""], "--data is empty", "give a path"),
     "value-left-out": (["--model"], "--model", "expected one argument"),
@@ -92,7 +93,7 @@ LIMITS = {  # the first value that is refused
     "eval_every eval_positions grad_clip learning_rate epochs advantage_delta resample_tries "
     "adaptive_floor timeout max_response",
     -1: "entropy_top_k length_reward_max profile max_branches clip_low clip_high ntp_weight "
-    "warmup_steps weight_decay samples_per_step max_tokens max_minutes noise_tries probe_documents "
+    "warmup_steps weight_decay samples_per_step max_tokens max_minutes noise_after probe_documents "
     "tokens_per_micro_batch replicate holdout",
 }
 ELSEWHERE = {

@@ -207,7 +207,7 @@ def other_tokenizer_judges(place):
 
 
 BAD_MODEL = {
-    "unknown-name": (unknown_model, "qwen3-14 ", "did you mean qwen3-14b?"),
+    "unknown-name": (unknown_model, "qwen3-14 ", "Did you mean qwen3-14b?"),
     "no-config": (no_config, "model/config.json does not exist", "Hugging Face directory"),
     "architecture": (other_architecture, "GemmaForCausalLM is not supported", "Qwen3ForCausalLM"),
     "rope-scaling": (scaled_rope, "rope scaling of type 'yarn'", "remove it"),

@@ -22,7 +22,7 @@ from small_run import (
 import eval as evaluation
 import sample
 import train
-from rmt.checkpoint import run_settings, steps
+from rmt.engine.checkpoint import CHECKSUMS, checksums, run_settings, steps
 
 LAST = "run/checkpoints/step-000004"
 
@@ -114,6 +114,15 @@ def test_run_resumes_from_the_checkpoint_before_a_deleted_one(place):
 def test_checksums_of_nothing_are_damaged(place, capsys, content):
     (place / LAST / "checksums.json").write_text(content)
     refusal(train, flags(resume=place / "run"), ("checksums.json is damaged",), capsys)
+
+
+@pytest.mark.parametrize("name, value", [("step", -1), ("total_steps", -4), ("seconds", -1.5)])
+def test_counts_below_0_are_damaged(place, capsys, name, value):
+    path = place / LAST / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    sums = json.loads((place / LAST / CHECKSUMS).read_text()) | checksums([path])
+    (place / LAST / CHECKSUMS).write_text(json.dumps(sums))
+    refusal(train, flags(resume=place / "run"), (path, "is damaged", name), capsys)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"lengths": 3}', '{"lengths": [["a", 1]]}'])
@@ -243,7 +252,7 @@ def test_corrupt_positions_are_refused(place, capsys, content):
 
 
 def test_empty_prompt_is_refused(place, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     fragments = ("the prompt is empty", "give --prompt TEXT or text on standard input")
     refusal(sample, flags(model=place / "model"), fragments, capsys)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rmt.balance import deal, expected_work, update_work, waiting
-from rmt.batch import Question
-from rmt.rollout import Rollout
+from rmt.engine.balance import assign, expected_work, idle_share, update_work
+from rmt.questions import Question
+from rmt.sampling import Rollout
 
 RANKS, BATCH, G, CAP, STEPS = 4, 128, 8, 2048, 50  # the paper's batch
 
@@ -31,7 +31,7 @@ def share_waiting(sampled, trained, rollouts, updates):
     seconds, busy = (
         [load / 1000 for load in loads(*pair)] for pair in ((sampled, rollouts), (trained, updates))
     )
-    return waiting(seconds, busy, max(busy))
+    return idle_share(seconds, busy, max(busy))
 
 
 @pytest.mark.parametrize("budget", [800, 160, 20])
@@ -42,7 +42,7 @@ def test_four_ranks_wait_less_than_15_percent_with_long_tailed_lengths(budget):
         rollouts = [rollout_work(questions, groups) for _, questions, groups in step]
         updates = [update_work(*document, text=True) for document in step]
         expected = [expected_work(n, asked, G, CAP, True) for n, asked, _ in step]
-        shares = deal(expected, RANKS), deal(updates, RANKS)
+        shares = assign(expected, RANKS), assign(updates, RANKS)
         dealt.append(share_waiting(*shares, rollouts, updates))
         turns = [range(rank, BATCH, RANKS) for rank in range(RANKS)]
         in_turn.append(share_waiting(turns, turns, rollouts, updates))
@@ -51,25 +51,25 @@ def test_four_ranks_wait_less_than_15_percent_with_long_tailed_lengths(budget):
 
 
 def test_a_deal_gives_the_longest_to_those_who_have_least():
-    assert deal([9, 1, 1, 1, 8, 2], 2) == [[0, 1, 2], [3, 4, 5]]
-    assert deal([5, 5, 5], 1) == [[0, 1, 2]]
-    assert deal([1], 3) == [[0], [], []]
+    assert assign([9, 1, 1, 1, 8, 2], 2) == [[0, 1, 2], [3, 4, 5]]
+    assert assign([5, 5, 5], 1) == [[0, 1, 2]]
+    assert assign([1], 3) == [[0], [], []]
 
 
 def test_shares_are_equally_large_and_hold_every_item_once():
     rng = np.random.default_rng(0)
     for count, ranks in ((128, 4), (13, 4), (3, 4), (7, 2), (16, 16)):
-        shares = deal(rng.pareto(1.0, size=count).tolist(), ranks)
+        shares = assign(rng.pareto(1.0, size=count).tolist(), ranks)
         assert sorted(i for share in shares for i in share) == list(range(count))
         assert {len(share) for share in shares} <= {count // ranks, -(-count // ranks)}
 
 
 def test_waiting_is_what_the_slowest_of_each_phase_costs_the_others():
-    assert waiting([3.0], [7.0], 2.0) == 0
-    assert waiting([4.0, 4.0], [5.0, 5.0], 2.0) == 0
+    assert idle_share([3.0], [7.0], 2.0) == 0
+    assert idle_share([4.0, 4.0], [5.0, 5.0], 2.0) == 0
     # One samples 4 seconds and the other 2; then one trains 2 seconds and the other 1.
-    assert waiting([4.0, 2.0], [5.0, 10.0], 2.0) == pytest.approx(1 - (5 + 4) / 12)
-    assert waiting([0.0, 0.0], [0.0, 0.0], 0.0) == 0
+    assert idle_share([4.0, 2.0], [5.0, 10.0], 2.0) == pytest.approx(1 - (5 + 4) / 12)
+    assert idle_share([0.0, 0.0], [0.0, 0.0], 0.0) == 0
 
 
 def test_work_of_a_document_counts_what_is_sampled_and_trained_on():

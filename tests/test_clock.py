@@ -10,14 +10,16 @@ import torch
 from small_run import ROOT, arguments, metrics, refusal, run_here, write_corpus, write_small_model
 from torch.utils.flop_counter import FlopCounterMode
 from toy_forests import grouped_trees, toy_model, toy_trees
-from toy_runs import prepared
+from toy_runs import prepared, stepped
 
 import train
 from models.config import ModelConfig
 from models.transformer import Transformer
-from rmt.clock import Clock, costliest
-from rmt.flops import forward_flops, peak_flops, separate_tokens, visible_pairs
-from rmt.forest import Branch, Tree, pack
+from rmt.engine.flops import forward_flops, peak_flops, visible_pairs
+from rmt.forest import pack
+from rmt.naive import separate_tokens
+from rmt.system.clock import Clock, costliest
+from rmt.trees import Branch, Tree
 
 CPU = torch.device("cpu")
 
@@ -35,7 +37,7 @@ def test_clock_adds_up_phases_and_starts_anew_after_each_reading():
 
 
 def test_phases_of_a_step_fit_into_it(tmp_path):
-    row, _ = train.train_step(prepared(tmp_path), 0)
+    row, _ = stepped(prepared(tmp_path), 0)
     parts = sum(row[f"time/{name}"] for name in ("forward", "backward", "optimizer"))
     assert 0 < parts <= row["time/update"]
     assert row["time/rollout"] + row["time/update"] <= row["time/step"]
@@ -91,7 +93,7 @@ def test_forest_saves_the_trunks_that_sequences_of_their_own_would_repeat(tmp_pa
     tree = Tree(0, range(10), [Branch(0, 10, [1], [2]), Branch(1, 4, [1], [2, 3])])
     text = Tree(1, range(7), targets=[True] * 7)
     assert separate_tokens([tree, text]) == (10 + 2) + (4 + 3) + 7
-    row, _ = train.train_step(prepared(tmp_path), 0)
+    row, _ = stepped(prepared(tmp_path), 0)
     assert 0.3 < row["share/forest_saved"] < 1
 
 
@@ -134,6 +136,8 @@ def test_profile_of_a_step_that_does_not_come_is_refused(tmp_path, capsys):
 
 def test_peak_memory_is_not_that_of_the_parent():
     held = b"\1" * 2**31  # touched by whoever starts the child; Linux's ru_maxrss survives exec
-    code = "import torch; from rmt.clock import peak_memory as f; print(f(torch.device('cpu')))"
+    code = (
+        "import torch; from rmt.system import clock; print(clock.peak_memory(torch.device('cpu')))"
+    )
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert 5e7 < int(child.stdout) < 1e9 < len(held), child.stderr

@@ -9,8 +9,8 @@ from test_recompute import backward
 from toy_forests import assert_same_gradients, toy_model, toy_trees
 
 from models import transformer
-from rmt import dist
 from rmt.forest import pack
+from rmt.system import dist
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +31,7 @@ def programs():
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_compiled_gradients_are_those_of_eager(programs, recompute):
     model, eager = toy_model(torch.float32), toy_model(torch.float32)
-    model.how_to_train(recompute, compiled=True)
+    model.configure_training(recompute, compiled=True)
     for trees in ROWS:
         forest = pack(trees)
         assert_same_gradients(backward(model, forest), backward(eager, forest), 1e-5)
@@ -40,7 +40,7 @@ def test_compiled_gradients_are_those_of_eager(programs, recompute):
 
 def test_passes_without_gradient_are_not_compiled(programs):
     model, eager = toy_model(torch.float32), toy_model(torch.float32)
-    model.how_to_train("none", compiled=True)
+    model.configure_training("none", compiled=True)
     forest = pack(toy_trees())
     with torch.no_grad():
         hidden, expected = (
@@ -60,7 +60,7 @@ def distance(given, expected):
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_sharded_layers_in_bfloat16_share_one_program(programs, recompute):
     exact, (model, eager) = toy_model(torch.float32), (toy_model(torch.float32) for _ in range(2))
-    model.how_to_train(recompute, compiled=True)
+    model.configure_training(recompute, compiled=True)
     whole = lambda gradients: {name: g.full_tensor() for name, g in gradients.items()}
     try:
         for m in (model, eager):

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import torch
 from small_run import CONTROL, arguments, write_corpus, write_small_model
+from toy_runs import Prepared, draw
 
-import rmt.difficulty
+from models.tokenizer import Tokenizer
 from models.weights import cache_directory
-from rmt import corpus
-from rmt.ask import draw_questions
-from rmt.config import parse
-from rmt.difficulty import cached_entropies
-from rmt.dist import World
-from rmt.metrics import Metrics
-from rmt.run import prepare
-from rmt.tokenizer import Tokenizer
+from rmt.config.config import parse
+from rmt.data import corpus, entropy_cache
+from rmt.data.entropy_cache import cached_entropies
+from rmt.engine.balance import own_documents
+from rmt.engine.run import prepare
+from rmt.system.dist import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -38,7 +37,7 @@ def texts_of(tokenizer):
     """Decoded documents of paths, with the defaults of a run."""
 
     def read(*paths, fields=(), length=2048, shortest=1):
-        loaded = corpus.load([str(p) for p in paths], tokenizer, fields, length, shortest)
+        loaded = corpus.read([str(p) for p in paths], tokenizer, fields, length, shortest).documents
         assert [document.index for document in loaded] == list(range(len(loaded)))
         return [tokenizer.decode(document.tokens.tolist()) for document in loaded]
 
@@ -56,7 +55,7 @@ def jsonl(path, *records):
 def test_every_line_of_jsonl_is_a_document_named_by_its_line(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\r\n\n{"text": "two"}')
-    loaded = corpus.load([str(path)], tokenizer, (), 2048, 1)
+    loaded = corpus.read([str(path)], tokenizer, (), 2048, 1).documents
     assert [document.source for document in loaded] == [f"{path}:1", f"{path}:3"]
 
 
@@ -103,7 +102,7 @@ def test_named_fields_come_before_the_defaults_in_the_order_named(tmp_path, text
 def test_pieces_of_a_long_text_hold_all_of_its_tokens(tmp_path, tokenizer):
     text = "abcdefghijklmnopqrstuvw"
     (tmp_path / "a.txt").write_text(text)
-    loaded = corpus.load([str(tmp_path / "a.txt")], tokenizer, (), 5, 1)
+    loaded = corpus.read([str(tmp_path / "a.txt")], tokenizer, (), 5, 1).documents
     assert [len(document.tokens) for document in loaded] == [5, 5, 5, 5, 3]
     assert np.concatenate([d.tokens for d in loaded]).tolist() == tokenizer.encode(text)
 
@@ -116,7 +115,7 @@ def test_pieces_too_short_to_reason_about_are_left_out(tmp_path, texts_of):
 def test_control_tokens_in_a_text_stay_text(tmp_path, tokenizer):
     text = f"Say {CONTROL[1]} or {CONTROL[3]}."
     (tmp_path / "a.txt").write_text(text)
-    (document,) = corpus.load([str(tmp_path / "a.txt")], tokenizer, (), 2048, 1)
+    (document,) = corpus.read([str(tmp_path / "a.txt")], tokenizer, (), 2048, 1).documents
     control = {tokenizer.encode_with_control(name)[0] for name in CONTROL}
     assert not control & set(document.tokens.tolist())
     assert tokenizer.decode(document.tokens.tolist()) == text
@@ -125,15 +124,17 @@ def test_control_tokens_in_a_text_stay_text(tmp_path, tokenizer):
 def test_documents_do_not_depend_on_the_rank_that_reads_them(tmp_path, model):
     write_corpus(tmp_path / "train.jsonl")
     config = parse(arguments(tmp_path, model=model, batch_size=4), "", "")
-    run = prepare(config, ALONE)
-    again = prepare(config, ALONE)
-    alone, parts = draw_questions(run, 0, Metrics()), []
-    for rank in range(2):
-        run.curriculum.drawn[:] = 0
-        run.world = World(rank, 2, ALONE.device)
-        parts.append(draw_questions(run, 0, Metrics()))
-    for whole, *shares in zip(alone, *parts):
-        assert all(shares) and sorted(map(str, whole)) == sorted(map(str, shares[0] + shares[1]))
+    run = Prepared(*prepare(config, ALONE))
+    again = Prepared(*prepare(config, ALONE))
+    asked = {}
+    for question in draw(run):
+        asked.setdefault(question.document, []).append(question)
+    shares = [
+        own_documents(run.config, run.data, asked, World(rank, 2, ALONE.device))
+        for rank in range(2)
+    ]
+    assert all(shares) and not set(shares[0]) & set(shares[1])
+    assert shares[0] | shares[1] == asked
     for ours, theirs in zip(run.documents, again.documents):
         assert (ours.index, ours.source) == (theirs.index, theirs.source)
         assert np.array_equal(ours.tokens, theirs.tokens)
@@ -156,8 +157,9 @@ class Measure:
 @pytest.fixture
 def documents(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(rmt.difficulty.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
-    return corpus.load([str(write_corpus(tmp_path / "train.jsonl"))], tokenizer, (), 2048, 1)
+    monkeypatch.setattr(entropy_cache.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    data = str(write_corpus(tmp_path / "train.jsonl"))
+    return corpus.read([data], tokenizer, (), 2048, 1).documents
 
 
 def kept(place) -> list:

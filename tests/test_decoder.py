@@ -12,8 +12,9 @@ from models.kv_cache import KVCache
 from models.shapes import published
 from models.weights import find
 from rmt import decoder
-from rmt.decoder import BLOCK, Decoder, sample
+from rmt.decoder import DecodeLoop
 from rmt.rollout import generate
+from rmt.sampling import BLOCK, sample
 
 LAST = 1 - 2**-53  # the largest random number
 
@@ -89,7 +90,7 @@ def test_idle_slots_change_no_response(monkeypatch):
     """As on a GPU, where a recorded step has a few more slots than there are branches."""
     sampling = replace(SAMPLING, max_branches=11)
     expected = tokens_of(generate(toy_model(), prompts(), 4, sampling))
-    monkeypatch.setattr(Decoder, "_width", lambda self: self.cache.slots)
+    monkeypatch.setattr(DecodeLoop, "_width", lambda self: self.cache.slots)
     assert tokens_of(generate(toy_model(), prompts(), 4, sampling)) == expected
 
 

@@ -8,17 +8,21 @@ import sys
 import pytest
 import torch
 from small_run import flags, refusal, run_here
-from toy_runs import SETTINGS, WORLD, prepared, write_corpus, write_thinker
+from toy_runs import SETTINGS, WORLD, Prepared, prepared, write_corpus, write_thinker
 
 import eval as evaluation
+import rmt.engine.held_out
 import train
-from rmt import compare, report, sweep
-from rmt.config import Config
+from experiments import sweep
+from rmt.config.config import Config
 from rmt.curriculum import TIERS
-from rmt.evaluate import nats_per_token
-from rmt.positions import read_positions
-from rmt.run import prepare
-from rmt.sources import read_documents, read_model_directory
+from rmt.engine.held_out import evaluate_held_out
+from rmt.engine.run import prepare
+from rmt.engine.setup import read_corpus, read_model_directory
+from rmt.evaluation import compare
+from rmt.evaluation.evaluate import nats_per_token
+from rmt.evaluation.positions import read_positions
+from rmt.report import report
 
 LEARNT = dict(steps=2, learning_rate=5e-2, holdout=4, temperature=1.5, seed=3)
 DECODED = ("response", "tokens", "predicted")
@@ -59,7 +63,7 @@ def test_a_run_is_evaluated_on_what_it_left_out(place, tmp_path, capsys):
     config = Config(**SETTINGS | LEARNT)
     tokenizer, shape = read_model_directory(place / "thinker")
     parts = {
-        part: read_documents(config, [str(place / "data.jsonl")], tokenizer, shape, 12, part)
+        part: read_corpus(config, [str(place / "data.jsonl")], tokenizer, shape, 12, part).documents
         for part in ("all", "train", "held_out")
     }
     assert [len(parts[part]) for part in parts] == [40, 36, 4]
@@ -222,9 +226,9 @@ def test_no_positions_file_is_a_traceback(place, tmp_path):
     evaluated(place, tmp_path, mode="ntp", per_tier=3)
     tokenizer, shape = read_model_directory(place / "thinker")
     config, path = Config(**SETTINGS | LEARNT), tmp_path / "positions.json"
-    documents = read_documents(
+    documents = read_corpus(
         config, [str(place / "data.jsonl")], tokenizer, shape, 12, "held_out"
-    )
+    ).documents
     assert read_positions(path, documents).positions
     text, rng = path.read_text(), random.Random(0)
     odd = [None, True, -1, 10**400, 1e999, "x", [], {}, "NaN", [[]], {"easy": 1}, "\ud800"]
@@ -278,10 +282,11 @@ def test_a_run_evaluates_as_it_samples_and_always_the_same(place):
 def test_a_run_asks_for_the_last_budget(place, monkeypatch):
     run = prepared(place, out=str(place / "asks"), eval_data=(str(place / "data.jsonl"),))
     asked = []
-    monkeypatch.setattr(train, "predict_thinking", lambda *known: asked.append(known) or [])
+    asking = lambda *known: asked.append(known) or []
+    monkeypatch.setattr(rmt.engine.held_out, "predict_thinking", asking)
     monkeypatch.setattr(train.RunLog, "evaluation", lambda *_: None)
     log = train.RunLog(run.out, run.config, 0, 3, WORLD)
-    train.evaluate(run, log)
+    evaluate_held_out(*run, log)
     budget, exponent, sampling = asked[0][4:7]
     assert budget == 4 and exponent == 0.0
     assert (sampling.temperature, sampling.purpose, sampling.seed) == (0.8, "evaluate", 0)
@@ -292,7 +297,7 @@ def test_a_resumed_run_asks_the_questions_that_it_began_with(place):
     more = dict(eval_data=str(place / "data.jsonl"), eval_positions=5, learning_rate=5e-2)
     held_out(place, "whole", **more, save_every=1, keep=9)
     run = prepared(place, eval_data=(more["eval_data"],), eval_positions=5)
-    again = prepare(Config(resume=str(place / "whole")), WORLD)
+    again = Prepared(*prepare(Config(resume=str(place / "whole")), WORLD))
     changed = [not torch.equal(a, b) for a, b in zip(run.model.parameters(),
                                                      again.model.parameters())]  # fmt: skip
     assert any(changed), "it goes on with what it has learnt"
@@ -306,7 +311,8 @@ def test_nats_are_those_of_every_token_but_the_first(place):
     total, count = 0.0, 0
     for document in documents:
         ids = torch.tensor([*run.tokenizer.begin_ids, *document.tokens.tolist()])
-        from rmt.forest import Tree, pack
+        from rmt.forest import pack
+        from rmt.trees import Tree
 
         forest = pack([Tree(0, ids.tolist())], torch.device("cpu"))
         with torch.no_grad():
@@ -338,7 +344,7 @@ def test_a_terminal_with_few_characters_loses_nothing(place, tmp_path, monkeypat
 
 
 def test_half_a_character_in_a_response_is_kept(tmp_path):
-    from rmt.records import write_whole
+    from rmt.system.records import write_whole
 
     response = {"response": "a\\\ud800\udc80\udcff"}
     write_whole(tmp_path / "x.json", json.dumps(response, ensure_ascii=False))

@@ -20,9 +20,9 @@ from toy_runs import WORLD
 import eval as evaluation
 import sample
 from models.weights import SINGLE
-from rmt import export
-from rmt.checkpoint import run_settings
-from rmt.export import find_model
+from rmt.engine import export
+from rmt.engine.checkpoint import run_settings
+from rmt.engine.export import find_model
 
 STEPS = 3
 

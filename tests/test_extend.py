@@ -23,12 +23,13 @@ from toy_runs import WORLD
 import train
 from models.fingerprint import PART_BYTES, PARTS, fingerprint
 from models.weights import INDEX, SINGLE
-from rmt.checkpoint import steps
-from rmt.config import parse, typed
-from rmt.curriculum import document_order, tier_probabilities
-from rmt.records import read_lines
-from rmt.report import planned
-from rmt.resume import resolve
+from rmt.config.config import parse, typed
+from rmt.curriculum import tier_probabilities
+from rmt.data.corpus import document_order
+from rmt.engine.checkpoint import steps
+from rmt.engine.resume import resolve
+from rmt.report.report import planned
+from rmt.system.records import read_lines
 
 # Nothing in it depends on T: a run that is made longer is the longer run.
 LEVEL = dict(budget_decay=1.0, curriculum=False, probe_documents=0, save_every=50)

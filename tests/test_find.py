@@ -30,7 +30,7 @@ def test_weights_directory_comes_before_our_cache(tmp_path, monkeypatch):
 def test_unknown_name_is_answered_with_the_nearest_one():
     with pytest.raises(ValueError) as error:
         find("qwen3-14")
-    assert_holds(error, "qwen3-14 ", "did you mean qwen3-14b?", "tiny", "r1-distill-qwen-7b")
+    assert_holds(error, "qwen3-14 ", "Did you mean qwen3-14b?", "tiny", "r1-distill-qwen-7b")
 
 
 def test_weights_that_are_no_directory_do_not_start_a_download(tmp_path):

@@ -16,13 +16,13 @@ import train
 from benchmarks.memory_table import BEGIN, END, table
 from models.kv_cache import KVCache
 from models.shapes import published
-from rmt import dist
-from rmt.config import Config, parse
-from rmt.fit import DoesNotFit, described, fit, fitted, most_branches
-from rmt.flags import read_bytes
-from rmt.memory import MOST_BRANCHES, Case, branch, rollout, total, update
-from rmt.plan import PROMPT
+from rmt.config.config import Config, parse
+from rmt.config.flags import read_bytes
+from rmt.memory.autofit import DoesNotFit, autofit, described, fit, most_branches
+from rmt.memory.dry_run import PROMPT
+from rmt.memory.estimate import MOST_BRANCHES, Case, branch, rollout, total, update
 from rmt.prompt import PromptIds
+from rmt.system import dist
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -103,17 +103,17 @@ def test_a_run_on_a_cpu_plans_its_open_knobs(tmp_path):
     assert run.config.max_branches > 0 and run.config.tokens_per_micro_batch == 16384
     assert run.config.recompute == run.model.model.layers[0].recompute == "full"
     given = replace(run.config, recompute="none", max_branches=3)
-    assert fitted(given, PromptIds((), ()), run.model, run.compute, WORLD) == given
+    assert autofit(given, PromptIds((), ()), run.model, run.compute, WORLD) == given
 
 
 def test_a_cpu_without_memory_says_so_and_tries_what_it_is_told(tmp_path, monkeypatch):
     run = prepared(tmp_path)
-    monkeypatch.setattr("rmt.fit.free_memory", lambda world: 0.0)
+    monkeypatch.setattr("rmt.memory.autofit.free_memory", lambda world: 0.0)
     known = (PromptIds((), ()), run.model, run.compute, WORLD)
     with pytest.raises(DoesNotFit, match="; or set --max-branches, which is then not doubted"):
-        fitted(replace(run.config, max_branches=0), *known)
+        autofit(replace(run.config, max_branches=0), *known)
     given = replace(run.config, max_branches=3, recompute="auto")
-    assert fitted(given, *known) == replace(given, recompute="full")
+    assert autofit(given, *known) == replace(given, recompute="full")
 
 
 @pytest.mark.parametrize("text, size", [("80GB", 80e9), ("24 GiB", 24 * 2**30), ("1.5", 1.5e9)])
@@ -127,13 +127,13 @@ def test_other_words_for_memory_are_refused(text):
         read_bytes(text)
 
 
-# ---- the command and the README
+# ---- the command and the docs
 
 
 def test_dry_run_prints_phases_and_knobs(capsys):
     run_here("--model", "tiny", "--dry-run", "--gpus", "2", "--gpu-memory", "8GB")
     printed = capsys.readouterr().out
-    for name in ("load", "rollout", "update", "checkpoint", "export", "master weights", "fits: "):
+    for name in ("rollout", "update", "master weights", "KV cache", "fits: "):
         assert name in printed
     assert re.search(r"--max-branches \d+ --tokens-per-micro-batch \d+ .*--recompute none", printed)
     assert not torch.distributed.is_initialized()
@@ -144,8 +144,8 @@ def test_dry_run_of_what_does_not_fit_exits_with_the_remedy(capsys):
     refusal(train, arguments, ["GB of gathered weights, together", "What fits: --"], capsys)
 
 
-def test_table_of_the_readme_is_that_of_the_planner():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_table_of_the_docs_is_that_of_the_planner():
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
     assert text.split(BEGIN)[1].split(END)[0].strip() == table()
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from toy_forests import (
     TOKENS,
-    alone,
     assert_same_gradients,
     gradients,
     grouped_trees,
@@ -20,9 +19,11 @@ from toy_forests import (
 
 from kernels import linear_entropy_logprob
 from models.weights import build, find
+from rmt import naive
 from rmt.attention import attend_flex
-from rmt.forest import Branch, Tree, pack
+from rmt.forest import pack
 from rmt.objective import Targets
+from rmt.trees import Branch, Tree
 
 MODELS = {
     "qwen3-tied": {},
@@ -63,12 +64,12 @@ def trees(request):
 
 
 def test_logprobs_equal_each_branch_alone(model, trees):
-    expected = torch.cat([alone(model, tokens, mask) for tokens, mask, _ in sequences(trees)])
+    expected = packed(model, naive.pack(trees))
     assert relative(packed(model, pack(trees)), expected) <= 1e-9
 
 
 def test_gradient_of_every_parameter_equals_each_branch_alone(model, trees):
-    expected = torch.cat([alone(model, tokens, mask) for tokens, mask, _ in sequences(trees)])
+    expected = packed(model, naive.pack(trees))
     given = gradients(model, weighted(packed(model, pack(trees))))
     assert_same_gradients(given, gradients(model, weighted(expected)), 1e-9)
 
@@ -217,12 +218,12 @@ def test_predecessor_is_the_token_before_in_the_ordinary_sequence(trees):
 def test_mask_marks_responses_and_trunk_targets(trees):
     forest = pack(trees)
     expected = [token for tokens, mask, _ in sequences(trees) for token in np.array(tokens)[mask]]
-    assert forest.tokens[forest.mask].tolist() == expected
+    assert forest.tokens[forest.is_target].tolist() == expected
 
 
 def test_the_first_token_of_a_trunk_is_no_target():
     tree = Tree(0, [3, 4, 5], targets=[True, True, True])
-    assert pack([tree]).mask.tolist() == [False, True, True]
+    assert pack([tree]).is_target.tolist() == [False, True, True]
     assert tree.trunk_targets == 2
 
 

@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from models.config import TINY, ModelConfig
 from models.transformer import Transformer
 from models.weights import find
-from rmt.dist import World, load_model, rollout_mode
-from rmt.forest import Branch, Tree, pack
-from rmt.objective import Targets, score
-from rmt.rollout import Sampling, generate
+from rmt.forest import pack
+from rmt.objective import Targets, target_logprobs
+from rmt.rollout import generate
+from rmt.sampling import Sampling
+from rmt.system.dist import World, load_model, rollout_mode
+from rmt.trees import Branch, Tree
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 WORLD = World(0, 1, torch.device("cuda"))
@@ -68,5 +70,5 @@ def test_sampled_log_probabilities_are_those_of_training(dtype):
     ]  # fmt: skip
     forest = pack(answered, "cuda")
     sampled = Targets.of(forest).in_order([group[0].logprobs for group in groups])
-    gap = (score(model, forest, 0.8, 500).double() - sampled).abs()
+    gap = (target_logprobs(model, forest, 0.8, 500).double() - sampled).abs()
     assert gap.mean() < limit

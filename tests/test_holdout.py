@@ -7,8 +7,8 @@ import pytest
 from small_run import write_small_model
 from toy_runs import prepared
 
-from rmt.config import Config
-from rmt.sources import read_documents, read_model_directory
+from rmt.config.config import Config
+from rmt.engine.setup import read_corpus, read_model_directory
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def texts(model, path, part, **changes):
     config = Config(
         **dict(document_tokens=64, min_context=4, budget=False, max_response=8) | changes
     )
-    found = read_documents(config, [str(path)], tokenizer, shape, 8, part)
+    found = read_corpus(config, [str(path)], tokenizer, shape, 8, part).documents
     return [tokenizer.decode(document.tokens.tolist()) for document in found]
 
 
@@ -57,7 +57,7 @@ def test_pieces_duplicates_and_other_solutions_of_a_problem_stay_together(tmp_pa
     path = write(tmp_path / "a.jsonl", records + spaced + long + records)
     tokenizer, shape = read_model_directory(model)
     c = Config(document_tokens=64, min_context=4, budget=False, max_response=8, holdout=4)
-    read = lambda part: read_documents(c, [str(path)], tokenizer, shape, 8, part)
+    read = lambda part: read_corpus(c, [str(path)], tokenizer, shape, 8, part).documents
     sides = [
         {int(d.source.rsplit(":")[-1]) - 1 for d in read(part)} for part in ("train", "held_out")
     ]  # fmt: skip

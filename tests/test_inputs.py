@@ -7,9 +7,9 @@ import random
 import pytest
 from small_run import write_small_model
 
-from rmt import corpus
-from rmt.inputs import json_lines
-from rmt.tokenizer import Tokenizer
+from models.tokenizer import Tokenizer
+from rmt.data import corpus
+from rmt.data.inputs import parse_json, split_lines
 
 GOOD = '{"text": "a text that is long enough"}'
 ODD = [
@@ -91,9 +91,8 @@ def test_no_record_is_lost_without_a_word(tmp_path, tokenizer, seed, monkeypatch
 def test_lines_end_at_newline_only():
     text = "".join(map(chr, (0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029)))
     line = json.dumps({"text": text}, ensure_ascii=False)
-    assert [value for _, value, _ in json_lines(f"{line}\r\n\n{line}".encode())] == [
-        {"text": text}
-    ] * 2
+    lines = [line for _, line in split_lines(f"{line}\r\n\n{line}".encode())]
+    assert [parse_json(line) for line in lines] == [{"text": text}] * 2
 
 
 def folder_of(place, tokenizer, *paths):

@@ -66,32 +66,32 @@ def test_no_branches_are_no_rows(kind):
 def test_tiles_hold_each_slot_once_with_the_others_on_its_trunk(heads, kv_heads, width):
     start = [random.Random(i).choice((5, 90, 700)) for i in range(150)]
     fork = [i % 7 for i in range(150)]
-    tiles = kernels.Tiles.of(start, fork, DEVICE, heads, kv_heads)
+    tiles = kernels.TrunkGroups.of(start, fork, DEVICE, heads, kv_heads)
     assert tiles.table.shape[1] == width and tiles.table.dtype == torch.int32
     rows = [[slot for slot in row if slot >= 0] for row in tiles.table.tolist()]
     assert sorted(slot for row in rows for slot in row) == list(range(150))
     assert all(len({start[slot] for slot in row}) == 1 for row in rows)
     full = sum(math.ceil(start.count(trunk) / width) for trunk in set(start))
-    assert len(rows) == full <= kernels.Tiles.most(150, 3, heads, kv_heads)
+    assert len(rows) == full <= kernels.TrunkGroups.most(150, 3, heads, kv_heads)
 
 
 @pytest.mark.parametrize("branches, trunks", [(1, 1), (1, 9), (9, 4), (16, 1), (17, 1), (35, 3)])
 def test_most_tiles_are_reached_and_never_passed(branches, trunks):
-    most = kernels.Tiles.most(branches, trunks, 9, 3)
+    most = kernels.TrunkGroups.most(branches, trunks, 9, 3)
     counts = set()
     for spread in range(branches + 1):  # one trunk has all but `spread`, which lie on the others
         start = [1 + i % max(1, trunks - 1) if i < spread else 0 for i in range(branches)]
         if len(set(start)) <= trunks:
-            counts.add(len(kernels.Tiles.of(start, [1] * branches, "cpu", 9, 3).table))
+            counts.add(len(kernels.TrunkGroups.of(start, [1] * branches, "cpu", 9, 3).table))
     assert max(counts) == most
 
 
 def test_tiles_are_padded_or_refused():
-    tiles = kernels.Tiles.of([0, 8], [8, 2], DEVICE, 9, 3, rows=4)
+    tiles = kernels.TrunkGroups.of([0, 8], [8, 2], DEVICE, 9, 3, rows=4)
     assert tiles.table.shape == (4, 16) and (tiles.table[2:] == -1).all()
     with pytest.raises(ValueError) as error:
-        kernels.Tiles.of([0, 8], [8, 2], DEVICE, 9, 3, rows=1)
-    assert_holds(error, "2 branches on 2 trunks", "2 tiles", "rows = 1", "Tiles.most")
+        kernels.TrunkGroups.of([0, 8], [8, 2], DEVICE, 9, 3, rows=1)
+    assert_holds(error, "2 branches on 2 trunks", "2 tiles", "rows = 1", "TrunkGroups.most")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from toy_forests import toy_model
 from toy_models import causal
 from two_ranks import on_two_ranks, whole
 
-from rmt import dist
+from rmt.system import dist
 
 MASKED = torch.full((9,), -100)
 

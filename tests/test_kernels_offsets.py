@@ -124,7 +124,7 @@ def same_as_the_specification(q, trunk, own):
 
     n, tokens = len(q), len(trunk)
     counts = [torch.full((n,), x, device=DEVICE) for x in (0, tokens, own.shape[1])]
-    tiles = kernels.Tiles.of([0] * n, [tokens] * n, DEVICE, q.shape[1], trunk.shape[1])
+    tiles = kernels.TrunkGroups.of([0] * n, [tokens] * n, DEVICE, q.shape[1], trunk.shape[1])
     given = kernels.branch_attention(q, trunk, trunk, own, own, kernels.Seen(*counts, tiles))
     near = [x.contiguous().double() for x in (q, trunk, trunk, own, own)]
     same(given, reference.branch_attention(*near, *counts), 1e-2)

@@ -2,10 +2,10 @@
 
 import sys
 
+import life
 import pytest
 import torch
 
-from benchmarks import life
 from models.weights import on_meta
 
 pytestmark = [

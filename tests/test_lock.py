@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from small_run import arguments, flags, refusal
 
 import train
-from rmt import lock, sweep
-from rmt.lock import held
+from experiments import sweep
+from rmt.system import lock
+from rmt.system.lock import held
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Every number of rmt/README.md that can be checked without a model."""
+"""Every number of docs/method.md that can be checked without a model."""
 
 import math
 
@@ -11,19 +11,20 @@ from rmt.budget import (
     budget_of_position,
     budget_sentence,
     length_reward,
-    response_needed,
 )
-from rmt.config import Config
+from rmt.config.config import Config
+from rmt.config.validate import response_needed
 from rmt.curriculum import (
     Curriculum,
     adaptive_probabilities,
     assign_tiers,
-    document_order,
     low_entropy,
     quantile_thresholds,
     tier_probabilities,
 )
-from rmt.grpo import advantage_scale, advantages, length_share
+from rmt.data.corpus import document_order
+from rmt.engine.step_metrics import length_share
+from rmt.grpo import advantage_scale, advantages
 from rmt.rewards import total_reward
 
 EARLY, LATE = (0.6, 0.3, 0.1), (0.1, 0.3, 0.6)
@@ -31,7 +32,7 @@ BUDGETS = {
     0: 800, 0.1: 681, 0.2: 579, 0.25: 534, 0.3: 493, 0.4: 420, 0.5: 357, 0.6: 304, 0.7: 259,
     0.75: 239, 0.8: 220, 0.9: 187, 1: 160,
 }  # fmt: skip
-# Config field -> the value that rmt/README.md gives it.
+# Config field -> the value that docs/method.md gives it.
 DEFAULTS = dict(
     batch_size=128, epochs=10.0, learning_rate=1e-6, ntp_weight=0.1, group_size=8,
     budget_start=800, budget_min=1, budget_decay=0.2, curriculum_start=0.3, curriculum_end=0.7,
@@ -43,7 +44,7 @@ DEFAULTS = dict(
     ntp_scope="not_in_C", ntp_reduction="mean", adam_betas=(0.9, 0.999), weight_decay=0.01,
     grad_clip=1.0, warmup_steps=10, updates_per_batch=1, budget=True, curriculum=True, ntp=True,
     data=("KbsdJames/Omni-MATH",), method="rmt", task="next-token", match="token", holdout=200,
-    difficulty_model="", curriculum_rule="schedule", noise_tries=0, resample_from=-1,
+    difficulty_model="", curriculum_rule="schedule", noise_after=0, resample_from=-1,
     budget_entropy=0.0, eval_decoding="sampled",
 )  # fmt: skip
 
@@ -205,7 +206,7 @@ def test_the_shortest_response_has_room_for_the_longest_budget_and_an_answer(exp
 
 
 def test_a_position_that_was_missed_often_enough_leaves_the_pool():
-    source = Curriculum([np.repeat((0, 1), (3, 4))], seed=0, noise_tries=16)
+    source = Curriculum([np.repeat((0, 1), (3, 4))], seed=0, noise_after=16)
     for position, right in ((0, 0), (1, 1), (2, 0)):
         source.observe(0, position, 0, right, 8)
     assert source.noise == 0
@@ -217,7 +218,7 @@ def test_a_position_that_was_missed_often_enough_leaves_the_pool():
 
 
 def test_a_tier_of_noise_alone_counts_as_empty():
-    source = Curriculum([np.repeat((0, 1), (1, 2))], seed=0, noise_tries=8)
+    source = Curriculum([np.repeat((0, 1), (1, 2))], seed=0, noise_after=8)
     source.observe(0, 0, 0, 0, 8)
     draws = drawn(source, 20, np.array((0.5, 0.5, 0)))
     assert {d[0][0].tier for d in draws} == {1} and sum(dropped for _, dropped in draws) > 0

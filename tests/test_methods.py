@@ -6,17 +6,18 @@ import time
 import pytest
 import torch
 import toy_runs
-from toy_runs import WORLD, prepared, write_thinker
+from toy_runs import WORLD, draw, prepared, resampled, respond, stepped, write_thinker
 
+import rmt.dynamic_sampling
 import train
-from rmt import ask as asking
-from rmt.config import parse
-from rmt.corpus import load_problems
-from rmt.log import RunLog
-from rmt.metrics import Metrics, mixed
-from rmt.presets import METHODS, PRESETS
-from rmt.run import prepare, resolve
-from rmt.tokenizer import Tokenizer
+from models.tokenizer import Tokenizer
+from rmt.config.config import in_repository, parse
+from rmt.config.presets import METHODS, PRESETS
+from rmt.data import corpus
+from rmt.engine.log import RunLog
+from rmt.engine.run import prepare, resolve
+from rmt.grpo import has_both_outcomes
+from rmt.questions import prompts_of, reward_responses
 
 DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of "
@@ -33,7 +34,7 @@ def run_of(place, method, **changes):
 def whole(run):
     """All steps of a run: its rows."""
     with RunLog(run.out, run.config, 0, run.total_steps, WORLD) as log:
-        said = train.run_to_end(run, log)
+        said = train.run_to_end(*run, log)
     assert said.startswith("wrote"), said
     return [
         json.loads(line) for line in (run.out / "metrics.jsonl").read_text().strip().split("\n")
@@ -73,6 +74,11 @@ def test_a_flag_beats_the_preset_and_the_preset_the_method():
     assert parse(["--preset", "rpt", "--ntp", "--batch-size", "3"], "", "").ntp
 
 
+def test_data_of_a_preset_are_found_wherever_a_script_is_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert all(in_repository(path).is_file() for path in PRESETS["demo"]["data"])
+
+
 def test_rpt_asks_for_no_length_and_learns_from_no_text(tmp_path):
     rows = whole(run_of(tmp_path, "rpt"))
     assert all(row["budget"] is None and row["loss/ntp"] is None for row in rows)
@@ -91,8 +97,10 @@ def test_ntp_asks_nothing_and_trains_on_every_position(tmp_path):
 
 
 def asked(run, step=0):
-    _, questions = asking.draw_questions(run, step, Metrics())
-    return questions, *asking.ask(run, run.model, questions, step, Metrics())
+    questions = draw(run, step)
+    before = respond(run, questions, step)
+    after, _ = resampled(run, before, step)
+    return questions, after.questions, after
 
 
 def test_budgets_follow_the_entropy_of_their_position(tmp_path):
@@ -100,21 +108,23 @@ def test_budgets_follow_the_entropy_of_their_position(tmp_path):
     one = run_of(tmp_path, "rmt")
     run = run_of(tmp_path, "rmt", budget_entropy=1.0, positions_per_document=2,
                  max_response=24)  # fmt: skip
-    assert {q.budget for q in asking.draw_questions(one, 0, Metrics())[1]} == {8}
-    run.entropies = {index: 8 * (entropy - 3) for index, entropy in run.entropies.items()}
-    _, questions = asking.draw_questions(run, 0, Metrics())
+    assert {q.budget for q in draw(one)} == {8}
+    for entropy in run.entropies.values():
+        entropy[:] = 8 * (entropy - 3)
+    questions = draw(run)
     wanted = lambda index, position: int(8 * min(2, max(0.5, run.entropies[index][position])))
     assert [q.budget for q in questions] == [wanted(q.document, q.position) for q in questions]
     assert len({q.budget for q in questions}) > 1
-    footers = [run.tokenizer.decode(list(p.footer)) for p in asking.prompts_of(run, questions)]
+    prompts = prompts_of(run.config, run.tokenizer, questions)
+    footers = [run.tokenizer.decode(list(p.footer)) for p in prompts]
     assert all(f"exactly {q.budget} tokens" in f for q, f in zip(questions, footers))
-    said = asking.respond(run, run.model, questions, 0)
+    said = respond(run, questions)
     for question, group, worth in zip(questions, said.answers, said.rewards["length"].tolist()):
         lengths = [answer.thinking_length for answer in group]
         paid = [0 if n is None else max(0, 1 - abs(n - question.budget) / question.budget)
                 for n in lengths]  # fmt: skip
         assert worth == pytest.approx(paid)
-    _, samples = train.train_step(run, 0)
+    _, samples = stepped(run, 0)
     assert all(s["budget"] == wanted(s["index"], s["position"]) for s in samples)
 
 
@@ -124,36 +134,35 @@ def test_dynamic_sampling_replaces_groups_of_equal_matches(tmp_path):
     run = run_of(tmp_path, "rpt", **settings | {"resample_from": 0, "resample_tries": 30})
     before, after, said = asked(run)
     assert plain[0] == plain[1] == before
-    was, now = (mixed(x.rewards["match"]) for x in (plain[2], said))
+    was, now = (has_both_outcomes(x.rewards["match"]) for x in (plain[2], said))
     assert was.any() and not was.all() and now.all()
     assert [q.document for q in after] == [q.document for q in before]
     kept = [i for i, m in enumerate(was.tolist()) if m]
     assert [after[i] for i in kept] == [before[i] for i in kept]
     assert all(after[i] != before[i] for i in set(range(len(before))) - set(kept))
     assert len({(q.document, q.position) for q in (*before, *after)}) == len(before) + sum(~was)
-    lengths = [[len(r.tokens) for r in group] for group in said.groups]
+    lengths = [[len(r.tokens) for r in group] for group in said.responses]
     assert [len(a) for a in said.answers] == [len(group) for group in lengths]
 
 
 def test_each_try_has_random_numbers_of_its_own_and_asks_no_position_twice(tmp_path, monkeypatch):
     settings = dict(match="token", group_size=2, resample_from=0, positions_per_document=3)
-    run, seen, respond = run_of(tmp_path, "rpt", **settings), [], asking.respond
+    run, seen, score = run_of(tmp_path, "rpt", **settings), [], reward_responses
 
-    def noting(run, sampler, questions, step, purpose="train", attempt=0):
-        said = respond(run, sampler, questions, step, purpose, attempt)
-        seen.append((attempt, [(q.document, q.position) for q in questions], said.groups))
-        said.rewards["match"][:] = 0  # so that all are drawn again
-        return said
+    def noting(*given):
+        batch = score(*given)
+        seen.append([(q.document, q.position) for q in batch.questions])
+        batch.rewards["match"][:] = 0  # so that all are drawn again
+        return batch
 
-    monkeypatch.setattr(asking, "respond", noting)
+    for module in (toy_runs, rmt.dynamic_sampling):
+        monkeypatch.setattr(module, "reward_responses", noting)
     asked(run)
-    assert [attempt for attempt, *_ in seen] == [0, 1, 2, 3, 4]
-    places = [place for _, places, _ in seen for place in places]
+    assert len(seen) == 5
+    places = [place for places in seen for place in places]
     assert len(places) == len(set(places)) > 3 * 6
-    _, questions = asking.draw_questions(run, 1, Metrics())
-    first, again, other = (
-        respond(run, run.model, questions, 1, attempt=n).groups for n in (0, 0, 1)
-    )
+    questions = draw(run, 1)
+    first, again, other = (respond(run, questions, 1, attempt=n).responses for n in (0, 0, 1))
     tokens = lambda groups: {
         tuple(r.tokens) for group in groups for r in group if len(r.tokens) > 5
     }
@@ -179,13 +188,13 @@ def test_a_run_that_learns_nothing_says_why_once(tmp_path, capsys):
 
 def test_a_document_of_noise_keeps_its_question(tmp_path):
     """Dynamic sampling has no other position for it."""
-    run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_tries=1, group_size=3)
-    _, questions = asking.draw_questions(run, 0, Metrics())
+    run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_after=1, group_size=3)
+    questions = draw(run)
     run.curriculum.misses[:] = 1
     for q in questions:  # all but these are noise, and these when they are missed
         run.curriculum.misses[run.curriculum.first[q.document] + q.position] = 0
-    after, said = asking.ask(run, run.model, questions, 0, Metrics())
-    assert after == questions and (said.rewards["match"].sum(dim=1) == 0).any()
+    after, _ = resampled(run, respond(run, questions))
+    assert after.questions == questions and (after.rewards["match"].sum(dim=1) == 0).any()
 
 
 def problems(place, answers=("a", "b", "a"), name="problems.jsonl"):
@@ -266,7 +275,9 @@ def test_problems_without_an_answer_are_named(tmp_path, line, said):
 def test_problems_of_all_usual_data_sets_are_read(tmp_path, line, text, answer):
     (tmp_path / "problems.jsonl").write_text(json.dumps(line))
     tokenizer = Tokenizer(write_thinker(tmp_path / "thinker"))
-    (document,) = load_problems([str(tmp_path / "problems.jsonl")], tokenizer, (), 999)
+    (document,) = corpus.read(
+        [str(tmp_path / "problems.jsonl")], tokenizer, (), 999, None
+    ).documents
     assert (tokenizer.decode(document.tokens.tolist()), document.answer) == (text, answer)
 
 
@@ -276,11 +287,11 @@ def test_a_run_ends_when_its_tokens_are_used_up_also_after_it_was_resumed(tmp_pa
     tokens = [row["tokens/step"] for row in rows]
     assert sum(tokens[:-1]) < 900 <= sum(tokens) and len(rows) < 40
     run = run_of(tmp_path, "ntp", **settings | {"out": str(tmp_path / "again")})
-    train.train_step(run, 0)
+    stepped(run, 0)
     run.step = 1
-    train.save(run)
+    train.save(*run)
     config, _, _ = resolve(type(run.config)(resume=str(tmp_path / "again")), WORLD)
-    again = prepare(config, WORLD)
+    again = toy_runs.Prepared(*prepare(config, WORLD))
     assert (again.tokens, again.seconds) == (run.tokens, run.seconds) and run.tokens == tokens[0]
 
 

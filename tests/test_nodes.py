@@ -5,13 +5,12 @@ from functools import partial
 import pytest
 import torch
 from many_ranks import join, on_ranks
-from toy_runs import WORLD, prepared
+from toy_runs import WORLD, prepared, stepped
 from two_ranks import whole
 
-import train
-from rmt import dist
-from rmt.run import save
-from rmt.torchrun import copies
+from rmt.engine.run import save
+from rmt.system import dist
+from rmt.system.torchrun import copies
 
 RAGGED = dict(batch_size=6, steps=10, max_response=24, learning_rate=3e-4, samples_per_step=9)
 LAYOUTS = {"FSDP-2": (2, 1), "FSDP-4": (4, 1), "HSDP-2x2": (4, 2)}  # ranks, copies of the model
@@ -26,12 +25,12 @@ def ten_steps(world, place):
     out = place / f"out{world.size}-{world.replicate}"
     run, rows, responses = prepared(place, world, out=str(out), **RAGGED), [], []
     for step in range(run.total_steps):
-        row, samples = train.train_step(run, step)
+        row, samples = stepped(run, step)
         run.step += 1
         rows.append(row)
         gathered = dist.gather_objects(samples, world)
         responses += sorted(s["response"] for part in gathered for s in part)
-    save(run)
+    save(*run)
     mesh = getattr(next(run.model.parameters()), "device_mesh", None)
     shape = mesh and dict(zip(mesh.mesh_dim_names, mesh.shape))
     return dict(rows=rows, responses=responses, weights=weights(run), mesh=shape, out=out)

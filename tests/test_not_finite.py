@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from small_run import arguments, metrics, refusal, weights, write_corpus, write_small_model
+from toy_runs import Prepared, stepped
 
 import sample
 import train
 from models.weights import SINGLE
-from rmt import dist
-from rmt.checkpoint import steps
-from rmt.config import parse
-from rmt.run import prepare
+from rmt.config.config import parse
+from rmt.engine.checkpoint import steps
+from rmt.engine.run import prepare
+from rmt.system import dist
 
 RARE = "Q"  # in one document, and in no response of this seed
 
@@ -31,8 +32,8 @@ def place(tmp_path):
 def poisoned(place):
     """A run of five documents a step whose model cannot read one character."""
     short = dict(batch_size=5, group_size=2, max_response=4, budget=False, temperature=0.1)
-    run = prepare(parse(arguments(place, **short), "", ""), dist.start())
-    train.train_step(run, 0)  # so that the optimiser has moments
+    run = Prepared(*prepare(parse(arguments(place, **short), "", ""), dist.start()))
+    stepped(run, 0)  # so that the optimiser has moments
     run.step = 1
     with torch.no_grad():
         run.model.model.embed_tokens.weight[run.tokenizer.encode(RARE)] = torch.nan
@@ -40,7 +41,7 @@ def poisoned(place):
 
 
 def test_refused_update_names_the_document_to_blame_and_no_other(place, poisoned, capsys):
-    row, _ = train.train_step(poisoned, 1)
+    row, _ = stepped(poisoned, 1)
     assert row["update/refused"] == 1
     printed = capsys.readouterr().out
     assert printed.startswith("step 1: loss or gradient is not finite; no update.")
@@ -49,7 +50,7 @@ def test_refused_update_names_the_document_to_blame_and_no_other(place, poisoned
 
 def test_refused_update_changes_neither_weights_nor_moments(poisoned):
     before = copy.deepcopy((poisoned.model.state_dict(), poisoned.optimizer.state_dict()))
-    train.train_step(poisoned, 1)
+    stepped(poisoned, 1)
     assert poisoned.refused_in_a_row == 1
     after = (poisoned.model.state_dict(), poisoned.optimizer.state_dict())
     torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)

@@ -17,11 +17,12 @@ from toy_forests import (
     toy_trees,
 )
 
-from rmt.batch import Question, text_trees
-from rmt.corpus import Document
-from rmt.forest import micro_batches, pack
+from rmt.data.corpus import Document
+from rmt.forest import pack
 from rmt.grpo import policy_loss, rollout_weights
-from rmt.objective import Objective, forest_loss, score
+from rmt.objective import Objective, forest_loss, target_logprobs
+from rmt.questions import Question, text_trees
+from rmt.trees import micro_batches
 
 ROLLOUTS = 10  # branches of toy_trees
 TEMPERATURE = 0.8
@@ -140,7 +141,10 @@ def test_kl_term_is_beta_times_k3_against_the_reference():
     model, reference, trees = toy_model(), toy_model(seed=1), toy_trees()
     constants, forest = objective(kl_beta=0.3), pack(trees)
     given, sums, _, _ = forest_loss(
-        model, forest, constants, reference_logprob=score(reference, forest, TEMPERATURE, TOKENS)
+        model,
+        forest,
+        constants,
+        reference_logprob=target_logprobs(reference, forest, TEMPERATURE, TOKENS),
     )
     expected, kl = by_hand(model, trees, constants), 0.0
     for tokens, mask, branch in sequences(trees):
@@ -156,14 +160,14 @@ def test_kl_term_is_beta_times_k3_against_the_reference():
 
 def test_an_old_policy_equal_to_the_current_one_changes_nothing():
     model, trees, constants = toy_model(), toy_trees(), objective()
-    old = score(model, pack(trees), TEMPERATURE, TOKENS)
+    old = target_logprobs(model, pack(trees), TEMPERATURE, TOKENS)
     given = gradients(model, total(model, trees, constants, old_logprob=old))
     assert_same_gradients(given, gradients(model, total(model, trees, constants)), 1e-9)
 
 
 def test_responses_far_outside_the_clip_have_no_policy_gradient():
     model, trees, constants = toy_model(), toy_trees(), objective()
-    old = score(model, pack(trees), TEMPERATURE, TOKENS)
+    old = target_logprobs(model, pack(trees), TEMPERATURE, TOKENS)
     positive = replace(constants, advantage=torch.ones(ROLLOUTS, dtype=torch.float64))
     text = [tree for tree in trees if tree.targets is not None]
     loss, sums, _, targets = forest_loss(model, pack(trees), positive, old_logprob=old - 1)

@@ -8,10 +8,11 @@ import pytest
 from toy_forests import grouped_trees, toy_trees
 from toy_runs import prepared
 
-from rmt.evaluate import predict_thinking
-from rmt.forest import FLEX_BLOCK, Branch, Tree, micro_batches, pack, padded_length
-from rmt.positions import Position
-from rmt.rollout import Sampling
+from rmt.evaluation.evaluate import predict_thinking
+from rmt.evaluation.positions import Position
+from rmt.forest import FLEX_BLOCK, pack, padded_length
+from rmt.sampling import Sampling
+from rmt.trees import Branch, Tree, micro_batches
 
 
 def realistic_trees(seed, documents=64, trunk=2048, budget=800, group=8):
@@ -109,7 +110,7 @@ def test_predictions_with_thinking_do_not_depend_on_how_trees_are_batched(tmp_pa
     ]
     sampling = Sampling(9, run.tokenizer.stop_ids, run.tokenizer.vocab_size, 0.8, 2)
     for tokens in (1 << 16, 1):
-        monkeypatch.setattr("rmt.evaluate.CACHED_TOKENS", tokens)
+        monkeypatch.setattr("rmt.evaluation.evaluate.CACHED_TOKENS", tokens)
         known = (run.model, run.tokenizer, run.documents, positions, 6, 0.0)
         results.append(predict_thinking(*known, sampling, run.world))
     assert len({item["response"] for item in results[0]}) > 4

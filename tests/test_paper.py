@@ -10,9 +10,9 @@ import eval as evaluation
 from experiments import tables
 from experiments.jobs import SETTINGS, jobs
 from experiments.results import Results, Value, value, verdict
-from rmt.config import parse
-from rmt.jobs import JobFailed
-from rmt.summary import summarise
+from experiments.runner import JobFailed
+from rmt.config.config import parse
+from rmt.evaluation.summary import summarise
 
 PARTS = ("claims", "beyond")
 
@@ -101,7 +101,7 @@ def evaluated(place, right, length, tiers=("easy", "medium", "hard")):
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """The tables of three made-up seeds in a README with markers: page, README and record."""
+    """The tables of three made-up seeds in a page with markers: page, results and record."""
     for seed in range(3):
         for job, right, length in (("rmt", 80, 10), ("rpt", 50, 40), ("base", 79, 70)):
             evaluated(tmp_path / f"out/{seed}/{job}/text.json", right + seed, length)
@@ -110,11 +110,11 @@ def written(tmp_path, monkeypatch):
         (tmp_path / f"out/{seed}/rmt/run.json").write_text(json.dumps(run))
     (tmp_path / "docs").mkdir()
     text = "before\n<!-- paper tiny -->\nold\n<!-- /paper tiny -->\nafter\n"
-    (tmp_path / "README.md").write_text(text)
+    (tmp_path / "docs/results.md").write_text(text)
     monkeypatch.chdir(tmp_path)
     page = tables.write_tables(SETTINGS["tiny"], "tiny", tmp_path / "out")
     record = json.loads((tmp_path / "docs/paper-tiny.json").read_text())
-    return page, (tmp_path / "README.md").read_text(), record
+    return page, (tmp_path / "docs/results.md").read_text(), record
 
 
 def test_tables_tell_the_numbers_of_the_evaluations(written, tmp_path):

@@ -1,4 +1,4 @@
-"""What a run will hold: sums, a rehearsal without memory, and what PyTorch and Linux measure."""
+"""What a run will hold: sums, a simulation without memory, and what PyTorch and Linux measure."""
 
 import json
 import os
@@ -9,20 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import attend_flex, fuse_norms
+from simulate import Simulation, fake_world, row_of
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.utils.checkpoint import checkpoint
 from toy_runs import WORLD
+from tracker import Tracker
 
 from models.config import REPOSITORIES, ModelConfig
 from models.shapes import SHAPES
-from models.transformer import Transformer
-from rmt.config import Config
-from rmt.forest import Branch, Tree, pack
-from rmt.ledger import Ledger
-from rmt.memory import Case, Machine, rollout, total, update
-from rmt.plan import PROMPT
-from rmt.rehearsal import Rehearsal, fake_world, row_of
-from rmt.stand_ins import MASK_BYTES
+from models.transformer import Block, Transformer, rotary_angles
+from rmt.config.config import Config
+from rmt.forest import pack
+from rmt.memory.dry_run import PROMPT
+from rmt.memory.estimate import MASK_BYTES, Case, Machine, layer, rollout, total, update
+from rmt.trees import Branch, Tree
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = {  # as the Hugging Face hub counts them
@@ -52,9 +53,9 @@ def case(kind="cuda", ranks=4, shape=SMALL, compute=torch.bfloat16, **knobs) -> 
     return Case(config, shape, compute, PROMPT, Machine(kind, ranks, ranks, 80e9))
 
 
-def rehearsed(given: Case, phase: str):
+def simulated(given: Case, phase: str):
     with fake_world(given.machine.ranks, given.machine.shards) as world:
-        return getattr(Rehearsal(given, world), phase)()
+        return getattr(Simulation(given, world), phase)()
 
 
 # ---- the table of shapes
@@ -76,23 +77,23 @@ def test_published_shapes_have_the_published_number_of_parameters():
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("tied", [False, True])
-def test_sums_agree_with_the_rehearsal_of_an_update(ranks, recompute, tied):
+def test_sums_agree_with_the_simulation_of_an_update(ranks, recompute, tied):
     given = case("cuda", ranks, replace(SMALL, tie_word_embeddings=tied), recompute=recompute)
-    assert total(update(given)) == pytest.approx(total(rehearsed(given, "update")), rel=0.05)
+    assert total(update(given)) == pytest.approx(total(simulated(given, "update")), rel=0.05)
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_rehearsal_of_an_update_agrees_with_fsdp_mem_tracker(recompute):
+def test_simulation_of_an_update_agrees_with_fsdp_mem_tracker(recompute):
     given = case(recompute=recompute, tokens_per_micro_batch=1024)
-    ours = total(rehearsed(given, "update"))
+    ours = total(simulated(given, "update"))
     # Of real tensors: it does not look where fake ones are mixed with indices that are known.
     with fake_world(4, 4) as world:
-        rehearsal = Rehearsal(given, world, real=True)
-        rehearsal.optimizer.zero_grad(set_to_none=True)
-        tracker = FSDPMemTracker(rehearsal.model, rehearsal.optimizer)
+        simulation = Simulation(given, world, real=True)
+        simulation.optimizer.zero_grad(set_to_none=True)
+        tracker = FSDPMemTracker(simulation.model, simulation.optimizer)
         with tracker:
             for tokens in (64, given.row):  # it takes one pass through the model at a time
-                rehearsal.learn([row_of(tokens)], Ledger())
+                simulation.learn([row_of(tokens)], Tracker())
                 tracker.reset_mod_stats()
         theirs = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     assert ours == pytest.approx(theirs, rel=0.01)
@@ -105,18 +106,18 @@ import torch
 torch.set_num_threads(1)
 from test_plan import real_case
 from toy_runs import WORLD
-from rmt.ledger import Ledger
-from rmt.rehearsal import Rehearsal, row_of
+from tracker import Tracker
+from simulate import Simulation, row_of
 
 def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
-rehearsal = Rehearsal(real_case(), WORLD, real=True)
-rehearsal.optimizer.zero_grad(set_to_none=True)
+simulation = Simulation(real_case(), WORLD, real=True)
+simulation.optimizer.zero_grad(set_to_none=True)
 before = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-rehearsal.learn([row_of(64), row_of(real_case().row)], Ledger())
+simulation.learn([row_of(64), row_of(real_case().row)], Tracker())
 print(json.dumps(1024 * (kib("VmHWM") - before)))
 """
 
@@ -129,12 +130,12 @@ def real_case():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux")
-def test_rehearsal_of_an_update_agrees_with_resident_memory():
+def test_simulation_of_an_update_agrees_with_resident_memory():
     given = real_case()
-    rehearsal = Rehearsal(given, WORLD)
-    rehearsal.optimizer.zero_grad(set_to_none=True)
-    states = total(rehearsal.ledger().held())
-    planned = total(rehearsal.update()) - states
+    simulation = Simulation(given, WORLD)
+    simulation.optimizer.zero_grad(set_to_none=True)
+    states = total(simulation.tracker().held())
+    planned = total(simulation.update()) - states
     # malloc gives blocks back at once: what it would keep for later is not the model's.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
@@ -145,50 +146,85 @@ def test_rehearsal_of_an_update_agrees_with_resident_memory():
     assert planned == pytest.approx(json.loads(done.stdout), rel=0.05)
 
 
-def test_sums_agree_with_the_rehearsal_of_a_rollout():
+def test_sums_agree_with_the_simulation_of_a_rollout():
     given = case()
     needs = rollout(given, given.config.max_branches)
-    assert total(needs) == pytest.approx(total(rehearsed(given, "rollout")), rel=0.05)
+    assert total(needs) == pytest.approx(total(simulated(given, "rollout")), rel=0.05)
+
+
+def kept_by_a_layer(n, shape, compute, recompute):
+    """Bytes that a layer keeps, needs besides for backward, and holds without a gradient."""
+    attend = lambda _layer, q, k, v: attend_flex(q, k, v)
+    training, sampling = Tracker(), Tracker()
+    with torch.device("meta"):
+        block = fuse_norms(Block(shape).to(compute))
+        x = torch.empty(n, shape.hidden_size, dtype=compute, requires_grad=True)
+        rotary = rotary_angles(torch.empty(n), shape, compute)
+    block.recompute = recompute
+    with sampling, torch.no_grad():
+        block(x, rotary, attend, 0)
+    with training:
+        out = block(x, rotary, attend, 0)
+        kept = total(training.held())
+        out.backward(torch.empty_like(out))
+    return kept, total(training.peak()) - kept, total(sampling.peak())
+
+
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("name", ["qwen3-14b", "qwen3-0.6b", "r1-distill-qwen-7b", "smollm2-135m"])
+def test_bytes_of_a_layer_are_those_that_its_tensors_have(name, recompute, compute):
+    given = layer(SHAPES[name], compute, recompute)
+    # Two rows, so that what does not grow with them drops out.
+    small, large = (kept_by_a_layer(n, SHAPES[name], compute, recompute) for n in (8192, 16384))
+    measured = [(b - a) / 8192 for a, b in zip(small, large)]
+    assert [given.kept, given.backward, given.forward] == pytest.approx(measured, abs=4.01)
+
+
+def test_other_phases_hold_less():
+    given = case()
+    most = max(total(simulated(given, phase)) for phase in ("rollout", "update"))
+    assert all(total(simulated(given, p)) < most for p in ("load", "checkpoint", "export"))
 
 
 def test_a_block_mask_holds_no_more_than_planned_while_it_is_made():
-    n, ledger = 1024, Ledger()
+    n, tracker = 1024, Tracker()
     forest = pack([Tree(0, [0] * 512, (Branch(0, 512, [0], [0] * 511),))])
-    with ledger:
+    with tracker:
         mask = forest.block_mask
-    assert MASK_BYTES * n**2 <= total(ledger.peak()) < 1.05 * MASK_BYTES * n**2
+    assert MASK_BYTES * n**2 <= total(tracker.peak()) < 1.05 * MASK_BYTES * n**2
     assert mask is not None
 
 
-# ---- the ledger
+# ---- the tracker
 
 
-def test_ledger_counts_storages_while_they_live():
-    ledger = Ledger()
-    with ledger:
+def test_tracker_counts_storages_while_they_live():
+    tracker = Tracker()
+    with tracker:
         a = torch.zeros(1000)
         b = a.view(10, 100)[:5]  # no memory of its own
-        with ledger.of("mine"):
+        with tracker.of("mine"):
             c = torch.zeros(500)
         del a
-        still = ledger.held()
+        still = tracker.held()
         del b
         d = torch.zeros(300)
     assert still == {"activations": 4000, "mine": 2000}
-    assert ledger.held() == {"mine": 2000, "activations": 1200}
-    assert ledger.peak() == {"activations": 4000, "mine": 2000}
-    ledger.note([c], "named later")
-    assert ledger.peak() == {"activations": 4000, "named later": 2000} and len(d)
+    assert tracker.held() == {"mine": 2000, "activations": 1200}
+    assert tracker.peak() == {"activations": 4000, "mine": 2000}
+    tracker.note([c], "named later")
+    assert tracker.peak() == {"activations": 4000, "named later": 2000} and len(d)
 
 
-def test_ledger_sees_what_a_checkpointed_layer_holds_for_its_backward_pass():
+def test_tracker_sees_what_a_checkpointed_layer_holds_for_its_backward_pass():
     x = torch.zeros(1000, requires_grad=True)
     held = {}
     for name, run in {"kept": torch.exp, "recomputed": None}.items():
-        ledger = Ledger()
-        with ledger:
+        tracker = Tracker()
+        with tracker:
             deep = lambda x: (x.exp() * 2).exp()
             y = checkpoint(deep, x, use_reentrant=False) if run is None else deep(x)
-        held[name] = total(ledger.held())
+        held[name] = total(tracker.held())
         assert len(y)
     assert held == {"kept": 8000, "recomputed": 4000}

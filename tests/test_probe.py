@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 from small_run import equal, flags, run_here, weights
-from toy_runs import SETTINGS, WORLD, prepared, write_corpus, write_thinker
+from toy_runs import SETTINGS, WORLD, prepared, respond, write_corpus, write_thinker
 
 import train
-from rmt.ask import respond
-from rmt.config import parse
+from rmt.config.config import parse
 from rmt.curriculum import TIERS
+from rmt.engine.log import RunLog
 from rmt.grpo import advantage_scale, advantages
-from rmt.log import RunLog
-from rmt.probe import ask_probes, describe_documents, probe_questions, probe_steps
+from rmt.report.probe import ask_probes, describe_documents, probe_questions, probe_steps
 from rmt.rewards import total_reward
 
 CLOCK = ("time/", "speed/", "memory/")
@@ -29,7 +28,7 @@ def whole(place, out, **changes):
     """All steps of a run of its own."""
     run = prepared(place, out=str(place / out), **changes)
     with RunLog(run.out, run.config, 0, run.total_steps, WORLD) as log:
-        train.run_to_end(run, log)
+        train.run_to_end(*run, log)
     return run
 
 
@@ -96,10 +95,9 @@ def test_rewards_and_advantages_of_probes_are_those_of_training(run):
 
 
 def test_random_numbers_of_probes_are_not_those_of_training(run):
-    questions = probe_questions(run, 0)
+    questions = probe_questions(run.config, run.data, 0)
     said = {
-        purpose: respond(run, run.model, questions, 0, purpose).groups
-        for purpose in ("train", "sample")
+        purpose: respond(run, questions, 0, purpose).responses for purpose in ("train", "sample")
     }
     train, sample = ([r.tokens for group in g for r in group] for g in said.values())
     same = sum(a == b for a, b in zip(train, sample))
@@ -119,7 +117,7 @@ def test_half_characters_and_control_characters_are_escaped(tmp_path):
     write_thinker(tmp_path / "thinker")
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": "aé\u0007b\n" * 5}))
     run = prepared(tmp_path, batch_size=1, steps=2)
-    (described,) = describe_documents(run)
+    (described,) = describe_documents(*run)
     assert described["tokens"][:6] == ["a", r"\xc3", r"\xa9", r"\x07", "b", "\n"]
 
 
@@ -145,14 +143,18 @@ def test_resumed_run_has_the_probes_of_one_that_was_left_alone(tmp_path):
 
 def test_without_next_tokens_nothing_is_probed(tmp_path):
     run = prepared(tmp_path, task="nothing", budget=False)
-    assert probe_questions(run, 0) == [] and ask_probes(run) == [] and describe_documents(run) == []
+    assert (
+        probe_questions(run.config, run.data, 0) == []
+        and ask_probes(*run) == []
+        and describe_documents(*run) == []
+    )
 
 
 def test_documents_without_tiers_are_shown_and_not_asked(tmp_path):
     run = prepared(tmp_path)
     for tiers in run.tiers:
         tiers[:] = -1
-    assert ask_probes(run) == [] and len(describe_documents(run)) == 3
+    assert ask_probes(*run) == [] and len(describe_documents(*run)) == 3
 
 
 def test_one_time_is_refused():

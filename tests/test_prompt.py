@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from toy_models import write_tokenizer
 
-from rmt.prompt import Answer, answer_kind, boxed_content, escape, parse_response
+from models.tokenizer import Tokenizer
+from rmt.evaluation.evaluate import answer_kind
+from rmt.prompt import Answer, boxed_content, escape, parse_response
 from rmt.rewards import match_reward
-from rmt.tokenizer import Tokenizer
 
 BOXES = {
     "plain": (r"so \boxed{x}.", "x"),

@@ -24,18 +24,15 @@ from pathlib import Path
 import pytest
 import torch
 from test_structure import SOURCES
-from toy_runs import prepared
+from toy_runs import draw, learn, prepared, stepped
 
-from rmt.ask import draw_questions
-from rmt.batch import question_trees, text_trees
+from rmt.engine.run import save
 from rmt.forest import pack
-from rmt.metrics import Metrics
 from rmt.objective import Targets
 from rmt.prompt import next_token_prompt
-from rmt.rollout import Rollout
-from rmt.run import save
-from rmt.update import update
-from train import train_step
+from rmt.questions import question_trees, text_trees
+from rmt.sampling import Rollout
+from rmt.system.metrics import Metrics
 
 CLOCK = ("time/", "speed/", "memory/")
 
@@ -46,11 +43,10 @@ def without_clock(row):
 
 def answered_trees(run, response):
     """Trees of step 0 in which every rollout is `response`, and their rollouts."""
-    _, questions = draw_questions(run, 0, Metrics())
+    questions = draw(run)
     groups = [[Rollout(response, [0.0] * len(response))] * 4 for _ in questions]
-    responses = [[rollout.tokens for rollout in group] for group in groups]
     prompts = [next_token_prompt(run.tokenizer, 8)] * len(questions)
-    return questions, question_trees(questions, run.documents, prompts, responses), groups
+    return questions, question_trees(questions, run.documents, prompts, groups), groups
 
 
 def test_the_stop_token_of_a_response_is_trained(tmp_path):
@@ -73,7 +69,7 @@ def test_masking_next_token_targets_changes_neither_texts_nor_tiers(tmp_path):
         assert (
             counts
             == [tree.trunk_targets for tree in trees]
-            == [int(pack([tree]).mask.sum()) for tree in trees]
+            == [int(pack([tree]).is_target.sum()) for tree in trees]
         ), "denominator and mask disagree"
     after = [run.documents[i].tokens for i in indices], [low[i] for i in indices]
     assert all((a == b).all() for one, two in zip(before, after) for a, b in zip(one, two))
@@ -83,7 +79,7 @@ def test_logged_losses_are_those_of_all_micro_batches(tmp_path):
     rows = []
     for limit in (100_000, 700):
         run = prepared(tmp_path, tokens_per_micro_batch=limit)
-        rows.append(without_clock(train_step(run, 0)[0]))
+        rows.append(without_clock(stepped(run, 0)[0]))
     whole, split = rows
     assert whole.keys() == split.keys()
     for name, value in whole.items():
@@ -96,14 +92,14 @@ def test_a_resumed_run_draws_the_random_numbers_of_one_that_never_stopped(tmp_pa
     expected = []
     for step in range(4):
         if step == 2:
-            save(run)
-        row, samples = train_step(run, step)
+            save(*run)
+        row, samples = stepped(run, step)
         run.step += 1
         expected.append((without_clock(row), samples))
     resumed = prepared(tmp_path, resume=str(tmp_path / "out"))
     assert resumed.step == 2
     for step in (2, 3):
-        row, samples = train_step(resumed, step)
+        row, samples = stepped(resumed, step)
         assert (without_clock(row), samples) == expected[step]
 
 
@@ -111,7 +107,7 @@ def test_a_resumed_run_draws_the_random_numbers_of_one_that_never_stopped(tmp_pa
 @pytest.mark.parametrize("tied", [False, True], ids=["untied-head", "tied-head"])
 def test_every_parameter_has_a_gradient_after_a_real_step(tmp_path, ntp, tied):
     run = prepared(tmp_path, shape={"tie_word_embeddings": tied}, ntp=ntp)
-    row, _ = train_step(run, 0)
+    row, _ = stepped(run, 0)
     assert row["share/zero_variance_groups"] < 1, "no group holds right and wrong responses"
     for name, parameter in run.model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -120,14 +116,14 @@ def test_every_parameter_has_a_gradient_after_a_real_step(tmp_path, ntp, tied):
 def test_every_parameter_changes_in_a_real_step(tmp_path):
     run = prepared(tmp_path)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
-    train_step(run, 0)
+    stepped(run, 0)
     for name, parameter in run.model.named_parameters():
         assert not torch.equal(parameter, before[name]), name
 
 
 def test_padded_rows_of_the_head_get_no_gradient_in_a_real_step(tmp_path):
     run = prepared(tmp_path, shape={"tie_word_embeddings": False})
-    train_step(run, 0)
+    stepped(run, 0)
     used = run.tokenizer.vocab_size
     gradient = run.model.lm_head.weight.grad
     assert len(gradient) > used and gradient[used:].abs().max() == 0
@@ -142,11 +138,11 @@ def test_dropped_groups_count_neither_in_the_loss_nor_in_its_denominator(tmp_pat
     advantage = torch.arange(match.numel(), dtype=torch.float64).view(match.shape) + 1
     gradients = []
     for count in (len(questions), 1):
-        run = replace(run, model=prepared(tmp_path, ntp=False).model)
+        run = run.having(model=prepared(tmp_path, ntp=False).model)
         run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.0)
         kept = [t for t in trees if any(b.id < 4 * count for b in t.branches)]
         kept = [replace(t, branches=[b for b in t.branches if b.id < 4 * count]) for t in kept]
-        update(run, kept, groups[:count], advantage[:count], match[:count], Metrics())
+        learn(run, kept, groups[:count], advantage[:count], match[:count], Metrics())
         gradients.append([p.grad.clone() for p in run.model.parameters()])
     for everything, mixed_only in zip(*gradients):
         torch.testing.assert_close(everything, mixed_only, rtol=1e-4, atol=1e-6)

@@ -34,7 +34,7 @@ def backward(model, forest=None):
 def test_recomputed_activations_give_equal_gradients(recompute, kind, dtype):
     model = toy_model(dtype, **KINDS[kind])
     expected = backward(model)
-    model.how_to_train(recompute)
+    model.configure_training(recompute)
     for name, gradient in backward(model).items():
         assert gradient.norm() > 0, name
         assert torch.equal(gradient, expected[name]), name
@@ -44,7 +44,7 @@ def test_selective_repeats_no_matrix_product_and_full_repeats_those_of_a_layer()
     operations, forest = {}, pack(toy_trees())
     for recompute in ("none", "selective", "full"):
         model = toy_model()
-        model.how_to_train(recompute)
+        model.configure_training(recompute)
         with FlopCounterMode(display=False) as counter:
             backward(model, forest)
         operations[recompute] = counter.get_total_flops()

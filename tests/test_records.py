@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rmt.records import append, check_writable, read_lines, set_aside, write_whole
+from rmt.system.records import append, check_writable, read_lines, set_aside, write_whole
 
 TEXTS = ("a\u2028b", "a\u2029b", "a\x85b", "a\x0bb\x0cc\x1cd\x1de\x1ef", "\ud800", "a\nb\r\n", "∑")
 

@@ -9,8 +9,9 @@ from report_runs import HOSTILE, finished_run
 from small_run import flags, refusal, run_here
 from toy_runs import SETTINGS
 
-from rmt import compare, report
 from rmt.curriculum import TIERS, tier_probabilities
+from rmt.evaluation import compare
+from rmt.report import report
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from browser import Browser, executable
 from report_runs import HOSTILE, finished_run
 
-from rmt import report
+from rmt.report import report
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium is installed")
 

@@ -26,11 +26,11 @@ from small_run import (
 )
 from toy_runs import WORLD
 
-from rmt.checkpoint import steps
-from rmt.config import Config
-from rmt.resume import resolve
-from rmt.run import prepare
-from rmt.terminal import SIGNALS
+from rmt.config.config import Config
+from rmt.engine.checkpoint import steps
+from rmt.engine.resume import resolve
+from rmt.engine.run import prepare
+from rmt.system.terminal import SIGNALS
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +169,9 @@ def test_signal_finishes_the_step_saves_and_says_how_to_go_on(
 def test_a_resumed_run_decodes_as_many_branches_as_it_had_planned(uninterrupted, out, monkeypatch):
     after(2, uninterrupted, out)
     planned = resolve(Config(resume=str(out)), WORLD)[0].max_branches
-    monkeypatch.setattr("rmt.fit.free_memory", lambda world: 0.0)  # no room for a new plan
-    assert prepare(Config(resume=str(out)), WORLD).config.max_branches == planned > 0
+    # No room for a new plan.
+    monkeypatch.setattr("rmt.memory.autofit.free_memory", lambda world: 0.0)
+    assert prepare(Config(resume=str(out)), WORLD)[0].config.max_branches == planned > 0
 
 
 # ---- another machine

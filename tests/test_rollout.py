@@ -8,9 +8,11 @@ import pytest
 import torch
 from toy_forests import TOKENS, alone, full_logits, ids, sequences, toy_model, toy_trees
 
-from rmt.forest import Branch, Tree, pack
-from rmt.objective import score
-from rmt.rollout import PURPOSES, Sampling, generate, stream
+from rmt.forest import pack
+from rmt.objective import target_logprobs
+from rmt.rollout import generate, stream
+from rmt.sampling import PURPOSES, Sampling
+from rmt.trees import Branch, Tree
 
 STOPS = tuple(range(10))  # many, so that responses end at different lengths
 SAMPLING = Sampling(15, STOPS, TOKENS, temperature=0.8)
@@ -53,7 +55,7 @@ def flat(groups):
 def test_sampled_logprobs_are_the_ones_that_training_scores(dtype, tolerance):
     model, trees = toy_model(dtype), prompts()
     groups = generate(model, trees, 4, SAMPLING)
-    scored = score(model, pack(answered(trees, groups)), 0.8, TOKENS)
+    scored = target_logprobs(model, pack(answered(trees, groups)), 0.8, TOKENS)
     sampled = torch.tensor([x for r in flat(groups) for x in r.logprobs], dtype=torch.float64)
     assert len({len(r.tokens) for r in flat(groups)}) > 4, "all responses are of one length"
     assert (scored.double() - sampled).abs().max() <= tolerance

@@ -10,9 +10,9 @@ import torch
 from small_run import flags, refusal, write_small_model
 
 import sample
+from models.tokenizer import Tokenizer
 from models.weights import build
 from rmt.prompt import next_token_prompt
-from rmt.tokenizer import Tokenizer
 
 COUNT = 12
 

@@ -6,18 +6,18 @@ from threading import Event, Thread, Timer
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
-from toy_runs import WORLD, prepared
+from toy_runs import WORLD, prepared, stepped
 from two_ranks import whole
 
-from rmt import dist, saver
-from rmt.checkpoint import CheckpointError, newest, read, steps
-from rmt.run import save
-from train import train_step
+from rmt.engine import saver
+from rmt.engine.checkpoint import CheckpointError, newest, read, steps
+from rmt.engine.run import save
+from rmt.system import dist
 
 
 def learn(run, count=1):
     for _ in range(count):
-        train_step(run, run.step)
+        stepped(run, run.step)
         run.step += 1
 
 
@@ -72,7 +72,7 @@ def test_steps_go_on_while_a_save_is_written_and_do_not_change_it(
     assert isinstance(run.model.model.norm.weight, DTensor) == (dtype == "bfloat16")
     learn(run)
     wanted = state(run)
-    save(run, wait=False)
+    save(*run, wait=False)
     learn(run)
     assert steps(run.out) == [], "the step has waited for the writing"
     later = state(run)
@@ -88,9 +88,9 @@ def test_steps_go_on_while_a_save_is_written_and_do_not_change_it(
 def test_at_most_one_save_is_under_way(tmp_path, gate):
     run = prepared(tmp_path)
     learn(run)
-    save(run, wait=False)
+    save(*run, wait=False)
     run.step = 2
-    second = Thread(target=save, args=(run,), kwargs={"wait": False})
+    second = Thread(target=save, args=(*run,), kwargs={"wait": False})
     second.start()
     second.join(0.5)
     assert second.is_alive() and steps(run.out) == []
@@ -105,7 +105,7 @@ def test_a_run_that_fails_leaves_its_last_save_complete(tmp_path, gate):
     run = prepared(tmp_path)
     with pytest.raises(ZeroDivisionError):
         with run.saver:
-            save(run, wait=False)
+            save(*run, wait=False)
             Timer(0.5, gate.set).start()
             raise ZeroDivisionError
     assert steps(run.out) == [0]
@@ -113,10 +113,10 @@ def test_a_run_that_fails_leaves_its_last_save_complete(tmp_path, gate):
 
 def test_time_that_a_step_waited_is_in_the_row_of_the_next(tmp_path):
     run = prepared(tmp_path)
-    first = train_step(run, 0)[0]
+    first = stepped(run, 0)[0]
     run.step = 1
-    save(run)
-    second = train_step(run, 1)[0]
+    save(*run)
+    second = stepped(run, 1)[0]
     assert first["time/checkpoint"] == 0 < second["time/checkpoint"]
 
 
@@ -125,20 +125,20 @@ def test_an_error_in_the_background_is_raised_where_the_save_is_waited_for(tmp_p
     learn(run)
     run.out.mkdir(exist_ok=True)
     (run.out / "checkpoints").write_text("in the way")
-    save(run, wait=False)
+    save(*run, wait=False)
     run.saver.thread.join()
     assert run.saver.failed
     with pytest.raises(CheckpointError, match=r"of step 1 could not be written to .*start anew"):
-        save(run)
+        save(*run)
     (run.out / "checkpoints").unlink()
-    save(run)
+    save(*run)
     assert steps(run.out) == [1] and not run.saver.failed
 
 
 def test_saving_before_the_first_update_changes_no_later_one(tmp_path):
     """torch makes the state of a fresh optimizer by an update of nothing, which must not count."""
     one, other = prepared(tmp_path), prepared(tmp_path, out=str(tmp_path / "other"))
-    save(one)
+    save(*one)
     learn(one)
     learn(other)
     assert_equal(state(one), state(other))
@@ -161,10 +161,10 @@ def test_a_save_cut_off_at_any_point_leaves_a_checkpoint_to_resume(tmp_path):
     """Whenever a file is opened, renamed or deleted, what is there can be read as it is."""
     run, seen = prepared(tmp_path, keep=1), []
     learn(run)
-    save(run)
+    save(*run)
     run.step = 2
     watchers.append(lambda: seen.append(read(newest(run.out), WORLD)["step"]))
-    save(run)
+    save(*run)
     watchers.clear()
     assert len(seen) > 20 and seen == sorted(seen) and set(seen) == {1, 2}
     assert steps(run.out) == [2]

@@ -8,14 +8,13 @@ import pytest
 import torch
 from many_ranks import on_ranks
 from safetensors.torch import load_file
-from toy_runs import WORLD, prepared
+from toy_runs import WORLD, prepared, stepped
 
 from models.weights import SINGLE
-from rmt import dist
-from rmt.checkpoint import CheckpointError, newest, steps
-from rmt.export import write_model
-from rmt.run import save
-from train import train_step
+from rmt.engine.checkpoint import CheckpointError, newest, steps
+from rmt.engine.export import write_model
+from rmt.engine.run import save
+from rmt.system import dist
 
 pytestmark = pytest.mark.slow
 STEPS = 8
@@ -28,9 +27,9 @@ def run_on(place, world, count, **changes):
     """Rows of the next `count` steps; the state after them is saved while the last is logged."""
     run, rows = prepared(place, world, steps=STEPS, **changes), []
     for _ in range(count):
-        rows.append(train_step(run, run.step)[0])
+        rows.append(stepped(run, run.step)[0])
         run.step += 1
-        save(run, wait=False)
+        save(*run, wait=False)
     run.saver.wait()
     return rows
 
@@ -78,7 +77,7 @@ def fail(rank, port, place):
         limit = 1000 if (rank, step) == (1, 2) else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            save(run)
+            save(*run)
             told.append("saved")
         except CheckpointError as error:
             told.append(str(error))

@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from rmt import compare, statistics
 from rmt.curriculum import TIERS
-from rmt.statistics import wilson
-from rmt.summary import summarise
+from rmt.evaluation import compare, statistics
+from rmt.evaluation.statistics import wilson
+from rmt.evaluation.summary import summarise
 
 
 def test_mcnemar_is_the_share_of_outcomes_at_least_as_uneven():

@@ -5,8 +5,8 @@ import json
 import pytest
 from toy_runs import SETTINGS, write_corpus, write_thinker
 
-from rmt import sweep
-from rmt.jobs import Job, JobFailed, run_all
+from experiments import sweep
+from experiments.runner import Job, JobFailed, run_all
 
 GRID = ["--vary", "ntp-weight=0.1,1", "--vary", "length_weight=0.2", "--seeds", "0", "1"]
 

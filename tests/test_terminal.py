@@ -12,8 +12,8 @@ import pytest
 from small_run import arguments, metrics, run_here, write_corpus, write_small_model
 from tqdm import tqdm
 
-from rmt.checkpoint import steps
-from rmt.terminal import SIGNALS, nobody_reads, safe_printing, stop_requests
+from rmt.engine.checkpoint import steps
+from rmt.system.terminal import SIGNALS, nobody_reads, safe_printing, stop_requests
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,7 +78,7 @@ def test_progress_bar_and_its_messages_go_on_as_well(monkeypatch):
 
 SCRIPT = """
 import os, sys
-from rmt.terminal import nobody_reads, safe_printing
+from rmt.system.terminal import nobody_reads, safe_printing
 with safe_printing():
     for _ in range({times}):
         print("x" * 99)

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.processors import TemplateProcessing
 from toy_models import write_tokenizer
 
+from models.tokenizer import Tokenizer
 from rmt.prompt import next_token_prompt
-from rmt.tokenizer import Tokenizer
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 NAMES = ["qwen3", "r1_distill_qwen"]
@@ -178,7 +178,11 @@ def test_half_a_pair_is_a_message(tmp_path):
 
 
 TEMPLATES = {
-    "raise_exception": ("{{ raise_exception('no system') }}", ValueError, "refuses.*no system"),
+    "raise_exception": (
+        "{{ raise_exception('no system') }}",
+        ValueError,
+        "refuses these .*no system",
+    ),
     "dropped-text": ("always the same", ValueError, "0 times instead of once"),
     "repeated-text": ("{{ messages[0].content * 2 }}", ValueError, "2 times instead of once"),
     "none": (None, ValueError, "has no chat template.*add chat_template.jinja"),
@@ -226,6 +230,17 @@ def test_a_beginning_that_only_the_post_processor_names_is_used(tmp_path):
     inner.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer(tmp_path).begin_ids == [inner.token_to_id("<bos>")]
     assert Tokenizer(tmp_path).encode("a") == [inner.token_to_id("a")]
+
+
+def test_a_vocabulary_with_one_id_for_two_tokens_is_refused(tmp_path):
+    """transformers takes the one or the other, by chance."""
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    raw = json.loads(path.read_text("utf-8"))
+    raw["model"]["vocab"]["a"] = raw["model"]["vocab"]["!"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=r"one id to two tokens.*'!'|one id to two tokens.*'a'"):
+        Tokenizer(tmp_path)
 
 
 def test_stop_ids_are_those_of_generation_config_when_there_is_one(tmp_path):

@@ -17,9 +17,9 @@ from small_run import (
 )
 
 import train
-from rmt.checkpoint import steps
-from rmt.config import parse
-from rmt.torchrun import check_store, lost_contact
+from rmt.config.config import parse
+from rmt.engine.checkpoint import steps
+from rmt.system.torchrun import check_store, lost_contact
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_how_ranks_are_laid_out_may_change_between_starts(place, restarting):
 def test_another_run_in_its_place_is_not_continued(place, restarting, capsys):
     run_here(*four_steps(place, steps=1))
     fragments = (
-        f"--out {place / 'run'} holds a run with other settings (--seed, --learning-rate)",
+        f"--out {place / 'run'} holds a run with other settings (--learning-rate, --seed)",
         "--resume", "choose another directory",
     )  # fmt: skip
     other = four_steps(place, steps=1, seed=1, learning_rate=0.5)

@@ -3,14 +3,13 @@
 import pytest
 import torch
 from toy_forests import alone, assert_same_gradients, gradients, sequences
-from toy_runs import prepared
+from toy_runs import draw, learn, prepared
 
-from rmt.ask import draw_questions
-from rmt.batch import question_trees, text_trees
-from rmt.metrics import Metrics
 from rmt.prompt import next_token_prompt
-from rmt.rollout import Sampling, generate
-from rmt.update import update
+from rmt.questions import question_trees, text_trees
+from rmt.rollout import generate
+from rmt.sampling import Sampling
+from rmt.system.metrics import Metrics
 
 
 def updated(place, **changes):
@@ -18,13 +17,12 @@ def updated(place, **changes):
     run = prepared(place, grad_clip=1e9, batch_size=3, **changes)
     run.model.double()
     tokenizer, documents = run.tokenizer, run.documents
-    _, questions = draw_questions(run, 0, Metrics())
+    questions = draw(run)
     prompts = [next_token_prompt(tokenizer, 8)] * len(questions)
     sampling = Sampling(9, tokenizer.stop_ids, tokenizer.vocab_size, 0.8)
     groups = generate(run.model, question_trees(questions, documents, prompts), 4, sampling)
-    responses = [[rollout.tokens for rollout in group] for group in groups]
-    trees = question_trees(questions, documents, prompts, responses)
-    trees += text_trees(run.order[0].tolist(), documents, [], questions, [], "not_in_C")
+    trees = question_trees(questions, documents, prompts, groups)
+    trees += text_trees(run.order[0].tolist(), documents, [], questions, {}, "not_in_C")
     generator = torch.Generator().manual_seed(0)
     advantage = torch.randn(len(groups), 4, generator=generator, dtype=torch.float64)
     known = dict(vocabulary=tokenizer.vocab_size)
@@ -37,7 +35,7 @@ def updated(place, **changes):
             response.append(advantage.flatten()[branch.id] * logprob)
     metrics = Metrics()
     expected = gradients(run.model, formula(run.config, response, text))
-    update(run, trees, groups, advantage, torch.zeros_like(advantage), metrics)
+    learn(run, trees, groups, advantage, torch.zeros_like(advantage), metrics)
     given = {name: p.grad for name, p in run.model.named_parameters()}
     return given, expected, metrics.reduce(run.world), torch.cat(text).detach()
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from toy_forests import toy_trees
-from toy_runs import prepared
+from toy_runs import learn, prepared
 
 from models.weights import build
 from rmt.grpo import advantage_scale, advantages
-from rmt.metrics import Metrics
-from rmt.rollout import Rollout
-from rmt.update import that_teach, update
+from rmt.objective import Objective
+from rmt.sampling import Rollout
+from rmt.system.metrics import Metrics
+from rmt.update import drop_zero_advantage
 
 # toy_trees: rollouts 0-3 are of document 5, 4-6 of document 7, 7-9 of document 9.
 ONES = dict.fromkeys(range(10), 1.0)
@@ -26,7 +27,7 @@ CASES = {
 def updated(place, advantage, match=None, text=True, **changes):
     """One update in fp64: metrics and the weights after it."""
     run = prepared(place, **changes)
-    run.model = build(run.source, torch.device("cpu"), torch.float64)
+    run.model = build(run.model_dir, torch.device("cpu"), torch.float64)
     run.optimizer = torch.optim.AdamW(run.model.parameters(), lr=1e-3, weight_decay=0.1)
     trees = [tree for tree in toy_trees() if text or tree.branches]
     responses = {b.id: b.response for tree in trees for b in tree.branches}
@@ -38,7 +39,7 @@ def updated(place, advantage, match=None, text=True, **changes):
         for parameter in run.model.parameters():
             parameter.grad = torch.full_like(parameter, 1e-3)
     run.optimizer.step()
-    trained = update(run, trees, groups, advantage, match, metrics)
+    trained = learn(run, trees, groups, advantage, match, metrics).trees
     return metrics.reduce(run.world), dict(run.model.named_parameters()), trained
 
 
@@ -80,7 +81,9 @@ def test_nothing_is_left_out_under_a_kl_term(tmp_path):
 
 def test_a_trunk_ends_where_the_last_response_that_teaches_leaves_it():
     trees = toy_trees()
-    kept = that_teach(trees, column(CASES["the deepest fork of a document"]).flatten(), ones())
+    advantage = column(CASES["the deepest fork of a document"]).flatten()
+    objective = Objective(advantage, ones(), 0.1, 1.0, 9, 0.2, 0.2, 0.0)
+    kept = drop_zero_advantage(trees, objective)
     before, after = trees[0], kept[0]
     assert [branch.id for branch in after.branches] == [0, 2, 3]
     assert (len(before.trunk), len(after.trunk)) == (12, 5)

@@ -6,7 +6,7 @@ from toy_models import causal
 
 from models.config import ModelConfig
 from models.transformer import Transformer
-from rmt.forest import Branch, Tree
+from rmt.trees import Branch, Tree
 
 TOKENS, ROWS = 97, 101  # ids of the tokenizer; rows of the head, the last four are padding
 CONFIG = {

@@ -6,6 +6,7 @@ coordinate of all embeddings is large, so that the first column of the head acts
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,13 +16,28 @@ from tokenizers.processors import TemplateProcessing
 from toy_models import write_tokenizer
 
 from models.config import ModelConfig
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import SINGLE
-from rmt.config import Config
-from rmt.dist import current
+from rmt.config.config import Config
+from rmt.dynamic_sampling import record_matches, replace_zero_variance
+from rmt.engine.run import prepare
+from rmt.forest import pack
 from rmt.prompt import parse_response
-from rmt.run import prepare
-from rmt.tokenizer import Tokenizer
+from rmt.questions import (
+    RolloutBatch,
+    ask,
+    budget_of_step,
+    draw_positions,
+    prompts_of,
+    question_trees,
+    reward_responses,
+    sampling_at,
+)
+from rmt.rollout import generate
+from rmt.system.dist import current
+from rmt.update import global_objective, update
+from train import train_step
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 ANSWERS = (r"\boxed{a}", r"\boxed{b}")
@@ -103,11 +119,86 @@ def write_files(place, **shape):
         write_corpus(place / "data.jsonl")
 
 
+class Prepared:
+    """A run and its setup under one name: run.model, run.world and run.documents alike."""
+
+    def __init__(self, run, setup):
+        self.__dict__.update(run=run, setup=setup)
+
+    def having(self, **changes):
+        """The same with another model or optimizer."""
+        return Prepared(replace(self.run, **changes), self.setup)
+
+    def _owner(self, name):
+        owners = (self.run, self.setup, self.setup.data)
+        return next((owner for owner in owners if hasattr(owner, name)), self.run)
+
+    def __getattr__(self, name):
+        return getattr(self._owner(name), name)
+
+    def __setattr__(self, name, value):
+        setattr(self._owner(name), name, value)
+
+    def __iter__(self):
+        return iter((self.run, self.setup))
+
+
 def prepared(place, world=WORLD, shape=None, **changes):
     """A run in `place`, whose model and corpus are written when they are not there."""
     write_files(place, **(shape or {}))
     files = dict(model=str(place / "thinker"), data=(str(place / "data.jsonl"),))
-    return prepare(Config(**SETTINGS | files | {"out": str(place / "out")} | changes), world)
+    config = Config(**SETTINGS | files | {"out": str(place / "out")} | changes)
+    return Prepared(*prepare(config, world))
+
+
+def stepped(run, step=None):
+    """train_step of a prepared run, at a step of its own if given."""
+    if step is not None:
+        run.step = step
+    return train_step(*run)
+
+
+def draw(run, step=0):
+    """The questions of a step, as train_step draws them."""
+    c, data = run.config, run.data
+    budget = budget_of_step(c, step, data.total_steps)
+    return [
+        ask(c, data, index, draw, budget)
+        for index in data.order[step].tolist()
+        for draw in draw_positions(c, data, run.curriculum, step, index, c.positions_per_document)[
+            0
+        ]
+    ]
+
+
+def respond(run, questions, step=0, purpose="train", attempt=0):
+    """G responses to each question, scored, as train_step gets them."""
+    c, tokenizer = run.config, run.tokenizer
+    trees = question_trees(questions, run.documents, prompts_of(c, tokenizer, questions))
+    sampling = sampling_at(c, tokenizer, step, purpose, attempt)
+    responses = generate(run.model, trees, c.group_size, sampling)
+    return reward_responses(c, tokenizer, list(questions), responses)
+
+
+def resampled(run, batch, step=0):
+    """What dynamic sampling makes of a batch, and the tokens that it throws away."""
+    record_matches(run.config, run.curriculum, batch, run.world)
+    return replace_zero_variance(
+        run.config, run.data, run.curriculum, batch, run.model, generate, step, run.world,
+        run.clock,
+    )  # fmt: skip
+
+
+def learn(run, trees, groups, advantage, match, metrics, pack=pack):
+    """An update of a prepared run on trees of its own."""
+    batch = RolloutBatch([], groups, [], {"match": match})
+    objective = global_objective(
+        run.config, trees, batch, advantage, run.tokenizer.vocab_size, run.world
+    )
+    return update(
+        run.config, run.model, run.optimizer, run.reference, trees, objective, groups, pack,
+        run.step, run.world, run.clock, metrics,
+    )  # fmt: skip
 
 
 def parsed(run, groups):

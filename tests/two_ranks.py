@@ -3,20 +3,20 @@
 from dataclasses import replace
 
 import torch
+import toy_runs
 from many_ranks import join, on_ranks
 from toy_forests import toy_trees
-from toy_runs import prepared
+from toy_runs import prepared, stepped
 
 import train
 from models.weights import load, on_meta
-from rmt import dist
 from rmt.difficulty import document_entropies
-from rmt.evaluate import predict_plainly, predict_thinking, solve
-from rmt.log import RunLog
-from rmt.metrics import Metrics
-from rmt.positions import Position
-from rmt.rollout import Rollout, Sampling
-from rmt.update import update
+from rmt.engine.log import RunLog
+from rmt.evaluation.evaluate import predict_plainly, predict_thinking, solve
+from rmt.evaluation.positions import Position
+from rmt.sampling import Rollout, Sampling
+from rmt.system import dist
+from rmt.system.metrics import Metrics
 
 RL, TEXT = (5, 7, 9), (6, 8)  # documents of toy_trees with responses, and with text
 SHARES = {  # which documents each of two ranks gets
@@ -28,7 +28,7 @@ SHARES = {  # which documents each of two ranks gets
 # Three documents and two: unequal shares, with no sample left out of the report.
 STEPS = dict(batch_size=5, steps=4, advantage_norm="batch", samples_per_step=9)
 # What is known of answers, and groups that are drawn again or dropped, in unequal shares.
-KNOWING = STEPS | dict(curriculum_rule="adaptive", noise_tries=3, group_size=3, resample_from=1,
+KNOWING = STEPS | dict(curriculum_rule="adaptive", noise_after=3, group_size=3, resample_from=1,
                        zero_variance_groups="drop", kl_beta=0.1, updates_per_batch=2)  # fmt: skip
 
 
@@ -68,11 +68,11 @@ def everything(world, place):
 
 def fresh_model(run, dtype):
     """Like dist.load_model, in any dtype."""
-    model = on_meta(run.source).to(dtype)
+    model = on_meta(run.model_dir).to(dtype)
     if run.world.size > 1:
         dist.shard(model, run.world, dtype)
     model.to_empty(device="cpu")
-    load(model, run.source)
+    load(model, run.model_dir)
     return model
 
 
@@ -90,8 +90,8 @@ def learn(run, share, dtype=torch.float64):
     model, metrics = fresh_model(run, dtype), Metrics()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     advantage = torch.tensor(advantage, dtype=torch.float64).view(-1, 1)
-    run = replace(run, model=model, optimizer=optimizer)
-    update(run, trees, groups, advantage, torch.zeros_like(advantage), metrics)
+    run = run.having(model=model, optimizer=optimizer)
+    toy_runs.learn(run, trees, groups, advantage, torch.zeros_like(advantage), metrics)
     return dict(
         metrics=metrics.reduce(world),
         gradients={name: whole(p.grad) for name, p in model.named_parameters()},
@@ -150,7 +150,7 @@ def steps(run):
     """Metrics and responses of whole steps, and what the curriculum knows afterwards."""
     rows, responses = [], []
     for step in range(run.total_steps):
-        row, samples = train.train_step(run, step)
+        row, samples = stepped(run, step)
         run.step += 1
         rows.append(row)
         responses += [s for part in dist.gather_objects(samples, run.world) for s in part]
@@ -167,7 +167,7 @@ def whole_run(place, world):
         place, world, out=str(out), steps=2, eval_data=(data,), eval_every=1, eval_positions=2
     )
     with RunLog(run.out, run.config, 0, run.total_steps, world) as log:
-        done = train.run_to_end(run, log)
+        done = train.run_to_end(*run, log)
     lines = {
         name: (out / f"{name}.jsonl").read_text().strip().split("\n") for name in ("eval", "probes")
     }

@@ -1,0 +1,106 @@
+"""Run many commands in parallel, each once, for experiments/paper.py and experiments/sweep.py.
+
+A job has a folder and is complete when `done.json` is in it. A stopped job continues: training is
+resumed, and an evaluation that wrote its file is not repeated. On a CPU one job runs per core, with
+one thread: two threads make a job little faster.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from rmt.engine.checkpoint import steps
+
+Command = Sequence[str]  # arguments of Python: a script and its flags
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands with a folder. They are made when the job starts: flags may depend on `needs`."""
+
+    out: Path
+    commands: Callable[[], list[Command]]
+    needs: tuple[Path, ...] = ()  # folders of other jobs
+
+
+class JobFailed(Exception):
+    """A command ended with an error; the message names it and its log."""
+
+
+def side_by_side() -> int:
+    """Return how many jobs this machine runs in parallel."""
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def run_all(jobs: Sequence[Job], workers: int) -> None:
+    """Run all jobs, each after those that it needs, which come before it in `jobs`.
+
+    After a failure no job starts; JobFailed is raised when the running jobs have ended.
+    """
+    ended = {job.out: threading.Event() for job in jobs}
+    failures: list[JobFailed] = []
+    bar = tqdm(total=len(jobs), unit="job", dynamic_ncols=True)
+
+    def work(job: Job) -> None:
+        for need in job.needs:
+            ended[need].wait()
+        try:
+            if not failures:
+                _run(job, one_thread=workers > 1)
+        except JobFailed as failure:
+            failures.append(failure)
+        finally:
+            ended[job.out].set()
+            bar.set_postfix_str(job.out.name)
+            bar.update()
+
+    with ThreadPoolExecutor(workers) as pool:
+        done, _ = wait([pool.submit(work, job) for job in jobs])
+    bar.close()
+    for future in done:
+        future.result()  # raises an error of this code, not of a command
+    if failures:
+        raise failures[0]
+
+
+def _run(job: Job, one_thread: bool) -> None:
+    if (job.out / "done.json").exists():
+        return
+    job.out.mkdir(parents=True, exist_ok=True)
+    started, commands = time.perf_counter(), job.commands()
+    with (job.out / "log.txt").open("a", encoding="utf-8") as log:
+        for command in commands:
+            _command(list(command), job.out, log, one_thread)
+    spent = (time.perf_counter() - started) / 60
+    done = {"commands": [" ".join(("python", *c)) for c in commands], "minutes": spent}
+    aside = job.out / "done.json.tmp"
+    aside.write_text(json.dumps(done, indent=1), encoding="utf-8")
+    os.replace(aside, job.out / "done.json")
+
+
+def _command(command: list[str], out: Path, log, one_thread: bool) -> None:
+    if command[0] == "train.py":
+        if (out / "model" / "config.json").exists():
+            return
+        command = ["train.py", "--resume", str(out)] if steps(out) else command
+    elif "--json" in command and Path(command[command.index("--json") + 1]).exists():
+        return
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if one_thread else {})
+    log.write(f"$ python {' '.join(command)}\n")
+    log.flush()
+    ended = subprocess.run([sys.executable, *command], stdout=log, stderr=log, env=environment)
+    if ended.returncode:
+        raise JobFailed(
+            f"`python {' '.join(command)}` ended with status {ended.returncode}; {log.name} says "
+            "why. The same command again goes on from there"
+        )

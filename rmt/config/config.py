@@ -1,0 +1,215 @@
+"""All settings of a run in one frozen dataclass; command-line flags are generated from it.
+
+Departures: the paper does not print the values marked [ours], nor anything from `task` on.
+Precedence: default < --method < --preset < command line; a resumed run has its checkpoint's config.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from rmt.config.flags import add_fields, knob, make_parser, parse_known
+from rmt.config.presets import METHODS, PRESETS
+from rmt.config.validate import problems
+
+HEADINGS = {  # first field -> heading of --help-all
+    "method": "used most", "epochs": "the paper's knobs; [ours]: it does not print the value",
+    "task": "what the paper leaves open, baselines, beyond", "weights": "the machine",
+    "save_every": "what is kept and evaluated",
+}  # fmt: skip
+SOLVE = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True)
+class Config:
+    # Used most.
+    method: str = knob("rmt", "what is learnt: sets other flags, see presets.py", tuple(METHODS))
+    model: str = knob("tiny", "name (tiny, qwen3-14b, ...), Hugging Face directory, or run")
+    data: tuple[str, ...] = knob(
+        ("KbsdJames/Omni-MATH",),
+        "files or folders of .jsonl, .txt, .md, or the Hugging Face name KbsdJames/Omni-MATH",
+    )
+    eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
+    out: str = knob("runs/rmt", "where checkpoints, metrics.jsonl and samples.jsonl go")
+    resume: str = knob("", "a run's directory: continue from its newest checkpoint")
+    steps: int = knob(0, "T, the number of steps; 0: epochs x documents / batch-size")
+    batch_size: int = knob(128, "documents per step, over all ranks")
+    learning_rate: float = knob(1e-6, "of AdamW, constant after the warm-up")
+    dry_run: bool = knob(False, "only say what the run would need, on any machine")
+
+    # The paper's knobs.
+    epochs: float = knob(10.0, "passes over the documents when --steps is 0")
+    holdout: int = knob(200, "documents held out, chosen by a hash of their text; 0: none")
+    entropy_top_k: int = knob(16, "entropy of the k likeliest tokens (Eq. 1); 0: of all [ours]")
+    tier_thresholds: tuple[float, ...] = knob(
+        (0.5, 1.0, 1.5), "lower ends of easy, medium, hard: nats, or quantiles in [0, 1) [ours]"
+    )
+    curriculum: bool = knob(True, "draw tiers on a schedule (Eq. 4); off: uniformly")
+    curriculum_early: tuple[float, ...] = knob((0.6, 0.3, 0.1), "p_early of the tiers [ours]")
+    curriculum_late: tuple[float, ...] = knob((0.1, 0.3, 0.6), "p_late of the tiers [ours]")
+    curriculum_start: float = knob(0.3, "t1 / T: the ramp from early to late begins")
+    curriculum_end: float = knob(0.7, "t2 / T: the ramp ends")
+    budget: bool = knob(True, "ask for B_t thinking tokens and reward the length (Eq. 2, 3)")
+    budget_start: int = knob(800, "B_0: thinking tokens asked for at the first step")
+    budget_decay: float = knob(0.2, "gamma: B_t = B_0 gamma^(t/T)")
+    budget_min: int = knob(1, "B_min: smallest budget")
+    group_size: int = knob(8, "G: responses per position")
+    temperature: float = knob(0.8, "of sampling and of the scored distribution [ours]")
+    max_response: int = knob(2048, "tokens per response at most")
+    length_weight: float = knob(0.1, "w: share of the length reward in the reward (Eq. 6) [ours]")
+    length_reward_max: float = knob(1.0, "r_max: height of the length reward [ours]")
+    advantage_delta: float = knob(1e-4, "delta: added to the standard deviation (Eq. 7)")
+    kl_beta: float = knob(0.0, "beta: KL to the frozen initial model (Eq. 9); 0: none [ours]")
+    ntp: bool = knob(True, "next-token prediction on the positions not reasoned about (Eq. 10)")
+    ntp_weight: float = knob(0.1, "lambda: weight of next-token prediction")
+
+    # What the paper leaves open, baselines, and what is beyond it.
+    task: str = knob(
+        "next-token", "what is reasoned about: next tokens, problems with an answer, or nothing",
+        ("next-token", "problems", "nothing"),
+    )  # fmt: skip
+    match: str = knob(
+        "token", "right is: the next token, a prefix of the text that ends with a token (RPT), or "
+        "the problem's answer", ("token", "prefix", "answer"),
+    )  # fmt: skip
+    positions_per_document: int = knob(1, "positions reasoned about per document and step")
+    min_context: int = knob(16, "positions before this one are never reasoned about")
+    document_tokens: int = knob(2048, "longer documents are cut into pieces of so many tokens")
+    text_fields: tuple[str, ...] = knob(
+        (), "JSON fields joined by a blank line; default: problem and solution, else text"
+    )
+    tiers: str = knob("absolute", "what the thresholds are", ("absolute", "quantile"))
+    difficulty_model: str = knob("", "model that measures difficulty; default: --model")
+    curriculum_rule: str = knob(
+        "schedule", "draw tiers by it, or by match rates (Eq. 13)", ("schedule", "adaptive")
+    )
+    adaptive_floor: float = knob(0.1, "floor epsilon of Eq. 13")
+    noise_after: int = knob(0, "wrong responses after which a position is left out; 0: never")
+    budget_entropy: float = knob(0.0, "exponent a of Eq. 14: budgets grow with entropy; 0: equal")
+    length_reward_gate: str = knob("none", "responses with length reward", ("none", "correct_only"))
+    resample_from: int = knob(
+        -1, "step from which groups with equal matches are replaced (dynamic sampling); -1: never"
+    )
+    resample_tries: int = knob(4, "at most so often per step")
+    advantage_norm: str = knob("group", "standard deviation in Eq. 7", ("group", "batch", "none"))
+    zero_variance_groups: str = knob(
+        "keep", "groups whose matches are all equal, in the loss", ("keep", "drop")
+    )
+    aggregation: str = knob(
+        "token-mean", "how log pi(o) is averaged; sequence-sum is the paper's literal formula",
+        ("token-mean", "sequence-mean", "constant", "sequence-sum"),
+    )  # fmt: skip
+    updates_per_batch: int = knob(1, "optimizer steps per batch of rollouts; 1 is on-policy")
+    clip_low: float = knob(0.2, "clip of the ratio below (Eq. 8), with more than one update")
+    clip_high: float = knob(0.2, "clip of the ratio above")
+    ntp_scope: str = knob(
+        "not_in_C", "positions trained by next-token prediction; low_entropy: below all tiers",
+        ("not_in_C", "low_entropy", "all"),
+    )  # fmt: skip
+    ntp_reduction: str = knob("mean", "mean over tokens, or the paper's sum", ("mean", "sum"))
+    problem_request: str = knob(SOLVE, "what is asked after a problem")
+    warmup_steps: int = knob(10, "updates over which the learning rate rises")
+    adam_betas: tuple[float, ...] = knob((0.9, 0.999), "of AdamW")
+    weight_decay: float = knob(0.01, "of AdamW")
+    grad_clip: float = knob(1.0, "largest norm of the gradient")
+    seed: int = knob(0, "seeds every random number of the run")
+    max_tokens: int = knob(0, "end after so many tokens, sampled and trained on; 0: no limit")
+    max_minutes: float = knob(0.0, "end after so many minutes of training; 0: no limit")
+
+    # The machine.
+    weights: str = knob("", "directory with downloaded models, looked at first")
+    dtype: str = knob("auto", "compute dtype; auto: bf16 on GPUs", ("auto", "float32", "bfloat16"))
+    max_branches: int = knob(0, "responses decoded at one time per rank; 0: as many as fit")
+    tokens_per_micro_batch: int = knob(0, "tokens per pass and rank; 0: what fits, up to 16384")
+    recompute: str = knob(
+        "auto", "activations recomputed; selective: not matmuls, attention; auto: as few as fit",
+        ("auto", "none", "selective", "full"),
+    )  # fmt: skip
+    compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
+    offload: bool = knob(False, "keep master weights, gradients and AdamW's state on the host")
+    replicate: int = knob(0, "sharded copies of the model, on consecutive ranks; 0: one per node")
+    timeout: float = knob(600.0, "seconds that a rank waits for another before the run fails")
+    naive: bool = knob(False, "no forest and no cache: one sequence per response; to learn from")
+    gpus: int = knob(8, "per node, for --dry-run")
+    nodes: int = knob(1, "for --dry-run")
+    gpu_memory: str = knob("80GB", "per GPU, for --dry-run; GB are 10^9 bytes, GiB 2^30")
+
+    # What is kept and evaluated.
+    save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
+    keep: int = knob(2, "checkpoints kept")
+    eval_every: int = knob(50, "steps between evaluations on --eval-data")
+    eval_positions: int = knob(64, "positions per tier in such an evaluation")
+    eval_decoding: str = knob(
+        "sampled", "with the same random numbers each time, or greedy", ("sampled", "greedy")
+    )
+    samples_per_step: int = knob(4, "responses written to samples.jsonl each step")
+    probe_documents: int = knob(3, "documents of which one position per tier is asked repeatedly")
+    probe_times: int = knob(5, "how often: at the first step, in between, and after the last")
+    profile: int = knob(0, "step (not 0) whose kernels are traced into OUT/profile-STEP.json")
+
+    def __post_init__(self):
+        for message in problems(self):
+            raise ValueError(message)
+
+
+def typed(arguments: Sequence[str], description: str = "", epilog: str = "") -> dict[str, Any]:
+    """Return the values of the flags that were typed. Exit with a message on an unknown flag."""
+    parser = make_parser(description, epilog)
+    parser.add_argument("--help-all", action="help", help="list all flags")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default=argparse.SUPPRESS,
+        help="base values, see presets.py (default: paper)",
+    )  # fmt: skip
+    shown = len(HEADINGS) if "--help-all" in arguments else 1
+    add_fields(parser, Config, headings=HEADINGS, shown=shown)
+    values = vars(parse_known(parser, arguments))
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
+    """Return the Config of a command line. Exit with a message on an unknown flag or bad value."""
+    values = typed(arguments, description, epilog)
+    preset = PRESETS[values.pop("preset", "paper")]
+    method = values.get("method", preset.get("method", "rmt"))
+    try:
+        return Config(**METHODS[method] | preset | {"method": method} | values)
+    except ValueError as problem:
+        sys.exit(f"error: {problem}")
+
+
+def from_json(raw: dict) -> Config:
+    """Return the Config that a run saved. ValueError on unknown fields and wrong types."""
+    if surplus := sorted(raw.keys() - {field.name for field in dataclasses.fields(Config)}):
+        raise ValueError(
+            f"the saved config has fields this version does not know: {', '.join(surplus)}; "
+            "resume with the version that started the run"
+        )
+    for name in wrong_types(raw):
+        raise ValueError(
+            f"the saved config has {name} = {str(raw[name])[:80]!r}, which is of the wrong type; "
+            "the file is damaged: restore the one that the run wrote"
+        )
+    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+
+
+def wrong_types(raw: dict) -> list[str]:
+    """Return the fields in a saved config whose values are not of their type."""
+    given = [f for f in dataclasses.fields(Config) if f.name in raw]
+    return [f.name for f in given if not _has_type(raw[f.name], f.type)]
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        entry = get_args(kind)[0]
+        return isinstance(value, (list, tuple)) and all(_has_type(x, entry) for x in value)
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def in_repository(path: str) -> Path:
+    """Find a preset's relative path in the repository if it is not in the current directory."""
+    inside = Path(__file__).resolve().parents[2] / path
+    return inside if not Path(path).exists() and inside.exists() else Path(path)

@@ -1,0 +1,38 @@
+"""Methods and presets: named values of Config's fields. All others keep their default, the paper's.
+
+A method sets the task and the loss; it has no code of its own. A preset sets model, data and sizes.
+"""
+
+from typing import Any
+
+METHODS: dict[str, dict[str, Any]] = {
+    "rmt": {},
+    # Reinforcement pre-training (arXiv 2506.08007): no budget, no curriculum, no next-token loss.
+    "rpt": dict(match="prefix", budget=False, curriculum=False, ntp=False, resample_from=500),
+    # Continual pretraining on the same text. ntp_weight only matters next to another loss.
+    "ntp": dict(task="nothing", budget=False, curriculum=False, ntp_weight=1.0),
+    # Post-training on problems with an answer (GRPO, arXiv 2402.03300).
+    "grpo": dict(task="problems", match="answer", budget=False, curriculum=False, ntp=False),
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "rmt-q3": dict(model="qwen3-14b"),
+    # Both measure difficulty with the model itself (Eq. 1). RPT's proxy, --difficulty-model
+    # r1-distill-qwen-1.5b, works for R1; Qwen3 has another tokenizer.
+    "rmt-r1": dict(model="r1-distill-qwen-14b"),
+    "rpt": dict(
+        method="rpt", model="r1-distill-qwen-14b", difficulty_model="r1-distill-qwen-1.5b",
+        batch_size=256, steps=1000, document_tokens=3584, max_response=8192,
+    ),
+    "skywork": dict(method="grpo", data=("Skywork/Skywork-OR1-RL-Data",), max_response=4096),
+    "demo": dict(  # minutes on two CPU cores with --model tiny; its data have an eval.jsonl
+        data=("assets/tiny_corpus/train.jsonl",), holdout=0, steps=80, batch_size=12,
+        learning_rate=1e-4, budget_start=90, max_response=192, document_tokens=512,
+        entropy_top_k=0, save_every=50, max_branches=256, recompute="none",
+    ),
+    "small": dict(  # a real model on a CPU: few, short responses
+        batch_size=4, group_size=4, budget_start=64, max_response=96, document_tokens=512,
+        tokens_per_micro_batch=4096, learning_rate=1e-5,
+    ),
+}  # fmt: skip

@@ -1,0 +1,126 @@
+"""Check the values of a Config. Each message has the value, the reason and the remedy."""
+
+import math
+from collections.abc import Iterator
+
+from rmt.config.flags import flag, read_bytes
+
+# Tokens after the thought: </think>, a blank line, \\, boxed, {, a token, }, and the end.
+ANSWER_ROOM = 8
+POSITIVE = (
+    "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
+    "updates_per_batch", "save_every", "keep", "gpus", "nodes", "eval_every", "eval_positions",
+    "grad_clip", "learning_rate", "epochs", "advantage_delta", "resample_tries", "adaptive_floor",
+    "timeout",
+)  # fmt: skip
+
+
+def problems(c) -> Iterator[str]:
+    """Yield a message for each value that cannot work."""
+    for name, value in vars(c).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
+            yield f"{flag(name)} is {value}; give finite numbers"
+        if name in POSITIVE and value <= 0:
+            yield f"{flag(name)} is {value} but must be greater than 0"
+    yield from _reward_problems(c)
+    yield from _curriculum_problems(c)
+    yield from _task_problems(c)
+    for name, value in vars(c).items():
+        if isinstance(value, (int, float)) and value < 0 and name != "resample_from":
+            yield f"{flag(name)} is {value} but must be 0 or more"
+    if c.dry_run and c.resume:
+        yield (
+            f"--dry-run with --resume {c.resume}: a dry run plans from the flags typed, not from a "
+            "run's; give those flags in place of --resume"
+        )
+    try:
+        read_bytes(c.gpu_memory)
+    except ValueError as problem:
+        yield f"--gpu-memory: {problem}"
+
+
+def response_needed(budget: int, exponent: float) -> int:
+    """Return the smallest --max-response that fits the largest budget (Eq. 14) and an answer."""
+    return max(1, math.floor(budget * 2.0**exponent)) + ANSWER_ROOM
+
+
+def _reward_problems(c) -> Iterator[str]:
+    if c.budget_min < 1:
+        yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"
+    if c.budget_start < c.budget_min:
+        yield f"--budget-start {c.budget_start} is below --budget-min {c.budget_min}; raise it"
+    if not 0 <= c.budget_entropy <= 1:
+        yield f"--budget-entropy is {c.budget_entropy}: an exponent, so choose it in [0, 1]"
+    if c.budget_entropy and c.task != "next-token":
+        yield "--budget-entropy is set, but a problem has no entropy: use --task next-token"
+    if not 0 < c.budget_decay <= 1:
+        yield f"--budget-decay is {c.budget_decay}: the budget shrinks, so choose it in (0, 1]"
+    if not 0 <= c.length_weight < 0.5:
+        yield (
+            f"--length-weight is {c.length_weight}: choose it in [0, 0.5), "
+            "or a wrong answer of the right length could beat a right one"
+        )
+    elif c.length_weight * c.length_reward_max >= 1 - c.length_weight:
+        yield (
+            f"--length-reward-max is {c.length_reward_max}: with --length-weight {c.length_weight} "
+            "a wrong answer of the right length could beat a right one; lower it"
+        )
+    needed = response_needed(c.budget_start, c.budget_entropy)
+    if c.budget and c.task != "nothing" and c.max_response < needed:
+        yield (
+            f"--max-response is {c.max_response}: a thought of --budget-start {c.budget_start} "
+            f"tokens (--budget-entropy {c.budget_entropy}) would be cut off before its answer; use "
+            f"--max-response {needed} or more, or a lower --budget-start"
+        )
+    if c.max_response < 4:
+        yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
+    if c.group_size < 2:
+        yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
+    if not c.temperature > 0:
+        yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
+    if c.probe_times < 2:
+        yield f"--probe-times is {c.probe_times}: at least 2, the start and the end of a run"
+    if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
+        yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
+
+
+def _curriculum_problems(c) -> Iterator[str]:
+    if c.document_tokens <= c.min_context:
+        yield (
+            f"--document-tokens {c.document_tokens} leaves nothing after --min-context "
+            f"{c.min_context}; raise one or lower the other"
+        )
+    thresholds = c.tier_thresholds
+    if len(thresholds) != 3 or list(thresholds) != sorted(set(thresholds)):
+        yield f"--tier-thresholds is {thresholds}: give three rising numbers, easy medium hard"
+    if c.tiers == "quantile" and not all(0 <= x < 1 for x in thresholds):
+        yield f"--tier-thresholds is {thresholds}: quantiles lie in [0, 1); try 0.5 0.7 0.85"
+    if c.curriculum_rule == "adaptive" and not c.curriculum:
+        yield "--curriculum-rule adaptive needs a curriculum: use --curriculum, or leave it out"
+    for name in ("curriculum_early", "curriculum_late"):
+        p = getattr(c, name)
+        if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:
+            yield f"{flag(name)} is {p}: give three probabilities that sum to 1"
+    if not 0 <= c.curriculum_start < c.curriculum_end <= 1:
+        yield (
+            f"--curriculum-start {c.curriculum_start} and --curriculum-end {c.curriculum_end}: "
+            "choose 0 <= start < end <= 1"
+        )
+
+
+def _task_problems(c) -> Iterator[str]:
+    if (c.task == "problems") != (c.match == "answer"):
+        yield (
+            f"--task {c.task} with --match {c.match}: a problem is right by its answer, a next "
+            "token by its bytes; use --method grpo, or rmt or rpt"
+        )
+    if c.task == "problems" and c.resample_from >= 0:
+        yield (
+            f"--resample-from {c.resample_from} with --task problems, which have no other "
+            "positions to draw; leave it out"
+        )
+    if c.task == "nothing" and not c.ntp:
+        yield "--task nothing with --no-ntp: there is nothing to learn; use --ntp"
+    if c.task == "problems" and c.ntp:
+        yield "--task problems with --ntp: the next-token loss needs raw text; use --no-ntp"

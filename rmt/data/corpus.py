@@ -1,0 +1,157 @@
+"""Turn records into token documents: cut, held out, or left out with a remark."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from models.tokenizer import Tokenizer
+from rmt.data.files import by_reason, shown
+from rmt.data.inputs import Record, as_problem, as_text, read_records
+
+BAD_SHARE = 0.01  # more unreadable records than this are an error
+MOST_DRAWN = 10**8  # documents of all steps, repetitions included
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text as ids, without the tokens that a model puts before a text."""
+
+    index: int
+    source: str  # file:line
+    tokens: np.ndarray  # (T,) int64
+    answer: str = ""  # of a problem
+
+
+@dataclass(frozen=True)
+class Corpus:
+    documents: list[Document]
+    left_out: list[Record]  # those that are in no document, each with its trouble
+    total: int  # records, left out or not
+    remarks: list[str]  # lines for the user
+
+
+def read(
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    fields: Sequence[str],
+    document_tokens: int,
+    shortest: int | None,
+    part: str = "all",
+    holdout: int = 0,
+) -> Corpus:
+    """Read the documents of files and folders: "all", those to "train" on or those "held_out".
+
+    Texts of more than document_tokens are cut into pieces; those of fewer than `shortest` tokens
+    are left out. Without `shortest` records are problems, longer ones left out: a text (`problem`
+    or `question`, unless `fields` names others) and its `answer`, of which what follows the last
+    #### counts (GSM8K); or verl's `prompt` and `reward_model`. More than 1 % unreadable records,
+    or nothing left, is a ValueError.
+    """
+    make, many = (as_text, "texts") if shortest is not None else (as_problem, "problems")
+    records, remarks = read_records(paths, make, fields)
+    remarks += _check_readable(records, paths)
+    records, chosen = _select(records, part, holdout, many)
+    documents, left_out, ends = [], [], []  # ends: tokens left out of texts that are used
+    for record in (record for record in records if record.text is not None):
+        ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
+        pieces, trouble = _pieces(ids, document_tokens, shortest)
+        for piece in pieces:
+            documents.append(Document(len(documents), record.source, piece, record.answer))
+        if not pieces:
+            left_out.append(replace(record, trouble=trouble))
+        elif (end := len(ids) - sum(map(len, pieces))) > 0:
+            ends.append(end)
+    unreadable = [record for record in records if record.text is None]
+    if not documents:
+        why = (unreadable + left_out)[-1].trouble if records else "there are none"
+        raise ValueError(f"{shown(paths)}: none of {len(records)} {many} can be used: {why}")
+    remarks += chosen
+    for reason, names in by_reason((r.source, r.trouble) for r in left_out).items():
+        remarks.append(
+            f"left out {len(names):,} of {len(records):,} {many}: {reason}: {shown(names)}"
+        )
+    if ends:
+        remarks.append(
+            f"left out the last {sum(ends):,} tokens of {len(ends):,} texts: pieces of fewer than "
+            f"{shortest} tokens"
+        )
+    return Corpus(documents, unreadable + left_out, len(records), remarks)
+
+
+def _check_readable(records: Sequence[Record], paths: Sequence[str]) -> list[str]:
+    """Return a remark on unreadable records; ValueError if there are too many, or no record."""
+    if not records:
+        raise ValueError(f"--data {', '.join(map(str, paths))} is empty; give a file with text")
+    bad = [record for record in records if record.text is None]
+    first = "\n".join(f"  {record.source}: {record.trouble}" for record in bad[:5])
+    if len(bad) > BAD_SHARE * len(records):
+        raise ValueError(
+            f"{len(bad)} of {len(records)} records are unreadable (more than {BAD_SHARE:.0%}):\n"
+            f"{first}\nmend the file, or name its fields with --text-fields"
+        )
+    return [f"skipped {len(bad)} of {len(records)} records:\n{first}"] if bad else []
+
+
+def _select(
+    records: list[Record], part: str, holdout: int, many: str
+) -> tuple[list[Record], list[str]]:
+    """Return the records of a part, and a remark on how many are held out.
+
+    Held out are the problems whose hashes come first, whatever the order, the tokenizer or the
+    seed. All records of one problem are on one side, however it is spaced.
+    """
+    if part == "all" or (part == "train" and not holdout):
+        return records, []
+    if not holdout:
+        raise ValueError(
+            "no documents are held out (--holdout 0, or --eval-data was given); name some with "
+            "--data"
+        )
+    keys = [_hash(record.problem) for record in records]
+    hashes = sorted({key for key, record in zip(keys, records) if record.text is not None})
+    count = min(holdout, len(hashes) // 10)
+    chosen = set(hashes[:count])
+    remark = f"held out by a hash of their text: {count:,} of {len(hashes):,} {many} (--holdout)"
+    if count < holdout:
+        remark += f"; {holdout} would be more than a tenth"
+    held_out = part == "held_out"
+    return [r for r, key in zip(records, keys) if (key in chosen) == held_out], [remark]
+
+
+def _hash(problem: str) -> str:
+    return hashlib.sha256("".join(problem.split()).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _pieces(ids: np.ndarray, longest: int, shortest: int | None) -> tuple[list[np.ndarray], str]:
+    """Cut a text into pieces, or keep a problem whole; return them, or why there are none."""
+    if not len(ids):
+        return [], "it is empty"
+    if shortest is None:
+        too_long = f"more than {longest} tokens; raise --document-tokens"
+        return ([ids], "") if len(ids) <= longest else ([], too_long)
+    pieces = [ids[i : i + longest] for i in range(0, len(ids), longest)]
+    too_short = f"fewer than {shortest} tokens (--min-context and one more); give longer text"
+    return [piece for piece in pieces if len(piece) >= shortest], too_short
+
+
+def document_order(documents: int, batch: int, steps: int, seed: int) -> np.ndarray:
+    """Return (steps, batch) document indices: shuffled epochs end to end, none twice in a step."""
+    if batch > documents:
+        raise ValueError(
+            f"batch_size {batch} exceeds the {documents} documents of the corpus; "
+            f"use --batch-size {documents} or less, or more data"
+        )
+    if steps * batch > MOST_DRAWN:
+        raise ValueError(
+            f"{steps:,} steps of --batch-size {batch} draw more than {MOST_DRAWN:,} documents; "
+            "lower --steps, or else --epochs"
+        )
+    epochs = [np.zeros(0, dtype=np.int64)]
+    for epoch in range(-(-steps * batch // documents)):
+        shuffled = np.random.default_rng((seed, epoch)).permutation(documents)
+        begun = documents * epoch % batch  # documents of the step that this epoch completes
+        again = np.isin(shuffled, epochs[-1][len(epochs[-1]) - begun :])
+        epochs.append(np.concatenate((shuffled[~again], shuffled[again])))
+    return np.concatenate(epochs)[: steps * batch].reshape(steps, batch)

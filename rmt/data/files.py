@@ -1,0 +1,90 @@
+"""Find the files that `--data` names: search folders, take each file once, list the others."""
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SUFFIXES = (".jsonl", ".txt", ".md", ".parquet")
+KINDS = ", ".join(SUFFIXES)
+
+
+@dataclass
+class Files:
+    found: list[Path] = field(default_factory=list)  # in the order of paths, then of names
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    seen: set[tuple[int, int]] = field(default_factory=set)  # device and inode of found and folders
+
+
+def printable(path: Path | str) -> str:
+    """Return a path as text, also when its bytes are not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return the first three names as text."""
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def by_reason(left_out: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Group names by their reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left_out:
+        names.setdefault(reason, []).append(name)
+    return names
+
+
+def find_files(paths: Sequence[Path]) -> Files:
+    """Find the files that are named, and those with a known suffix inside folders that are named.
+
+    Links are followed. Names inside a folder that begin with a dot are left out. ValueError for a
+    named path that cannot be read, and for a folder without data.
+    """
+    files = Files()
+    for path in paths:
+        if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"--data {printable(path)}: only {KINDS} files can be read")
+        if not _search(path, files):
+            reasons = by_reason(files.unreadable + files.left_out).items()
+            told = "; ".join(f"{reason}: {shown(names)}" for reason, names in reasons)
+            what = f"holds no {KINDS} file" if path.is_dir() else "cannot be read"
+            told = f" ({told})" if told else ""
+            raise ValueError(f"{printable(path)} {what}{told}; give --data another path")
+    return files
+
+
+def _search(path: Path, files: Files) -> int:
+    """Add the files of one path; return how many it has, those found before too."""
+    name = printable(path)
+    try:
+        status = path.stat()
+        folder = stat.S_ISDIR(status.st_mode)
+        inside = sorted(path.iterdir(), key=os.fsencode) if folder else []
+    except OSError as error:
+        files.unreadable.append((name, f"cannot be read ({error.strerror})"))
+        return 0
+    if not folder and not stat.S_ISREG(status.st_mode):
+        files.unreadable.append((name, "a pipe, socket or device, not a file"))
+        return 0
+    identity = (status.st_dev, status.st_ino)
+    if identity in files.seen:
+        files.left_out.append((name, "read once, though reached twice"))
+        return 1
+    files.seen.add(identity)
+    if folder:
+        return sum([_search(entry, files) for entry in inside if _wanted(entry, files)])
+    files.found.append(path)
+    return 1
+
+
+def _wanted(entry: Path, files: Files) -> bool:
+    if entry.name.startswith("."):
+        reason = "hidden: its name begins with a dot"
+    elif not os.path.isdir(entry) and entry.suffix.lower() not in SUFFIXES:
+        reason = f"not one of {KINDS}"
+    else:
+        return True
+    files.left_out.append((printable(entry), reason))
+    return False

@@ -1,0 +1,198 @@
+"""Read records from files: a text each, or a problem and its answer, or why it is unreadable."""
+
+import codecs
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rmt.data.files import KINDS, by_reason, find_files, printable, shown
+
+UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+HUB_DATASETS = {
+    "KbsdJames/Omni-MATH": "test.jsonl",
+    "Skywork/Skywork-OR1-RL-Data": "data/math-00000-of-00001.parquet",
+}
+# What DAPO-Math asks for with each problem would contradict --problem-request.
+DAPO_REQUEST = re.compile(
+    r"^Solve the following math problem step by step\. The last line of your response should be of "
+    r"the form Answer: [^\n]*\n\n"
+    r'|\n\nRemember to put your answer on its own line after "Answer:"\.$'
+)
+PROBLEM = ("problem", "question")  # fields by which records of one problem are known
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Record:
+    source: str  # file:line
+    text: str | None  # None: could not be read
+    trouble: str = ""  # why it is in no document
+    answer: str = ""
+    problem: str = ""  # identifies the problem, or else the text, for --holdout
+
+
+def read_records(
+    paths: Sequence[str], make: Callable, fields: Sequence[str]
+) -> tuple[list[Record], list[str]]:
+    """Read the records of files and folders; return them, and remarks on files left out.
+
+    make: `as_text` or `as_problem`.
+    """
+    places = [Path(_download(path) if path in HUB_DATASETS else path) for path in paths]
+    for place in places:
+        if not os.path.exists(place):
+            raise FileNotFoundError(
+                f"--data {printable(place)} does not exist; give files, folders, or "
+                f"{', '.join(HUB_DATASETS)}"
+            )
+    files = find_files(places)
+    records = [Record(name, None, reason) for name, reason in files.unreadable]
+    for file in files.found:
+        found = list(_read_file(file, make, fields))
+        records += found
+        if not found:
+            files.left_out.append((printable(file), "empty"))
+    remarks = [
+        f"left out {len(names):,} files, {reason}: {shown(names)}"
+        for reason, names in by_reason(files.left_out).items()
+    ]
+    return records, remarks
+
+
+def _read_file(file: Path, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
+    name, suffix = printable(file), file.suffix.lower()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        yield Record(name, None, f"cannot be read ({error.strerror})")
+        return
+    if suffix == ".parquet":
+        rows = [(f"{name}:{n}", row) for n, row in enumerate(_read_parquet(file), start=1)]
+    elif content.startswith(UTF_16_OR_32):
+        raise ValueError(f"--data {name} is UTF-16 or UTF-32; make it UTF-8: iconv -t UTF-8")
+    elif suffix == ".jsonl":
+        rows = [(f"{name}:{n}", line) for n, line in split_lines(content)]
+    elif b"\0" in content:
+        raise ValueError(f"--data {name} is a binary file, not text; give {KINDS}")
+    else:
+        rows = [(name, content)] if content else []
+    parse = {".parquet": dict, ".jsonl": parse_json}.get(suffix, _parse_text)
+    for source, row in rows:
+        try:
+            record = make(source, parse(row), fields)
+            if LONE_SURROGATE.search(record.text + record.answer):
+                raise ValueError("half a surrogate pair, which is no character")
+            yield record
+        except ValueError as error:
+            yield Record(source, None, str(error))
+
+
+def split_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return number and content of each line that is not blank; only "\\n" ends a line."""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield number, line
+
+
+def parse_json(line: bytes) -> dict[str, Any]:
+    """Parse a line of JSON, with NaN as null; ValueError unless it is an object."""
+    try:
+        value = json.loads(
+            line.decode("utf-8"), parse_constant=lambda _: None, object_pairs_hook=_unique
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"field {name!r} is there twice")
+    return found
+
+
+def _parse_text(content: bytes) -> dict[str, Any]:
+    try:
+        return {"text": content.decode("utf-8-sig")}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+
+
+def _read_parquet(file: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ValueError(
+            f"--data {printable(file)}: .parquet needs pyarrow; `pip install pyarrow`, or convert "
+            "it to .jsonl"
+        ) from None
+    try:
+        return parquet.read_table(file).to_pylist()
+    except (ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"--data {printable(file)} cannot be read as parquet ({error})") from None
+
+
+def as_text(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
+    """Join text fields by a blank line; ValueError if one is missing."""
+    wanted = fields or (("problem", "solution") if "problem" in raw else ("text",))
+    for name in wanted:
+        if not isinstance(raw.get(name), str):
+            raise ValueError(f"no text field {name!r}; it has: {_names(raw)}")
+    text = "\n\n".join(raw[name] for name in wanted)
+    problem = next((raw[name] for name in PROBLEM if isinstance(raw.get(name), str)), text)
+    return Record(source, text, problem=problem)
+
+
+def as_problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
+    """Read a problem and its answer, of MATH, GSM8K, DAPO or verl; ValueError if one is missing."""
+    if isinstance(raw.get("reward_model"), dict):  # a data set made for verl
+        raw = _from_verl(raw)
+    fields = fields or ("question" if "question" in raw else "problem",)
+    texts = {name: raw[name] for name in fields if isinstance(raw.get(name), str)}
+    raw = raw | {name: DAPO_REQUEST.sub("", text.strip()) for name, text in texts.items()}
+    record, answer = as_text(source, raw, fields), raw.get("answer")
+    if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
+        raise ValueError(f"no field 'answer' of text or a number; it has: {_names(raw)}")
+    answer = str(answer).rsplit("####")[-1].strip()
+    if not answer:
+        raise ValueError("its answer is empty: every response would be wrong")
+    return replace(record, answer=answer)
+
+
+def _names(raw: dict[str, Any]) -> str:
+    return ", ".join(list(raw)[:20]) or "none"
+
+
+def _from_verl(raw: dict[str, Any]) -> dict[str, Any]:
+    prompt, truth = raw.get("prompt"), raw["reward_model"].get("ground_truth")
+    with suppress(TypeError, ValueError, RecursionError):  # Skywork's are lists of answers, as JSON
+        listed = json.loads(truth)
+        if isinstance(listed, list) and listed and isinstance(listed[0], str):  # no [1, 2]
+            truth = listed[0]
+    messages = [m for m in prompt if isinstance(m, dict)] if isinstance(prompt, list) else []
+    return {"problem": messages[-1].get("content") if messages else None, "answer": truth}
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(name, HUB_DATASETS[name], repo_type="dataset")
+    except Exception as error:  # requests, httpx and hub errors share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"data set {name} could not be fetched ({reason}); on a machine with a "
+            f"network run `hf download --repo-type dataset {name} --local-dir DIR`, "
+            f"then give --data DIR/{HUB_DATASETS[name]}"
+        ) from None

@@ -1,0 +1,115 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476), as RPT uses it; RMT only records its matches.
+
+A group whose matches are all equal is replaced by one about another position.
+
+Departures: RPT fills its batch with groups of other prompts; here the new position is one of the
+same document, so that a step has the documents that its epoch gave it. Groups are judged by r_match
+(the composite reward nearly always differs), at most `resample_tries` times.
+"""
+
+from collections.abc import Callable, Sequence
+
+from rmt.config.config import Config
+from rmt.curriculum import Curriculum
+from rmt.grpo import has_both_outcomes
+from rmt.questions import (
+    RolloutBatch,
+    TrainingSet,
+    ask,
+    budget_of_step,
+    draw_positions,
+    prompts_of,
+    question_trees,
+    reward_responses,
+    sampling_at,
+)
+from rmt.system.clock import Clock
+from rmt.system.dist import World, gather_objects
+
+
+def record_matches(
+    c: Config, curriculum: Curriculum, batch: RolloutBatch, world: World, attempt: int = 0
+) -> None:
+    """Record matches per position on every rank: for noise filter and adaptive rule. All ranks."""
+    if attempt == 0:  # a new step
+        curriculum.fade()
+    if c.task != "next-token":
+        return
+    right = batch.rewards["match"].sum(dim=1).tolist()
+    own = [(q.document, q.position, q.tier, int(n)) for q, n in zip(batch.questions, right)]
+    for part in gather_objects(own, world):
+        for document, position, tier, matched in part:
+            curriculum.observe(document, position, tier, matched, c.group_size)
+
+
+def replace_zero_variance(
+    c: Config, data: TrainingSet, curriculum: Curriculum, batch: RolloutBatch, sampler,
+    generate: Callable, step: int, world: World, clock: Clock,
+) -> tuple[RolloutBatch, int]:  # fmt: skip
+    """Replace groups of equal matches as far as possible; also returns the tokens thrown away.
+
+    generate: of rmt/rollout.py or rmt/naive.py. All ranks.
+    """
+    budget, dropped = budget_of_step(c, step, data.total_steps), 0
+    taken: dict[int, set[int]] = {}  # positions of each document that this step has asked about
+    for question in batch.questions:
+        taken.setdefault(question.document, set()).add(question.position)
+    tries = c.resample_tries if 0 <= c.resample_from <= step else 0
+    for attempt in range(1, 1 + tries):
+        equal = (~has_both_outcomes(batch.rewards["match"])).nonzero()[:, 0].tolist()
+        draws = _draw_again(c, data, curriculum, batch, equal, taken, step, attempt, world)
+        if draws is None:
+            break
+        replaced = {i: ask(c, data, index, draw, budget) for i, (index, draw) in draws.items()}
+        questions = list(replaced.values())
+        for question in questions:
+            taken[question.document].add(question.position)
+        with clock("sampling"):
+            prompts = prompts_of(c, data.tokenizer, questions)
+            trees = question_trees(questions, data.documents, prompts)
+            sampling = sampling_at(c, data.tokenizer, step, attempt=attempt)
+            responses = generate(sampler, trees, c.group_size, sampling)
+            fresh = reward_responses(c, data.tokenizer, questions, responses)
+        record_matches(c, curriculum, fresh, world, attempt)
+        dropped += sum(len(r.tokens) for i in replaced for r in batch.responses[i])
+        batch = _with(batch, list(replaced), fresh)
+    return batch, dropped
+
+
+def _draw_again(
+    c: Config, data: TrainingSet, curriculum: Curriculum, batch: RolloutBatch,
+    equal: Sequence[int], taken: dict[int, set[int]], step: int, attempt: int, world: World,
+) -> dict[int, tuple] | None:  # fmt: skip
+    """Draw positions anew for the groups `equal`: index in the batch -> (document, draw).
+
+    Groups whose document has no more positions are missing; None when no rank has any. All ranks,
+    each of which draws for all.
+    """
+    places: dict[int, list[int]] = {}
+    for i in equal:
+        places.setdefault(batch.questions[i].document, []).append(i)
+    wanted = [(index, len(group), sorted(taken[index])) for index, group in places.items()]
+    drawn = [
+        [draw_positions(c, data, curriculum, step, *request, attempt)[0] for request in part]
+        for part in gather_objects(wanted, world)
+    ]
+    if not any(draws for part in drawn for draws in part):
+        return None
+    return {
+        i: (index, draw)
+        for (index, group), draws in zip(places.items(), drawn[world.rank])
+        for i, draw in zip(group, draws)
+    }
+
+
+def _with(batch: RolloutBatch, places: Sequence[int], fresh: RolloutBatch) -> RolloutBatch:
+    """Put the groups of `fresh` into the batch at these indices."""
+    new = {place: number for number, place in enumerate(places)}
+    pick = lambda old, other: [other[new[i]] if i in new else x for i, x in enumerate(old)]
+    rewards = {name: values.clone() for name, values in batch.rewards.items()}
+    for name, values in rewards.items():
+        values[list(places)] = fresh.rewards[name]
+    return RolloutBatch(
+        pick(batch.questions, fresh.questions), pick(batch.responses, fresh.responses),
+        pick(batch.answers, fresh.answers), rewards,
+    )  # fmt: skip

@@ -1,0 +1,37 @@
+"""Held-out evaluation during a run."""
+
+from rmt.engine.log import RunLog
+from rmt.engine.run import Run, Setup
+from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
+from rmt.evaluation.summary import answered, table
+from rmt.questions import budget_of_step
+from rmt.sampling import Sampling
+
+
+def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
+    """Write held-out accuracy and, for text, nats per token to eval.jsonl. All ranks."""
+    c, world, tokenizer = run.config, setup.world, setup.data.tokenizer
+    documents, chosen = setup.held_out
+    budget = budget_of_step(c, run.total_steps, run.total_steps)  # B_T
+    temperature = c.temperature if c.eval_decoding == "sampled" else 0.0
+    sampling = Sampling(
+        c.max_response, tokenizer.stop_ids, tokenizer.vocab_size, temperature, c.max_branches,
+        c.seed, "evaluate",
+    )  # fmt: skip
+    known = (run.model, tokenizer, documents)
+    if c.task == "problems":
+        items = solve(*known, budget, c.problem_request, sampling, world)
+    elif c.task == "nothing":
+        items = predict_plainly(*known, chosen.positions, c.tokens_per_micro_batch, world)
+    else:
+        items = predict_thinking(
+            *known, chosen.positions, budget, c.budget_entropy, sampling, world
+        )
+    found = {"tiers": chosen.summary(items), "items": answered(items)}
+    message = f"held-out accuracy after {run.step} steps\n{table(found['tiers'])}"
+    if c.task != "problems":
+        nats = nats_per_token(*known, c.tokens_per_micro_batch, world)
+        found["nats_per_token"] = nats
+        message += f"\nheld-out text: {nats:.4f} nats per token"
+    log.evaluation(run.step, found)
+    log.message(message)

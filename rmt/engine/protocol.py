@@ -1,0 +1,94 @@
+"""Settings of an evaluation: what is typed, else those of the run that made the model.
+
+So `train.py` and then `eval.py --model RUN` is the paper's protocol: documents that training left
+out, cut and asked about as the run did. For a model that no run made, the defaults hold.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rmt.budget import budget_at
+from rmt.config.config import Config, from_json
+from rmt.config.flags import flag
+from rmt.engine.checkpoint import run_settings
+
+TAKEN = (
+    "weights", "text_fields", "document_tokens", "min_context", "entropy_top_k", "tiers",
+    "tier_thresholds", "max_response", "temperature", "problem_request", "budget_entropy",
+)  # fmt: skip
+MODES = {"problems": "problems", "nothing": "ntp"}  # by the task of the run; else rmt
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to evaluate a model, and what to say about it."""
+
+    config: Config
+    part: str  # of the data: see rmt.engine.setup.read_corpus
+    mode: str
+    budget: int | None  # B_T; None: no number of tokens is asked for
+    remarks: tuple[str, ...] = ()
+
+
+def protocol(typed: dict[str, Any], mode: str) -> Protocol:
+    """Take what typed flags leave open from the model's run.
+
+    ValueError as of Config, and when the run held out no document.
+    """
+    model = typed.get("model", Config.model)
+    run = (run_settings(Path(model)) or {}).get("config", {})
+    taken = {name: run[name] for name in TAKEN if name in run and name not in typed}
+    if "weights" in taken and not Path(taken["weights"]).is_dir():
+        del taken["weights"]  # of another machine
+    part = "held_out" if "holdout" in typed or "data" not in typed else "all"
+    if run and "data" not in typed:
+        taken |= _held_out_data(model, run, typed)
+        part = "all" if run.get("eval_data") else "held_out"
+    if run and "difficulty_model" not in typed:
+        taken["difficulty_model"] = run.get("difficulty_model") or initial_model(run)
+    config = from_json(taken | typed | {"budget": False})  # B_0 is never asked for
+    mode = mode or MODES.get(run.get("task", ""), "rmt")
+    if mode == "problems":
+        config = replace(config, task="problems", match="answer", ntp=False)
+    taught = mode == "rmt" or run.get("task") == mode
+    values = {name: getattr(config, name) for name in taken}
+    words = [_words(n, value) for n, value in values.items() if value != getattr(Config, n)]
+    remarks = (f"as the run of {model}: {' '.join(words)}",) if words else ()
+    return Protocol(config, part, mode, final_budget(run) if taught else None, remarks)
+
+
+def _held_out_data(model: str, run: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """Return flags for --eval-data of the run, else for what it held out of its data."""
+    if run.get("eval_data"):
+        return {"data": run["eval_data"]}
+    kept = run.get("holdout", 0)
+    if kept == 0 or typed.get("holdout", kept) > kept:
+        raise ValueError(
+            f"the run of {model} held out {kept} documents of {', '.join(run['data'])} and has no "
+            "--eval-data: others it was trained on; give other text with --data"
+        )
+    return {"data": run["data"], "holdout": typed.get("holdout", kept)}
+
+
+def initial_model(run: dict[str, Any]) -> str:
+    """Return the model that a run began with; through earlier runs, if one of those made it."""
+    seen = set()
+    while run["model"] not in seen:
+        seen.add(run["model"])
+        run = (run_settings(Path(run["model"])) or {"config": run})["config"]
+    return run["model"]
+
+
+def final_budget(run: dict[str, Any]) -> int | None:
+    """Return B_T of a run's schedule, or of the paper's; None if the run asked for no length."""
+    names = ("budget", "budget_start", "budget_decay", "budget_min")
+    asked, *schedule = (run.get(name, getattr(Config, name)) for name in names)
+    return budget_at(1, 1, *schedule) if asked else None
+
+
+def _words(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{flag(name)} {shown or repr('')}"

@@ -1,0 +1,144 @@
+"""A training run: the state that checkpoints hold, and the setup around it that they do not."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmt.config.config import Config
+from rmt.curriculum import Curriculum
+from rmt.data.corpus import Document, document_order
+from rmt.engine import checkpoint
+from rmt.engine.export import find_model
+from rmt.engine.resume import origin_of, resolve, total_steps
+from rmt.engine.saver import Saver
+from rmt.engine.setup import (
+    choose_held_out,
+    load_trainable,
+    make_training_set,
+    read_model_directory,
+    read_texts,
+)
+from rmt.evaluation.positions import Chosen
+from rmt.questions import TrainingSet
+from rmt.system.clock import Clock
+from rmt.system.dist import World, compute_dtype, load_model
+from rmt.update import Updated
+
+
+@dataclass
+class Run:
+    """The training state after `step` steps: all that a checkpoint holds."""
+
+    config: Config
+    total_steps: int  # T of the schedules
+    model: Any
+    optimizer: torch.optim.Optimizer
+    curriculum: Curriculum
+    origin: dict[str, Any]  # fingerprints of models and texts, tier thresholds, compute dtype
+    step: int = 0
+    refused_in_a_row: int = 0  # updates refused because something was not finite
+    tokens: float = 0.0  # sampled and trained on so far, over all ranks
+    seconds: float = 0.0  # of all steps so far
+
+    @property
+    def over(self) -> bool:
+        """True after the last step, or when --max-tokens or --max-minutes are used up."""
+        c = self.config
+        return (
+            self.step >= self.total_steps
+            or 0 < c.max_tokens <= self.tokens
+            or 0 < 60 * c.max_minutes <= self.seconds
+        )
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Objects that a run works with; made anew when it starts or resumes."""
+
+    data: TrainingSet
+    world: World
+    model_dir: Path  # of the initial model
+    compute: torch.dtype
+    reference: Any  # frozen copy of the initial model, None when beta is 0
+    # --eval-data and the positions to predict there; for problems no positions: their ends.
+    held_out: tuple[list[Document], Chosen] | None
+    clock: Clock
+    saver: Saver
+
+
+def prepare(
+    config: Config, world: World, typed: Mapping[str, Any] | None = None
+) -> tuple[Run, Setup]:
+    """Load model and data, measure difficulty, restore a checkpoint. All ranks.
+
+    typed: the flags of the command line; a resumed run applies those in resume.APPLIED.
+    """
+    config, checkpoint_dir, saved = resolve(config, world, typed)
+    model_dir = find_model(config.model, config.weights, world)
+    tokenizer, shape = read_model_directory(model_dir)
+    documents, held_out = read_texts(config, tokenizer, shape, world)
+    total = total_steps(config, typed, len(documents), saved, world)
+    order = document_order(len(documents), config.batch_size, total, config.seed)
+    origin = origin_of(config, model_dir, documents, held_out, saved, checkpoint_dir, world)
+    compute = compute_dtype(config.dtype, world)
+    config, model = load_trainable(config, world, model_dir, tokenizer, compute)
+    initial = (config, world, model_dir, tokenizer, model)  # not trained yet, so it measures
+    data, thresholds = make_training_set(*initial, documents, order, saved.get("thresholds"))
+    chosen = choose_held_out(*initial, held_out) if held_out else None
+    reference = None
+    if config.kl_beta:
+        reference = load_model(model_dir, world, compute, trainable=False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
+        weight_decay=config.weight_decay, fused=True,
+    )  # fmt: skip
+    curriculum = Curriculum(data.tiers, config.seed, config.noise_after)
+    origin |= {"thresholds": thresholds, "compute": str(compute).removeprefix("torch.")}
+    run = Run(config, total, model, optimizer, curriculum, origin)
+    if checkpoint_dir is not None:
+        _restore(run, checkpoint_dir, saved)
+    clock, saver = Clock(world.device), Saver(run.out, config.keep, world)
+    return run, Setup(data, world, model_dir, compute, reference, chosen, clock, saver)
+
+
+def note_refusal(run: Run, setup: Setup, updated: Updated) -> None:
+    """Count updates refused in a row, and name the documents of a refused one."""
+    run.refused_in_a_row = (0 if updated.count else run.refused_in_a_row) + updated.refused
+    if updated.refused and setup.world.rank == 0:
+        sources = [setup.data.documents[i].source for i in sorted(updated.documents)]
+        print(
+            f"step {run.step}: loss or gradient is not finite; no update. "
+            f"Documents: {', '.join(sources) or 'unknown'}"
+        )
+
+
+def save(run: Run, setup: Setup, wait: bool = True) -> None:
+    """Write a checkpoint of the state after `run.step` steps. All ranks.
+
+    Without `wait`, return when the state is copied; an earlier save is waited for first.
+    """
+    names = ("total_steps", "refused_in_a_row", "tokens", "seconds")
+    settings = run.origin | {"config": asdict(run.config)}
+    settings |= {name: getattr(run, name) for name in names}
+    run.optimizer.zero_grad(set_to_none=True)  # on a CPU the copy takes the gradients' place
+    with setup.clock("checkpoint"):
+        setup.saver.save(run.step, run.model, run.optimizer, _tensors(run), settings)
+        if wait:
+            setup.saver.wait()
+
+
+def _tensors(run: Run) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in run.curriculum.arrays.items()}
+
+
+def _restore(run: Run, checkpoint_dir: Path, saved: dict[str, Any]) -> None:
+    checkpoint.restore(checkpoint_dir, run.model, run.optimizer, _tensors(run))  # in place
+    run.step, run.refused_in_a_row = saved["step"], saved["refused_in_a_row"]
+    run.tokens, run.seconds = saved["tokens"], saved["seconds"]

@@ -1,0 +1,227 @@
+"""Parts of a run's setup: the model, the documents, and the difficulty of their positions."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.config import ModelConfig
+from models.tokenizer import Tokenizer
+from models.transformer import Transformer
+from rmt.budget import budget_of_position
+from rmt.config.config import Config, in_repository
+from rmt.curriculum import NO_TIER, TIERS, assign_tiers, quantile_thresholds
+from rmt.data import corpus
+from rmt.data.corpus import Corpus, Document
+from rmt.data.entropy_cache import cached_entropies
+from rmt.difficulty import document_entropies
+from rmt.engine.export import find_model
+from rmt.evaluation.positions import Chosen, choose_positions
+from rmt.memory.autofit import autofit
+from rmt.prompt import PromptIds, prompt_for
+from rmt.questions import TrainingSet
+from rmt.system.dist import World, compute_dtype, current, load_model, rollout_mode
+
+# ---- the model
+
+
+def read_model_directory(model_dir: Path) -> tuple[Tokenizer, ModelConfig]:
+    """Read tokenizer and shape of a model; ValueError when the embedding has too few rows."""
+    shape, tokenizer = ModelConfig.from_directory(model_dir), Tokenizer(model_dir)
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"{model_dir}: the tokenizer has {tokenizer.vocab_size} tokens, but config.json's "
+            f"vocab_size is {shape.vocab_size}: they are of different models; fetch both again"
+        )
+    return tokenizer, shape
+
+
+def load_trainable(
+    config: Config, world: World, model_dir: Path, tokenizer: Tokenizer, compute: torch.dtype
+) -> tuple[Config, Transformer]:
+    """Load the model to train, and the config with the batch sizes that fit. All ranks."""
+    model = load_model(model_dir, world, compute, offload=config.offload)
+    # Saved with the run: the resumed run decodes as many responses at once, and rounds alike.
+    config = autofit(config, longest_prompt(config, tokenizer), model, compute, world)
+    compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]
+    model.configure_training(config.recompute, compiled)
+    return config, model
+
+
+def longest_prompt(config: Config, tokenizer: Tokenizer, budget: int | None = None) -> PromptIds:
+    """Return the longest prompt of a run, or of an evaluation that asks for `budget` tokens."""
+    if config.budget:
+        budget = config.budget_start
+    if budget is not None:
+        budget = budget_of_position(budget, math.inf, config.budget_entropy)
+    return prompt_for(config.task, tokenizer, budget, config.problem_request)
+
+
+# ---- the documents
+
+
+def read_texts(
+    config: Config, tokenizer: Tokenizer, shape: ModelConfig, world: World
+) -> tuple[list[Document], list[Document]]:
+    """Read the documents to train on, and those of --eval-data; warn about common ones."""
+    documents, held_out = (
+        read_corpus(config, paths, tokenizer, shape, config.max_response, "train").documents
+        if paths else []
+        for paths in (config.data, config.eval_data)
+    )  # fmt: skip
+    known = {document.tokens.tobytes() for document in documents}
+    both = sum(document.tokens.tobytes() in known for document in held_out)
+    if both and world.rank == 0:
+        print(
+            f"{both:,} of the {len(held_out):,} documents of --eval-data "
+            f"{', '.join(config.eval_data)} are in --data as well, so accuracy is measured on "
+            "text that was trained on; take other text, or let --holdout set some aside",
+            file=sys.stderr,
+        )
+    return documents, held_out
+
+
+def read_corpus(
+    config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig, response: int,
+    part: str = "all",
+) -> Corpus:  # fmt: skip
+    """Read all documents of the paths, or those to "train" on, or those "held_out" (--holdout).
+
+    With --eval-data nothing is held out. Prints what was left out. ValueError when document, prompt
+    and `response` tokens exceed the context.
+    """
+    prompt = longest_prompt(config, tokenizer)
+    needed = config.document_tokens + len(prompt) + response
+    if needed > shape.max_position_embeddings:
+        raise ValueError(
+            f"--document-tokens {config.document_tokens} + {len(prompt)} tokens of prompt + "
+            f"--max-response {response} = {needed} tokens exceed the model's context "
+            f"of {shape.max_position_embeddings}; lower one of the two"
+            + ", or use --preset demo, whose sizes are the tiny model's"
+            * (config.model == "tiny")
+        )
+    found = corpus.read(
+        [str(in_repository(path)) for path in paths], tokenizer,
+        config.text_fields, config.document_tokens,
+        None if config.task == "problems" else config.min_context + 1,
+        part, 0 if config.eval_data else config.holdout,
+    )  # fmt: skip
+    for remark in found.remarks if current().rank == 0 else ():
+        print(remark, file=sys.stderr)
+    return found
+
+
+# ---- the difficulty of their positions
+
+
+def make_training_set(
+    config: Config, world: World, model_dir: Path, tokenizer: Tokenizer, model: Transformer,
+    documents: list[Document], order: np.ndarray, saved_thresholds: list[float] | None,
+) -> tuple[TrainingSet, list[float]]:  # fmt: skip
+    """Sort positions into tiers by their entropy under the initial model. All ranks.
+
+    Only documents in `order` (steps, batch) are measured. Also returns the lower ends of the tiers
+    in nats; a resumed run keeps its saved ones.
+    """
+    tiers = [np.full(len(document.tokens), NO_TIER) for document in documents]
+    thresholds, measured = config.tier_thresholds, {}
+    if config.task == "next-token" or config.ntp_scope == "low_entropy":
+        drawn = np.unique(order).tolist()
+        entropies, thresholds = measure_difficulty(
+            config, world, model_dir, tokenizer, model, [documents[i] for i in drawn]
+        )
+        measured = dict(zip(drawn, entropies))
+        thresholds = saved_thresholds or thresholds  # a longer run may have more documents
+        for index, entropy in measured.items():
+            tiers[index] = assign_tiers(entropy, thresholds, config.min_context)
+        _check_tiers(np.concatenate([tiers[i] for i in drawn]), thresholds, world)
+    data = TrainingSet(tokenizer, documents, tiers, measured, order)
+    return data, [float(threshold) for threshold in thresholds]
+
+
+def choose_held_out(
+    config: Config, world: World, model_dir: Path, tokenizer: Tokenizer, model: Transformer,
+    documents: list[Document],
+) -> tuple[list[Document], Chosen]:  # fmt: skip
+    """Choose the positions of evaluations by the initial model; none for problems. All ranks."""
+    if config.task == "problems":
+        return documents, Chosen([])
+    entropies, thresholds = measure_difficulty(
+        config, world, model_dir, tokenizer, model, documents
+    )
+    return documents, choose_positions(
+        documents, entropies, thresholds, config.min_context, config.eval_positions, config.seed
+    )
+
+
+def difficulty_dir(config: Config, model_dir: Path, world: World) -> Path:
+    """Return the directory of the model that measures difficulty. All ranks.
+
+    ValueError when its tokenizer differs from that of `model_dir`.
+    """
+    if not config.difficulty_model:
+        return model_dir
+    proxy_dir = find_model(config.difficulty_model, config.weights, world)
+    own, other = ((path / "tokenizer.json").read_bytes() for path in (model_dir, proxy_dir))
+    if own != other:
+        raise ValueError(
+            f"--difficulty-model {config.difficulty_model} has another tokenizer than "
+            f"{config.model}; positions would not correspond: take a model of the same family"
+        )
+    return proxy_dir
+
+
+def measure_difficulty(
+    config: Config, world: World, model_dir: Path, tokenizer: Tokenizer, model: Transformer,
+    documents: Sequence[Document],
+) -> tuple[list[np.ndarray], tuple[float, ...]]:  # fmt: skip
+    """Measure the entropies (T,) of documents, and return them with the tier thresholds in nats.
+
+    `model` measures, or --difficulty-model. All ranks. ValueError for entropies of nan.
+    """
+    proxy_dir = difficulty_dir(config, model_dir, world)
+    compute = compute_dtype(config.dtype, world)
+
+    def measure() -> list[np.ndarray]:
+        proxy = model
+        if proxy_dir != model_dir:
+            proxy = load_model(proxy_dir, world, compute, trainable=False)
+        with rollout_mode(proxy) as gathered:
+            entropies = document_entropies(
+                gathered, documents, tokenizer.begin_ids, config.entropy_top_k,
+                tokenizer.vocab_size, config.tokens_per_micro_batch, world,
+            )  # fmt: skip
+        broken = [d.source for d, entropy in zip(documents, entropies) if np.isnan(entropy).any()]
+        if broken:
+            raise ValueError(
+                f"{proxy_dir} predicts nan for {len(broken)} of {len(documents)} documents, the "
+                f"first {broken[0]}; its weights are damaged, or --dtype {config.dtype} overflows"
+            )
+        return entropies
+
+    method = f"top-{config.entropy_top_k} {compute} of {tokenizer.vocab_size}"
+    method += f" after {tokenizer.begin_ids}"
+    entropies = cached_entropies(measure, proxy_dir, documents, method, world)
+    thresholds = config.tier_thresholds
+    if config.tiers == "quantile":
+        thresholds = quantile_thresholds(entropies, thresholds, config.min_context)
+    return entropies, thresholds
+
+
+def _check_tiers(tiers: np.ndarray, thresholds: Sequence[float], world: World) -> None:
+    """Print the sizes of tiers; ValueError when there is no position to reason about."""
+    sizes = {name: int((tiers == tier).sum()) for tier, name in enumerate(TIERS)}
+    lowest = ", ".join(f"{x:.2f}" for x in thresholds)
+    if not any(sizes.values()):
+        raise ValueError(
+            f"all tiers are empty: no token's entropy reaches the thresholds {lowest} nats; "
+            "lower --tier-thresholds, or use --tiers quantile --tier-thresholds 0.5 0.7 0.85"
+        )
+    if world.rank == 0:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        print(f"positions by tier (from {lowest} nats): {shown}; {(tiers == NO_TIER).sum()} below")
+        for name in (name for name, size in sizes.items() if not size):
+            print(f"tier {name} is empty: its probability goes to the others")

@@ -1,0 +1,119 @@
+"""Metrics of a step: responses, speed and memory. docs/metrics.md is the glossary."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rmt.config.config import Config
+from rmt.curriculum import TIERS, Curriculum
+from rmt.data.math_answers import take_failures
+from rmt.engine.balance import idle_share
+from rmt.engine.flops import forward_flops, peak_flops
+from rmt.engine.run import Run, Setup
+from rmt.grpo import centred, has_both_outcomes
+from rmt.questions import RolloutBatch
+from rmt.system.clock import peak_memory
+from rmt.system.dist import World, gather_objects
+from rmt.system.env import device_name
+from rmt.system.metrics import Metrics
+from rmt.update import Updated
+
+PHASES = ("rollout", "update", "forward", "backward", "optimizer", "communication", "checkpoint")
+
+
+def add_response_metrics(
+    metrics: Metrics, batch: RolloutBatch, scale: Tensor, length_weight: float
+) -> None:
+    """Add rewards, lengths and tiers of this rank's responses: P groups of G.
+
+    scale: the divisor of advantages, see grpo.advantage_scale.
+    """
+    rewards, questions = batch.rewards, batch.questions
+    count = rewards["match"].numel()
+    rollouts = [rollout for group in batch.responses for rollout in group]
+    answers = [answer for group in batch.answers for answer in group]
+    thought = [(r, a) for r, a in zip(rollouts, answers) if a.thinking_length is not None]
+    for name, total in (("mean", "total"), ("match", "match"), ("length", "length")):
+        metrics.add(f"reward/{name}", rewards[total].sum(), count)
+    shares = length_share(rewards["total"], rewards["length"], length_weight, scale)
+    metrics.add("share/advantage_from_length", *shares)
+    metrics.add("length/response", sum(len(r.tokens) for r in rollouts), count)
+    metrics.add("length/thinking", sum(a.thinking_length for _, a in thought), len(thought))
+    # Tokens from </think> on: neither reward nor budget counts them.
+    after = sum(len(r.tokens) - a.thinking_length for r, a in thought)
+    metrics.add("length/answer", after, len(thought))
+    off = [
+        abs(answer.thinking_length - q.budget) / q.budget
+        for q, group in zip(questions, batch.answers) for answer in group
+        if q.budget is not None and answer.thinking_length is not None
+    ]  # fmt: skip
+    metrics.add("length/budget_error", sum(off), len(off))
+    metrics.add("share/well_formed", sum(a.text is not None for a in answers), count)
+    equal = (~has_both_outcomes(rewards["match"])).sum()
+    metrics.add("share/zero_variance_groups", equal, len(questions))
+    metrics.add("share/cut_off", sum(not r.finished for r in rollouts), count)
+    metrics.add("share/judge_failed", take_failures(), count)
+    for tier, name in enumerate(TIERS):
+        rows = torch.tensor([q.tier == tier for q in questions], dtype=torch.bool)
+        metrics.add(f"draw/{name}", rows.sum(), len(questions))
+        match = rewards["match"][rows]
+        metrics.add(f"match/{name}", match.sum(), match.numel())
+
+
+def add_curriculum_metrics(
+    metrics: Metrics, curriculum: Curriculum, drawn: Sequence[tuple], c: Config, dropped: int,
+    world: World,
+) -> None:  # fmt: skip
+    """Add counts of empty tiers and noise, and the tokens of groups that were replaced: `dropped`.
+
+    drawn: results of `draw_positions` for this rank's documents.
+    """
+    positions = len(drawn) * c.positions_per_document
+    metrics.add("share/empty_tier_draws", sum(empty for _, empty in drawn), positions)
+    metrics.add("share/noise", curriculum.noise, max(1, len(curriculum.misses)))
+    metrics.add("tokens/dropped", dropped, 1 / world.size)  # a sum over ranks
+
+
+def add_speed_metrics(
+    metrics: Metrics, run: Run, setup: Setup, batch: RolloutBatch, updated: Updated, started: float
+) -> None:
+    """Add seconds, tokens per second, model FLOPs utilisation and memory of a finished step.
+
+    started: of time.perf_counter. All ranks.
+    """
+    c, world, seconds = run.config, setup.world, setup.clock.read()
+    generated = sum(len(r.tokens) for group in batch.responses for r in group)
+    trained = sum(map(len, updated.trees))
+    for phase in PHASES:
+        metrics.add(f"time/{phase}", seconds.get(phase, 0.0), 1)
+    # Tokens add up over ranks; their seconds are the same ones.
+    metrics.add("speed/rollout_tokens_per_second", generated, seconds["rollout"] / world.size)
+    metrics.add("speed/train_tokens_per_second", trained, seconds["update"] / world.size)
+    # A backward pass costs two forward passes; scoring is a forward pass alone.
+    scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
+    flops = (3 * c.updates_per_batch + scored) * forward_flops(run.model.config, updated.trees)
+    gpu = world.device.type == "cuda"
+    peak = peak_flops(device_name(world.device), setup.compute) if gpu else None
+    metrics.add("speed/mfu", flops if peak else 0.0, peak * seconds["update"] if peak else 0.0)
+    sampling, work = zip(*gather_objects((seconds["sampling"], flops), world))
+    metrics.add("share/waiting", idle_share(sampling, work, seconds["update"]), 1)
+    took = time.perf_counter() - started
+    metrics.add("time/step", took, 1)
+    metrics.add("speed/tokens_per_second", trained, took / world.size)
+    metrics.add("tokens/step", generated + trained, 1 / world.size)  # a sum over ranks
+    metrics.add_max("memory/peak_gb", peak_memory(world.device) / 1e9)
+
+
+def length_share(
+    rewards: Tensor, length_rewards: Tensor, length_weight: float, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the advantage variance due to the length reward, and all of it, as sums over (P, G).
+
+    A = A_match + A_len, so Σ A² = Σ A·A_match + Σ A·A_len; the share is the second over the whole.
+    In a group of equal r_match it is 1 whatever w is: the normalisation cancels the scale.
+    """
+    whole = centred(rewards) / scale
+    from_length = length_weight * centred(length_rewards) / scale
+    return (whole * from_length).sum(), whole.square().sum()

@@ -1,0 +1,212 @@
+"""Questions and answers of a step: draw positions, ask, score responses, make trees.
+
+A question is a position of a document: which token comes next? With --task problems it is the end
+of a problem; --task nothing asks no questions. Shapes: P questions, G responses to each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from torch import Tensor
+
+from models.tokenizer import Tokenizer
+from rmt.budget import budget_at, budget_of_position
+from rmt.config.config import Config
+from rmt.curriculum import NO_TIER, Curriculum, Draw, adaptive_probabilities, tier_probabilities
+from rmt.data.corpus import Document
+from rmt.prompt import Answer, PromptIds, parse_response, prompt_for
+from rmt.rewards import reward_groups
+from rmt.sampling import Rollout, Sampling
+from rmt.trees import Branch, Tree
+
+LOOKAHEAD = 32  # tokens that an answer by prefix may have (RPT)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Documents and the difficulty of their tokens; nothing in it changes during a run."""
+
+    tokenizer: Tokenizer
+    documents: list[Document]
+    tiers: list[np.ndarray]  # (T,) of each document, see curriculum.assign_tiers
+    entropies: dict[int, np.ndarray]  # (T,) in nats, of the documents that the run meets
+    order: np.ndarray  # (steps, batch) documents of each step
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.order)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A position to reason about, and the right answer. For problems: the end of the text."""
+
+    document: int
+    position: int
+    tier: int
+    coming: tuple[bytes, ...]  # exact bytes of the tokens from there on; or a problem's answer
+    budget: int | None = None  # thinking tokens that the prompt asks for
+
+    @property
+    def truth(self) -> bytes:
+        return self.coming[0]
+
+
+@dataclass
+class RolloutBatch:
+    """P questions with G responses each, the answers in them, and (P, G) rewards by name."""
+
+    questions: list[Question]
+    responses: list[list[Rollout]]
+    answers: list[list[Answer]]
+    rewards: dict[str, Tensor]
+
+
+# ---- draw and ask
+
+
+def budget_of_step(c: Config, step: int, total_steps: int) -> int | None:
+    """Return B_t (at step = total_steps: B_T), or None when no budget is asked for."""
+    if not c.budget:
+        return None
+    return budget_at(step, total_steps, c.budget_start, c.budget_decay, c.budget_min)
+
+
+def tier_schedule(c: Config, progress: float, rates: np.ndarray) -> np.ndarray | None:
+    """Return the probabilities of the tiers at progress = t/T; None without a curriculum.
+
+    rates (tiers, 2): right and all responses of each tier, for the adaptive rule.
+    """
+    if not c.curriculum:
+        return None
+    if c.curriculum_rule == "adaptive":
+        return adaptive_probabilities(*rates.T, c.adaptive_floor)
+    return tier_probabilities(
+        progress, c.curriculum_early, c.curriculum_late, c.curriculum_start, c.curriculum_end
+    )
+
+
+def draw_positions(
+    c: Config, data: TrainingSet, curriculum: Curriculum, step: int, index: int, count: int,
+    taken: Sequence[int] = (), attempt: int = 0,
+) -> tuple[list[Draw], int]:  # fmt: skip
+    """Draw `count` positions of a document, none of `taken`, and count draws from empty tiers.
+
+    The curriculum remembers each draw, so every rank draws for all documents of a step.
+    """
+    if c.task == "nothing":
+        return [], 0
+    if c.task == "problems":
+        return [Draw(len(data.documents[index].tokens), NO_TIER)], 0
+    probabilities = tier_schedule(c, step / data.total_steps, curriculum.rates)
+    return curriculum.draw(step, index, probabilities, count, taken, attempt)
+
+
+def ask(c: Config, data: TrainingSet, index: int, draw: Draw, budget: int | None) -> Question:
+    """Make the question about a drawn position, with a budget of its own (Eq. 14)."""
+    document = data.documents[index]
+    if c.task == "problems":
+        return Question(index, draw.position, draw.tier, (document.answer.encode("utf-8"),), budget)
+    if budget is not None:
+        budget = budget_of_position(
+            budget, float(data.entropies[index][draw.position]), c.budget_entropy
+        )
+    coming = coming_tokens(data.tokenizer, document, draw.position)
+    return Question(index, draw.position, draw.tier, coming, budget)
+
+
+def coming_tokens(tokenizer: Tokenizer, document: Document, position: int) -> tuple[bytes, ...]:
+    ids = document.tokens[position : position + LOOKAHEAD].tolist()
+    return tuple(tokenizer.bytes_of([token]) for token in ids)
+
+
+def prompts_of(c: Config, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[PromptIds]:
+    """Put each question into words: name the next token, or solve the problem, within B tokens."""
+    return [prompt_for(c.task, tokenizer, q.budget, c.problem_request) for q in questions]
+
+
+# ---- answers
+
+
+def sampling_at(
+    c: Config, tokenizer: Tokenizer, step: int, purpose: str = "train", attempt: int = 0
+) -> Sampling:
+    """Return the parameters of sampling; each purpose and attempt has its own random numbers."""
+    return Sampling(
+        c.max_response, tokenizer.stop_ids, tokenizer.vocab_size, c.temperature, c.max_branches,
+        c.seed, purpose, step, attempt * c.group_size,
+    )  # fmt: skip
+
+
+def reward_responses(
+    c: Config, tokenizer: Tokenizer, questions: list[Question], responses: list[list[Rollout]]
+) -> RolloutBatch:
+    """Read the answer in each response and reward it (Eq. 3, 5, 6)."""
+    thinks = c.task == "next-token"
+    answers = [[parse_response(tokenizer, r.tokens, thinks) for r in group] for group in responses]
+    rewards = reward_groups(
+        answers, [q.coming for q in questions], c.group_size, [q.budget for q in questions],
+        c.length_weight, c.length_reward_max, c.length_reward_gate, c.match,
+    )  # fmt: skip
+    return RolloutBatch(questions, responses, answers, rewards)
+
+
+# ---- trees
+
+
+def question_trees(
+    questions: Sequence[Question],
+    documents: Sequence[Document],
+    prompts: Sequence[PromptIds],
+    responses: Sequence[Sequence[Rollout]] | None = None,
+) -> list[Tree]:
+    """Make one tree per document (its questions are adjacent): header and text on the trunk.
+
+    prompts: of each question; those of a document have one header.
+    Without responses each question is one branch, a prompt to continue, with the question's index
+    as id. With responses (G per question) each is a branch with id = index · G + number.
+    """
+    trees = []
+    numbered = groupby(enumerate(questions), key=lambda pair: pair[1].document)
+    for document, group in numbered:
+        group = list(group)
+        seen = max(question.position for _, question in group)
+        header = prompts[group[0][0]].header
+        branches = []
+        for index, question in group:
+            fork, footer = len(header) + question.position, prompts[index].footer
+            said = [()] if responses is None else [r.tokens for r in responses[index]]
+            for number, tokens in enumerate(said):
+                branches.append(Branch(index * len(said) + number, fork, footer, tokens))
+        trunk = (*header, *documents[document].tokens[:seen].tolist())
+        trees.append(Tree(document, trunk, tuple(branches)))
+    return trees
+
+
+def text_trees(
+    indices: Sequence[int],
+    documents: Sequence[Document],
+    begin_ids: Sequence[int],
+    excluded: Sequence[Question],
+    low_entropy: dict[int, np.ndarray],
+    scope: str,
+) -> list[Tree]:
+    """Make bare trunks of raw text with their next-token targets.
+
+    scope "not_in_C": every position but those of `excluded` (the paper's mask m); "low_entropy":
+    only where low_entropy[document] is True, and not excluded; "all": every position.
+    """
+    trees = []
+    for index in indices:
+        tokens = documents[index].tokens
+        targets = (
+            low_entropy[index].copy() if scope == "low_entropy" else np.ones(len(tokens), bool)
+        )
+        if scope != "all":
+            targets[[q.position for q in excluded if q.document == index]] = False  # m, Eq. 10
+        targets = np.concatenate((np.zeros(len(begin_ids), dtype=bool), targets))
+        targets[0] = False  # nothing precedes the first token of the row
+        trees.append(Tree(index, (*begin_ids, *tokens.tolist()), targets=targets))
+    return trees

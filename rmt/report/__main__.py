@@ -1,0 +1,5 @@
+"""`python -m rmt.report RUN ...`."""
+
+from rmt.report.report import main
+
+main()

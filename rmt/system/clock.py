@@ -1,0 +1,84 @@
+"""Phase timers, the profiler, and peak memory."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import profile
+
+from rmt.system.env import proc_field
+
+COSTLIEST = 10  # rows of the table that a profile prints
+
+
+class Clock:
+    """Add up the seconds of named phases: `with clock("forward"): ...`. Phases may nest.
+
+    On a GPU a phase is timed by CUDA events, which do not synchronize; `read` does, once.
+    """
+
+    def __init__(self, device: torch.device):
+        self.gpu = device.type == "cuda"
+        self.spans: list[tuple] = []  # (name, start, end)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield  # a phase that raises is not counted
+        self.spans.append((name, start, self._now()))
+
+    def _now(self):
+        if not self.gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def read(self) -> dict[str, float]:
+        """Return the seconds of each phase since the last call."""
+        if self.gpu:
+            torch.cuda.synchronize()
+        seconds: dict[str, float] = {}
+        for name, start, end in self.spans:
+            took = start.elapsed_time(end) / 1e3 if self.gpu else end - start
+            seconds[name] = seconds.get(name, 0.0) + took
+        self.spans.clear()
+        return seconds
+
+
+@contextmanager
+def profiled(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Trace the body into `path`, for ui.perfetto.dev, and `say` which kernels took longest."""
+    with profile() as trace:
+        yield
+    trace.export_chrome_trace(str(path))
+    gpu = torch.cuda.is_available()
+    kind = DeviceType.CUDA if gpu else DeviceType.CPU
+    rows = [
+        (e.key, e.count, (e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e6)
+        for e in trace.key_averages()
+        if e.device_type == kind and not e.is_user_annotation
+    ]
+    say(f"{costliest(rows)}\n{path} has the whole step; open it in ui.perfetto.dev")
+
+
+def costliest(rows: list[tuple[str, int, float]]) -> str:
+    """Return a table of the rows (name, calls, own seconds) that took longest."""
+    total = sum(seconds for *_, seconds in rows) or 1.0
+    lines = ["   share   seconds    calls  kernel or operator"]
+    for name, calls, seconds in sorted(rows, key=lambda row: -row[2])[:COSTLIEST]:
+        lines.append(f"{seconds / total:8.1%} {seconds:9.3f} {calls:8d}  {name[:64]}")
+    return "\n".join(lines)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return this process's peak bytes: allocated on the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if peak := proc_field("self/status", "VmHWM"):  # Linux, whose ru_maxrss includes the parent's
+        return 1024 * int(peak.split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes

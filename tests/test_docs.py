@@ -1,0 +1,44 @@
+"""What the docs say of the code is so: lines, files, words."""
+
+import re
+
+import pytest
+
+from experiments.links import LINK, ROOT, pages, refreshed
+
+PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+
+
+@PAGES
+def test_links_to_lines_of_code_are_up_to_date(page):
+    said = "python -m experiments.links sets the numbers"
+    assert refreshed(page) == page.read_text(encoding="utf-8"), said
+
+
+@PAGES
+def test_what_a_page_links_to_is_there(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_equation_has_a_line():
+    page = (ROOT / "docs/details.md").read_text(encoding="utf-8")
+    method = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| Eq\. (\d+) \|", page, re.MULTILINE))
+    assert listed == set(re.findall(r"^\*\*Eq\. (\d+)\*\*", method, re.MULTILINE))
+    assert len(LINK.findall(page)) >= 14 + 34
+
+
+def test_a_line_that_is_gone_is_named(tmp_path):
+    (tmp_path / "code.py").write_text("a = 1\nb = 2\nb = 3\n")
+    page = tmp_path / "page.md"
+    page.write_text('[a](code.py#L9 "a = 1")')
+    assert refreshed(page) == '[a](code.py#L1 "a = 1")'
+    for piece in ("b =", "c ="):
+        page.write_text(f'[b](code.py#L1 "{piece}")')
+        with pytest.raises(ValueError, match=re.escape(repr(piece))):
+            refreshed(page)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1500

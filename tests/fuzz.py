@@ -339,6 +339,7 @@ def child(action) -> tuple[int, str]:
             sys.stdout = os.fdopen(1, "w", buffering=1, errors="backslashreplace", closefd=False)
             sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            torch.set_num_threads(1)  # a fork has none of its parent's OpenMP threads, and waits
             status = 70
             try:
                 action()

@@ -24,8 +24,8 @@ from typing import Any
 
 from models.fingerprint import fingerprint
 from rmt.config.config import Config
-from rmt.config.flags import add_fields, knob, make_parser, parse_known
-from rmt.config.validate import response_needed
+from rmt.config.flags import add_fields, flag, knob, make_parser, parse_known
+from rmt.config.validate import cut_problem, response_needed
 from rmt.data.corpus import Document
 from rmt.engine.export import find_model
 from rmt.engine.protocol import Protocol, protocol
@@ -38,7 +38,7 @@ from rmt.evaluation.positions import (
     read_positions,
     write_positions,
 )
-from rmt.evaluation.summary import table
+from rmt.evaluation.summary import say
 from rmt.memory.autofit import autofit
 from rmt.memory.estimate import ROW_TOKENS
 from rmt.sampling import Sampling
@@ -57,6 +57,7 @@ CHOOSING = (  # flags that decide which positions are chosen
     "text_fields", "document_tokens", "seed", "min_context", "entropy_top_k", "tiers",
     "tier_thresholds",
 )  # fmt: skip
+CUT = ("top_p", "top_k")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Options:
         "sampled", "responses sampled as in training, or the likeliest tokens, which loop sooner",
         ("sampled", "greedy"),
     )  # fmt: skip
+    top_p: float = knob(1.0, "sample from the fewest likeliest tokens with this probability")
+    top_k: int = knob(0, "sample from the so many likeliest tokens; 0: all")
     sampling_seed: int = knob(
         -1, "of sampled decoding; -1: that of --seed, which chooses positions"
     )
@@ -95,16 +98,25 @@ def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], Options]:
             "error: --per-tier must be above 0, --budget and --limit 0 or more, --sampling-seed "
             "-1 or more"
         )
+    if wrong := cut_problem(options.top_p, options.top_k, options.decoding == "greedy"):
+        sys.exit(f"error: {wrong}")
     return {name: typed[name] for name in (*SHARED, "per_tier") if name in typed}, options
 
 
 def refuse_meaningless(options: Options, mode: str) -> None:
     """Raise ValueError for a flag that the mode does not use."""
-    for name, modes in (("limit", ("problems",)), ("budget", ("rmt", "problems"))):
-        if getattr(options, name) and mode not in modes:
-            raise ValueError(
-                f"--{name} {getattr(options, name)} means nothing to --mode {mode}; leave it out"
-            )
+    used = {"limit": ("problems",), "budget": ("rmt", "problems")}
+    for name, modes in (used | dict.fromkeys(CUT, ("ntr", "rmt", "problems"))).items():
+        value = getattr(options, name)
+        if value != getattr(Options, name) and mode not in modes:
+            raise ValueError(f"{flag(name)} {value} means nothing to --mode {mode}; leave it out")
+
+
+def decoding(options: Options) -> str:
+    """Describe the decoding: "greedy", "sampled", or "sampled --top-p 0.9"."""
+    given = {name: getattr(options, name) for name in CUT}
+    cut = [f"{flag(n)} {v}" for n, v in given.items() if v != getattr(Options, n)]
+    return " ".join([options.decoding, *cut])
 
 
 def evaluate(
@@ -191,22 +203,8 @@ def make_sampling(
         config.temperature if options.decoding == "sampled" else 0.0,
         autofit(config, prompt, model, compute, world).max_branches,
         config.seed if options.sampling_seed < 0 else options.sampling_seed, "evaluate",
+        top_p=options.top_p, top_k=options.top_k,
     )  # fmt: skip
-
-
-def say(report: dict[str, Any]) -> None:
-    """Print the report."""
-    asked = f", {report['budget']} tokens asked for" if report["budget"] else ""
-    print(f"{report['model']}, mode {report['mode']}, {report['decoding']}{asked}\n")
-    print(f"{table(report['tiers'])}\n")
-    if (nats := report.get("nats_per_token")) is not None:
-        print(f"held-out text: {nats:.4f} nats per token")
-    if left_out := report["left_out"]:
-        print(
-            f"not in the table: {len(left_out)} of {report['records']} records that were left out, "
-            f"as {left_out[0]['source']} ({left_out[0]['why']})"
-        )
-    print(f"{report['seconds']:.0f} s, peak memory {report['peak_memory_gb']:.1f} GB")
 
 
 @safe_printing()
@@ -222,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(remark)
         report = {
             "model": asked.config.model, "mode": asked.mode,
-            "decoding": "greedy" if asked.mode == "ntp" else options.decoding,
+            "decoding": "greedy" if asked.mode == "ntp" else decoding(options),
             **evaluate(typed, asked, options, world),
             "seconds": time.perf_counter() - started,
             "peak_memory_gb": peak_memory(world.device) / 1e9,

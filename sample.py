@@ -19,7 +19,7 @@ from kernels import linear_entropy_logprob, linear_topk
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from rmt.config.flags import add_fields, knob, make_parser, parse_known
-from rmt.config.validate import response_needed
+from rmt.config.validate import cut_problem, response_needed
 from rmt.engine.checkpoint import run_settings
 from rmt.engine.export import find_model
 from rmt.engine.protocol import final_budget
@@ -46,6 +46,8 @@ class Options:
     ask_budget: bool = knob(True, "with --think-next, ask for a number of tokens, if its run did")
     greedy: bool = knob(False, "take the likeliest token")
     temperature: float = knob(0.8, "of sampling")
+    top_p: float = knob(1.0, "sample from the fewest likeliest tokens with this probability")
+    top_k: int = knob(0, "sample from the so many likeliest tokens; 0: all")
     seed: int = knob(0, "of sampling")
     max_new_tokens: int = knob(512, "stop after this many")
     json: bool = knob(False, "print one line: prompt_tokens, tokens, text, logprobs")
@@ -58,6 +60,8 @@ def read_options(arguments: Sequence[str]) -> Options:
     options = replace(Options(), **vars(parse_known(parser, arguments)))
     if options.max_new_tokens < 1 or not options.temperature > 0:
         sys.exit("error: --max-new-tokens must be at least 1 and --temperature above 0")
+    if wrong := cut_problem(options.top_p, options.top_k, options.greedy):
+        sys.exit(f"error: {wrong}")
     if options.budget < 0 or options.seed < 0:
         sys.exit("error: --budget and --seed must be 0 or more")
     if options.chat and options.think_next:
@@ -116,10 +120,15 @@ def prompt_ids(options: Options, tokenizer: Tokenizer, text: str, source: Path) 
 
 
 def complete(model: Transformer, tokenizer: Tokenizer, ids: list[int], options: Options, show):
-    """Continue ids, passing readable pieces to `show`; return tokens and logprobs."""
+    """Continue ids, passing readable pieces to `show`; return tokens and logprobs.
+
+    logprobs: of the distribution sampled from, at the temperature and within top-k and top-p; with
+    --greedy of the whole one at temperature 1.
+    """
     sampling = Sampling(
         options.max_new_tokens, tokenizer.stop_ids, tokenizer.vocab_size,
         0.0 if options.greedy else options.temperature, seed=options.seed, purpose="sample",
+        top_p=options.top_p, top_k=options.top_k,
     )  # fmt: skip
     # The sampler feeds a branch's last prompt token, so the last token is on the branch.
     tree = Tree(0, ids[:-1] or ids, (Branch(0, len(ids) - 1, ids[-1:]),))

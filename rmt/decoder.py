@@ -20,7 +20,7 @@ from kernels import TrunkGroups, matmul
 from kernels.dispatch import choice
 from models.kv_cache import KVCache
 from models.transformer import Transformer
-from rmt.sampling import sample
+from rmt.sampling import Sampling, sample
 
 POLL = {"cpu": 1, "cuda": 16}  # steps; reading `done` synchronizes a GPU, a CPU not
 
@@ -45,19 +45,16 @@ class DecodeLoop:
         cache: KVCache,
         prompts: Sequence[BranchStart],
         uniform: Tensor,
-        stop_ids: Sequence[int],
-        vocab_size: int,
-        temperature: float,
+        sampling: Sampling,
     ):
         """uniform (requests, limit): the random number of every draw; `cache` holds all prompts."""
-        self.model, self.cache, self.prompts = model, cache, prompts
-        self.vocab_size, self.temperature = vocab_size, temperature
+        self.model, self.cache, self.prompts, self.sampling = model, cache, prompts, sampling
         (self.requests, self.limit), device = uniform.shape, uniform.device
         self.samples = self.requests // len(prompts)
         # A CPU has no product of 16-bit numbers with an fp32 result: the head is widened once.
         wide = torch.promote_types(model.head.dtype, torch.float32)
         self.head = model.head.to(wide) if device.type == "cpu" else model.head
-        self.stop_ids = torch.tensor(stop_ids, device=device, dtype=torch.int64)
+        self.stop_ids = torch.tensor(sampling.stop_ids, device=device, dtype=torch.int64)
         # One more row, for idle slots, and one more column, for branches that are done.
         self.uniform = F.pad(uniform, (0, 1, 0, 1))
         self.tokens = torch.zeros_like(self.uniform, dtype=torch.int64)
@@ -168,8 +165,7 @@ class DecodeLoop:
         choose = lambda hidden, _head: sample(
             matmul(hidden.to(self.head.dtype), self.head.t()),
             self.uniform[request, offset],
-            self.temperature,
-            self.vocab_size,
+            self.sampling,
         )
         drawn, logprob = self.model(token, fork + length, self.cache.attend, choose)
         self.tokens[request, offset] = drawn

@@ -63,8 +63,7 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Sequences
             columns["is_target"] += [False, *targets[1:]]  # nothing precedes a first token
     vectors = {name: torch.tensor(values, device=device) for name, values in columns.items()}
     position = torch.cat([torch.arange(n, device=device) for n in lengths])
-    index = torch.arange(len(position), device=device)
-    predecessor = torch.where(position > 0, index - 1, -1)
+    predecessor = torch.where(position > 0, torch.arange(len(position), device=device) - 1, -1)
     return Sequences(tuple(trees), lengths, position=position, predecessor=predecessor, **vectors)
 
 
@@ -87,7 +86,7 @@ def generate(model, trees: Sequence[Tree], samples: int, sampling: Sampling) -> 
             row.tokens, row.position, row.attend,
             lambda hidden, head: matmul(hidden[last], head.t()),  # noqa: B023 - called at once
         )  # fmt: skip
-        drawn = sample(logits, uniform[open_, offset], sampling.temperature, sampling.vocab_size)
+        drawn = sample(logits, uniform[open_, offset], sampling)
         for i, token, logprob in zip(open_, *(x.tolist() for x in drawn)):
             rollouts[i].tokens.append(token)
             rollouts[i].logprobs.append(logprob)

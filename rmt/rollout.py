@@ -84,9 +84,7 @@ def _prepare(
     _prefill(model, cache, trees, trunks)
     starts = [(tree.document, branch.fork) for tree in trees for branch in tree.branches]
     uniform = torch.from_numpy(uniforms(starts, samples, sampling)).to(device)
-    return DecodeLoop(
-        model, cache, prompts, uniform, sampling.stop_ids, sampling.vocab_size, sampling.temperature
-    )
+    return DecodeLoop(model, cache, prompts, uniform, sampling)
 
 
 def _prefill(

@@ -1,9 +1,9 @@
 """Draw tokens: the parameters, the random numbers, the draw itself, and what comes back.
 
 The distribution that is sampled is the one that is scored: softmax(logits / temperature) over the
-tokenizer's ids, nothing cut off. Random numbers are counter-based: the draw for token t of a
-rollout depends on (seed, purpose, step, document, fork, rollout, t) and on nothing else, so neither
-batch nor number of ranks changes a sample. Shapes: n rows, V vocabulary.
+tokenizer's ids, nothing cut off in training. Random numbers are counter-based: the draw for token t
+of a rollout depends on (seed, purpose, step, document, fork, rollout, t) and on nothing else, so
+neither batch nor number of ranks changes a sample. Shapes: n rows, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rmt.nucleus import cut_tail_
 
 PURPOSES = {"train": 0, "evaluate": 1, "sample": 2}
 BLOCK = 128  # tokens whose probabilities are summed before any of them is looked at
@@ -31,6 +33,8 @@ class Sampling:
     purpose: str = "train"
     step: int = 0
     first: int = 0  # number of a prompt's first rollout: a new attempt has new random numbers
+    top_p: float = 1.0  # in evaluation, see rmt/nucleus.py
+    top_k: int = 0
 
 
 @dataclass
@@ -57,17 +61,16 @@ def uniforms(prompts: Sequence[tuple[int, int]], samples: int, sampling: Samplin
     return np.stack(rows)
 
 
-def sample(
-    logits: Tensor, uniform: Tensor, temperature: float, vocab_size: int
-) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverting the cumulative distribution, in two levels.
 
     logits (n, V) fp32 or wider, overwritten; uniform (n,) fp64 in [0, 1). Columns from vocab_size
     on are never drawn. Returns tokens (n,) and their log-probabilities (n,) under the sampled
-    distribution; temperature 0 takes the likeliest token, with its probability at temperature 1.
+    distribution (what is left of it); temperature 0 takes the likeliest, scored at temperature 1.
     """
-    rows = torch.arange(len(logits), device=logits.device)
-    logits[:, vocab_size:] = -torch.inf
+    rows, temperature = torch.arange(len(logits), device=logits.device), sampling.temperature
+    logits[:, sampling.vocab_size :] = -torch.inf
+    cut_tail_(logits, temperature, sampling.top_p, sampling.top_k)
     if logits.shape[1] % BLOCK:
         logits = F.pad(logits, (0, -logits.shape[1] % BLOCK), value=-torch.inf)
     if not temperature:
@@ -82,7 +85,7 @@ def sample(
         block, rest = _first_beyond(ends, uniform * ends[:, -1])
         inside = weights[rows, block].double().cumsum(dim=-1)  # (n, BLOCK)
         tokens = block * BLOCK + _first_beyond(inside, rest)[0]
-        tokens.clamp_(max=vocab_size - 1)  # of a row of nan, whose loss will be refused
+        tokens.clamp_(max=sampling.vocab_size - 1)  # of a row of nan, whose loss will be refused
     return tokens, (logits[rows, tokens] - ends[:, -1].log()).to(logits.dtype)
 
 

@@ -26,7 +26,7 @@ from rmt.forest import Forest, pack
 from rmt.memory.estimate import CACHED_TOKENS, Case, kept_by, total
 from rmt.objective import Objective, forest_loss
 from rmt.rollout import PREFILL_TOKENS
-from rmt.sampling import sample
+from rmt.sampling import Sampling, sample
 from rmt.system.dist import World, rollout_mode, shard
 from rmt.trees import Branch, Tree
 
@@ -175,7 +175,7 @@ class Simulation:
         branches, vocab = self.case.config.max_branches, self.case.shape.vocab_size
         with self.fake:
             logits = torch.empty(branches, vocab)
-            sample(logits, torch.empty(branches, dtype=torch.float64), 0.8, vocab)
+            sample(logits, torch.empty(branches, dtype=torch.float64), Sampling(1, (), vocab, 0.8))
 
     def load(self) -> Parts:
         """Weights where they stay, and a block of a file on its way there."""

@@ -108,6 +108,31 @@ ELSEWHERE = {
     "sample-budget": (sample, ["--budget", "-3"], "--budget", "0 or more"),
     "sample-budget-of-nothing": (sample, ["--budget", "9"], "--budget 9", "add it", "--think-next"),
     "sample-both": (sample, ["--chat", "--think-next"], "--chat with --think-next", "leave one"),
+    **{
+        f"{name}-{flag}-{value}": (script, [f"--{flag}", value], f"--{flag} is", *fragments)
+        for name, script in (("eval", evaluation), ("sample", sample))
+        for flag, value, *fragments in (
+            ("top-p", "0", "0.0", "in (0, 1]"),
+            ("top-p", "1.01", "in (0, 1]"),
+            ("top-p", "nan", "in (0, 1]"),
+            ("top-k", "-1", "-1", "1 or more; 0 keeps all"),
+        )
+    },
+    "eval-greedy-top-p": (
+        evaluation,
+        ["--decoding", "greedy", "--top-p", "0.9"],
+        "--top-p 0.9",
+        "greedy",
+        "leave one of them out",
+    ),
+    "eval-top-k-of-plain": (
+        evaluation,
+        ["--mode", "ntp", "--top-k", "3"],
+        "--top-k 3",
+        "--mode ntp",
+        "leave it out",
+    ),
+    "sample-greedy-top-k": (sample, ["--greedy", "--top-k", "3"], "--top-k 3", "greedy"),
     "eval-empty": (evaluation, ["--json", ""], "--json is empty", "leave the flag out"),
     "sample-unknown-flag": (sample, ["--max-tokens", "3"], "did you mean --max-new-tokens?"),
 }

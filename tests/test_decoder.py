@@ -2,26 +2,30 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_rollout import SAMPLING, flat, prompts, tokens_of
 from toy_forests import toy_model
+from toy_runs import prepared
 
 from models.config import ModelConfig
 from models.kv_cache import KVCache
 from models.shapes import published
 from models.weights import find
-from rmt import decoder
+from rmt import decoder, naive
 from rmt.decoder import DecodeLoop
+from rmt.questions import sampling_at
 from rmt.rollout import generate
-from rmt.sampling import BLOCK, sample
+from rmt.sampling import BLOCK, Sampling, sample
 
 LAST = 1 - 2**-53  # the largest random number
 
 
-def drawn(logits, uniform, temperature=1.0, vocab_size=None):
+def drawn(logits, uniform, temperature=1.0, vocab_size=None, **cut):
     uniform = torch.as_tensor(uniform, dtype=torch.float64).expand(len(logits))
-    return sample(logits.clone(), uniform, temperature, vocab_size or logits.shape[1])
+    sampling = Sampling(1, (), vocab_size or logits.shape[1], temperature, **cut)
+    return sample(logits.clone(), uniform, sampling)
 
 
 def same_responses(given, expected, tolerance):
@@ -117,3 +121,59 @@ def test_the_cache_of_the_tiny_model_is_measured_in_what_it_allocates():
     cache = KVCache(config, 10, 20, 3, 40, torch.device("cpu"), torch.float32)
     held = sum(x.numel() * x.itemsize for x in (cache.trunk, cache.prompt, cache.own))
     assert held == (10 + 20 + 3 * 40) * KVCache.bytes_per_token(config, torch.float32)
+
+
+# ---- top-k and top-p
+
+
+def kept(logits, temperature, top_p, top_k):
+    """By numpy, a row at a time: probabilities of what is left (V,)."""
+    order = np.argsort(-logits, kind="stable")[: top_k or None]
+    p = np.exp((logits[order] - logits.max()) / temperature)
+    p /= p.sum()
+    count = int(np.argmax(np.cumsum(p) >= top_p)) + 1 if top_p < 1 else len(p)
+    left = np.zeros(len(logits))
+    left[order[:count]] = p[:count] / p[:count].sum()
+    return left
+
+
+@pytest.mark.parametrize("top_p, top_k", [(1.0, 5), (0.6, 0), (0.6, 3), (1e-9, 0), (0.95, 250)])
+@pytest.mark.parametrize("temperature", [0.5, 1.3])
+def test_a_draw_is_from_the_likeliest_and_scored_among_them(top_p, top_k, temperature):
+    generator = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(300, 201, generator=generator, dtype=torch.float64)
+    logits[:, 200] = 90.0  # padding takes no place among the k
+    uniform = torch.rand(300, generator=generator, dtype=torch.float64)
+    tokens, scored = drawn(logits, uniform, temperature, 200, top_p=top_p, top_k=top_k)
+    for row, token, logprob, u in zip(logits[:, :200].numpy(), tokens, scored, uniform):
+        left = kept(row, temperature, top_p, top_k)
+        assert token == np.searchsorted(np.cumsum(left), u, side="right")
+        assert logprob == pytest.approx(np.log(left[token]), abs=1e-12)
+
+
+def test_top_k_of_one_is_greedy_and_greedy_cuts_nothing():
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(1))
+    tokens, logprob = drawn(logits, 0.5, top_k=1)
+    assert tokens.tolist() == logits.argmax(dim=-1).tolist() and logprob.abs().max() == 0
+    greedy = [drawn(logits, 0.5, 0.0, **cut) for cut in ({}, dict(top_k=2, top_p=0.1))]
+    assert all(torch.equal(a, b) for a, b in zip(*greedy))
+
+
+def test_of_equal_logits_the_first_are_kept():
+    tokens, logprob = drawn(torch.zeros(9, 300), torch.linspace(0, LAST, 9), top_k=4)
+    assert tokens.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 3]
+    torch.testing.assert_close(logprob, torch.full((9,), 4.0).log().neg())
+
+
+@pytest.mark.parametrize("cut", [dict(top_k=2), dict(top_p=0.5)])
+def test_responses_are_cut_with_and_without_a_cache(cut):
+    model, sampling = toy_model(), replace(SAMPLING, **cut)
+    responses = generate(model, prompts(), 2, sampling)
+    assert tokens_of(responses) == tokens_of(naive.generate(model, prompts(), 2, sampling))
+    assert tokens_of(responses) != tokens_of(generate(model, prompts(), 2, SAMPLING))
+
+
+def test_a_run_samples_the_whole_distribution(tmp_path):
+    run = prepared(tmp_path)
+    sampling = sampling_at(run.config, run.tokenizer, 0)
+    assert (sampling.top_p, sampling.top_k) == (1.0, 0)

@@ -125,11 +125,15 @@ def test_every_flag_of_decoding_changes_the_answers(place, tmp_path):
     sampled = evaluated(place, tmp_path)
     assert sampled["decoding"] == "sampled"
     assert said(sampled) == said(evaluated(place, tmp_path))
-    for change in (dict(decoding="greedy"), dict(sampling_seed=8), dict(temperature=0.4)):
+    for change in (dict(decoding="greedy"), dict(sampling_seed=8), dict(temperature=0.4),
+                   dict(top_p=0.5), dict(top_k=1)):  # fmt: skip
         assert said(sampled) != said(evaluated(place, tmp_path, **change)), change
     greedy = dict(decoding="greedy")
     same = [said(evaluated(place, tmp_path, **greedy, sampling_seed=k)) for k in (1, 2)]
     assert same[0] == same[1]
+    cut = evaluated(place, tmp_path, top_p=0.9, top_k=5)
+    assert cut["decoding"] == "sampled --top-p 0.9 --top-k 5"
+    assert said(evaluated(place, tmp_path, top_k=1)) == same[0]
 
 
 def test_a_typed_budget_and_length_win(place, tmp_path):

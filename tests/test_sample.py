@@ -69,6 +69,15 @@ def test_stream_shows_what_was_said_also_when_it_ends_inside_a_character(model):
     assert halves, "no stream ends inside a character"
 
 
+@pytest.mark.parametrize("cut", [dict(top_k=1), dict(top_p=1e-6)])
+def test_a_sample_is_cut_and_scored_within_what_is_left(model, cut):
+    tokenizer, network = Tokenizer(model), build(model, "cpu", torch.float32)
+    given = [options(**cut), options("--greedy"), options()]
+    found = [sample.complete(network, tokenizer, [5, 6], o, lambda piece: None) for o in given]
+    assert found[0][0] == found[1][0] != found[2][0]
+    assert set(found[0][1]) == {0.0} and max(found[1][1]) < 0
+
+
 def test_sampling_ends_when_nobody_reads(model, monkeypatch):
     monkeypatch.setattr(sample, "nobody_reads", lambda: True)
     tokenizer, network = Tokenizer(model), build(model, "cpu", torch.float32)

@@ -45,6 +45,18 @@ def response_needed(budget: int, exponent: float) -> int:
     return max(1, math.floor(budget * 2.0**exponent)) + ANSWER_ROOM
 
 
+def cut_problem(top_p: float, top_k: int, greedy: bool) -> str:
+    """Describe what is wrong with --top-p and --top-k of eval.py and sample.py; "" if nothing."""
+    if not 0 < top_p <= 1:
+        return f"--top-p is {top_p}: a share of probability, so choose it in (0, 1]; 1 keeps all"
+    if top_k < 0:
+        return f"--top-k is {top_k}: how many tokens are kept, so 1 or more; 0 keeps all"
+    if greedy and (top_p < 1 or top_k):
+        given = f"--top-p {top_p}" if top_p < 1 else f"--top-k {top_k}"
+        return f"{given} means nothing to greedy decoding; leave one of them out"
+    return ""
+
+
 def _reward_problems(c) -> Iterator[str]:
     if c.budget_min < 1:
         yield f"--budget-min is {c.budget_min}: a length reward needs a budget of at least 1 token"

@@ -77,6 +77,21 @@ def answered(items: Items) -> list[dict[str, Any]]:
     ]
 
 
+def say(report: dict[str, Any]) -> None:
+    """Print a report of eval.py."""
+    asked = f", {report['budget']} tokens asked for" if report["budget"] else ""
+    print(f"{report['model']}, mode {report['mode']}, {report['decoding']}{asked}\n")
+    print(f"{table(report['tiers'])}\n")
+    if (nats := report.get("nats_per_token")) is not None:
+        print(f"held-out text: {nats:.4f} nats per token")
+    if left_out := report["left_out"]:
+        print(
+            f"not in the table: {len(left_out)} of {report['records']} records that were left out, "
+            f"as {left_out[0]['source']} ({left_out[0]['why']})"
+        )
+    print(f"{report['seconds']:.0f} s, peak memory {report['peak_memory_gb']:.1f} GB")
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Format the summary as a markdown table."""
     lines = [

@@ -25,7 +25,7 @@ from typing import Any
 from models.fingerprint import fingerprint
 from rmt.config.config import Config
 from rmt.config.flags import add_fields, flag, knob, make_parser, parse_known
-from rmt.config.validate import cut_problem, response_needed
+from rmt.config.validate import response_needed, sampling_problem
 from rmt.data.corpus import Document
 from rmt.engine.export import find_model
 from rmt.engine.protocol import Protocol, protocol
@@ -57,7 +57,7 @@ CHOOSING = (  # flags that decide which positions are chosen
     "text_fields", "document_tokens", "seed", "min_context", "entropy_top_k", "tiers",
     "tier_thresholds",
 )  # fmt: skip
-CUT = ("top_p", "top_k")
+SAMPLED = ("samples", "top_p", "top_k")  # flags of sampled decoding
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Options:
         "sampled", "responses sampled as in training, or the likeliest tokens, which loop sooner",
         ("sampled", "greedy"),
     )  # fmt: skip
+    samples: int = knob(1, "responses to each position or problem: avg@k, maj@k, pass@k")
     top_p: float = knob(1.0, "sample from the fewest likeliest tokens with this probability")
     top_k: int = knob(0, "sample from the so many likeliest tokens; 0: all")
     sampling_seed: int = knob(
@@ -98,7 +99,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], Options]:
             "error: --per-tier must be above 0, --budget and --limit 0 or more, --sampling-seed "
             "-1 or more"
         )
-    if wrong := cut_problem(options.top_p, options.top_k, options.decoding == "greedy"):
+    greedy, given = options.decoding == "greedy", (getattr(options, name) for name in SAMPLED)
+    if wrong := sampling_problem(greedy, *given):
         sys.exit(f"error: {wrong}")
     return {name: typed[name] for name in (*SHARED, "per_tier") if name in typed}, options
 
@@ -106,7 +108,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], Options]:
 def refuse_meaningless(options: Options, mode: str) -> None:
     """Raise ValueError for a flag that the mode does not use."""
     used = {"limit": ("problems",), "budget": ("rmt", "problems")}
-    for name, modes in (used | dict.fromkeys(CUT, ("ntr", "rmt", "problems"))).items():
+    for name, modes in (used | dict.fromkeys(SAMPLED, ("ntr", "rmt", "problems"))).items():
         value = getattr(options, name)
         if value != getattr(Options, name) and mode not in modes:
             raise ValueError(f"{flag(name)} {value} means nothing to --mode {mode}; leave it out")
@@ -114,7 +116,7 @@ def refuse_meaningless(options: Options, mode: str) -> None:
 
 def decoding(options: Options) -> str:
     """Describe the decoding: "greedy", "sampled", or "sampled --top-p 0.9"."""
-    given = {name: getattr(options, name) for name in CUT}
+    given = {name: getattr(options, name) for name in SAMPLED}
     cut = [f"{flag(n)} {v}" for n, v in given.items() if v != getattr(Options, n)]
     return " ".join([options.decoding, *cut])
 
@@ -146,13 +148,13 @@ def evaluate(
         report["nats_per_token"] = nats_per_token(*known, documents, limit, world)
     else:
         sampling = make_sampling(config, options, *known, budget, compute, world)
-        exponent = config.budget_entropy if mode == "rmt" else 0.0
+        exponent, more = config.budget_entropy if mode == "rmt" else 0.0, (world, options.samples)
         if mode == "problems":
             documents = documents[: options.limit or None]
-            items = solve(*known, documents, budget, config.problem_request, sampling, world)
+            items = solve(*known, documents, budget, config.problem_request, sampling, *more)
         else:
             asking = (chosen.positions, budget, exponent, sampling)
-            items = predict_thinking(*known, documents, *asking, world)
+            items = predict_thinking(*known, documents, *asking, *more)
     return report | {"tiers": chosen.summary(items), "items": items}
 
 

@@ -19,7 +19,7 @@ from kernels import linear_entropy_logprob, linear_topk
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from rmt.config.flags import add_fields, knob, make_parser, parse_known
-from rmt.config.validate import cut_problem, response_needed
+from rmt.config.validate import response_needed, sampling_problem
 from rmt.engine.checkpoint import run_settings
 from rmt.engine.export import find_model
 from rmt.engine.protocol import final_budget
@@ -60,7 +60,7 @@ def read_options(arguments: Sequence[str]) -> Options:
     options = replace(Options(), **vars(parse_known(parser, arguments)))
     if options.max_new_tokens < 1 or not options.temperature > 0:
         sys.exit("error: --max-new-tokens must be at least 1 and --temperature above 0")
-    if wrong := cut_problem(options.top_p, options.top_k, options.greedy):
+    if wrong := sampling_problem(options.greedy, 1, options.top_p, options.top_k):
         sys.exit(f"error: {wrong}")
     if options.budget < 0 or options.seed < 0:
         sys.exit("error: --budget and --seed must be 0 or more")

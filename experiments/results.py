@@ -76,7 +76,7 @@ class Results:
                 return None
             pairs = paired(*(read_report(file)["items"] for file in reversed(files)))
             pairs = [p for p in pairs if tier in ("average", p[0]["tier"])]
-            change = [int(new["match"]) - int(old["match"]) for old, new in pairs]
+            change = [new["match"] - old["match"] for old, new in pairs]
             clusters.append([old["document"] for old, _ in pairs])
             changes.append((change, [1.0] * len(pairs), [old["tier"] for old, _ in pairs]))
             found.append(100 * mean(*changes[-1]))

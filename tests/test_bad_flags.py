@@ -118,6 +118,21 @@ ELSEWHERE = {
             ("top-k", "-1", "-1", "1 or more; 0 keeps all"),
         )
     },
+    "eval-no-samples": (evaluation, ["--samples", "0"], "--samples is 0", "1 or more"),
+    "eval-greedy-samples": (
+        evaluation,
+        ["--decoding", "greedy", "--samples", "3"],
+        "--samples 3",
+        "greedy",
+        "leave one of them out",
+    ),
+    "eval-samples-of-plain": (
+        evaluation,
+        ["--mode", "ntp", "--samples", "3"],
+        "--samples 3",
+        "--mode ntp",
+        "leave it out",
+    ),
     "eval-greedy-top-p": (
         evaluation,
         ["--decoding", "greedy", "--top-p", "0.9"],

@@ -259,6 +259,43 @@ def test_no_positions_file_is_a_traceback(place, tmp_path):
     assert refused > 100
 
 
+# ---- several responses
+
+
+def test_each_position_is_answered_so_many_times(place, tmp_path, capsys):
+    once = evaluated(place, tmp_path)
+    found = evaluated(place, tmp_path, samples=3, json=tmp_path / "three.json")
+    assert found["decoding"] == "sampled --samples 3"
+    assert said(once) == said(found)[::3], "more responses leave the first as it was"
+    assert [item["sample"] for item in found["items"]] == [0, 1, 2] * len(once["items"])
+    assert len({item["response"] for item in found["items"]}) > len(once["items"])
+    assert not {"sample", "answer"} & once["items"][0].keys() and "maj@" not in str(once["tiers"])
+    rows = {row["tier"]: row for row in found["tiers"]}
+    own = [item for item in found["items"] if item["tier"] == "easy"]
+    right = [any(i["match"] for i in own[k : k + 3]) for k in range(0, len(own), 3)]
+    assert rows["easy"]["n"] == len(right) == len(own) // 3
+    assert rows["easy"]["any_right"] == pytest.approx(sum(right) / len(right))
+    assert rows["easy"]["accuracy"] == pytest.approx(sum(i["match"] for i in own) / len(own))
+    assert "| avg@3 % |" in capsys.readouterr().out
+    compare.main([str(tmp_path / name) for name in ("report.json", "three.json")])
+    printed = capsys.readouterr().out
+    assert "note: of the 3 responses to a question the first 1 count" in printed
+    assert "| average | 92 |" in printed and "+0.0 (+0.0 to +0.0) | 0 | 0 |" in printed
+
+
+def test_each_problem_is_answered_so_many_times(place, tmp_path):
+    data = tmp_path / "problems.jsonl"
+    problems = [{"problem": f"{k} + 1?", "answer": "a"} for k in range(3)]
+    data.write_text("".join(json.dumps(p) + "\n" for p in problems))
+    asked = dict(data=data, mode="problems", samples=4, max_response=40)
+    found = evaluated(place, tmp_path, **asked)
+    assert [(item["document"], item["sample"]) for item in found["items"]] == [
+        (d, k) for d in range(3) for k in range(4)
+    ]
+    assert all(item["answer"] == item["predicted"] for item in found["items"])
+    assert (found["tiers"][0]["n"], found["tiers"][0]["samples"]) == (3, 4)
+
+
 # ---- in a run
 
 

@@ -10,7 +10,7 @@ import pytest
 from rmt.curriculum import TIERS
 from rmt.evaluation import compare, statistics
 from rmt.evaluation.statistics import wilson
-from rmt.evaluation.summary import summarise
+from rmt.evaluation.summary import summarise, table
 
 
 def test_mcnemar_is_the_share_of_outcomes_at_least_as_uneven():
@@ -145,6 +145,51 @@ def test_accuracy_is_told_by_kind_of_answer_and_by_both_matches():
     assert (rows["plain answers"]["n"], rows["plain answers"]["accuracy"]) == (2, 0.5)
     assert rows["answers with a brace"]["n"] == rows["escaped answers"]["n"] == 1
     assert (rows["easy"]["accuracy"], rows["easy"]["prefix_accuracy"]) == (0.25, 0.5)
+
+
+def answers(document, said, truth="1", **more):
+    """Several responses to a question; None: one that cannot be read."""
+    return [
+        item(document, 0, "easy", text == truth, sample=k, answer=text, tokens=k, **more)
+        for k, text in enumerate(said)
+    ]
+
+
+@pytest.mark.parametrize(
+    "said, right, voted",
+    [
+        ("121", 2 / 3, True), ("122", 1 / 3, False), ("12", 1 / 2, True), ("21", 1 / 2, False),
+        ("2131", 1 / 2, True), ((None, None, "1"), 1 / 3, True), ((None, None), 0, False),
+        (("1 ", "1 ", "1"), 1 / 3, False),
+    ],
+)  # fmt: skip
+def test_several_responses_have_a_mean_a_vote_and_the_best(said, right, voted):
+    row = summarise(answers(0, said))[0]
+    assert (row["n"], row["samples"]) == (1, len(said))
+    assert (row["accuracy"], row["majority"], row["any_right"]) == (right, voted, right > 0)
+    assert row["tokens"] == sum(range(len(said))), "of all responses"
+
+
+def test_more_responses_to_a_question_are_no_more_questions():
+    said = ["1111" if k % 2 else "2222" for k in range(20)]
+    row = summarise([i for k, text in enumerate(said) for i in answers(k, text)])[0]
+    once = summarise([item(k, 0, "easy", text[0] == "1") for k, text in enumerate(said)])[0]
+    assert [row[name] for name in ("n", "accuracy", "low", "high")] == [
+        once[name] for name in ("n", "accuracy", "low", "high")
+    ]
+    assert "samples" not in once and "maj@" not in table([once])
+    assert "| tier | n | avg@4 % | 95 % interval | maj@4 % | pass@4 % | by" in table([row])
+    assert "| easy | 20 | 50.0 |" in table([row])
+
+
+def test_pairs_with_other_numbers_of_responses_compare_the_first_ones():
+    before = [i for k, said in enumerate(("12", "22", "11")) for i in answers(k, said)]
+    after = [i for k, said in enumerate(("1122", "2111", "1122")) for i in answers(k, said)]
+    row = compare.differences(before, after)[0]
+    assert (row["n"], row["before"], row["after"]) == (3, 0.5, pytest.approx(5 / 6))
+    assert (row["gained"], row["lost"]) == (2, 0), "1/2 to 1, 0 to 1/2, 1 to 1"
+    single = compare.differences([i for i in before if not i["sample"]], after)[0]
+    assert (single["before"], single["after"], single["gained"]) == (2 / 3, 2 / 3, 0)
 
 
 def two_answers(gained, lost, both, of, documents):

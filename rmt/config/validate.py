@@ -45,15 +45,18 @@ def response_needed(budget: int, exponent: float) -> int:
     return max(1, math.floor(budget * 2.0**exponent)) + ANSWER_ROOM
 
 
-def cut_problem(top_p: float, top_k: int, greedy: bool) -> str:
-    """Describe what is wrong with --top-p and --top-k of eval.py and sample.py; "" if nothing."""
+def sampling_problem(greedy: bool, samples: int, top_p: float, top_k: int) -> str:
+    """Describe what is wrong with these flags of eval.py and sample.py; "" if nothing is."""
+    if samples < 1:
+        return f"--samples is {samples}: how many responses to each question, so 1 or more"
     if not 0 < top_p <= 1:
         return f"--top-p is {top_p}: a share of probability, so choose it in (0, 1]; 1 keeps all"
     if top_k < 0:
         return f"--top-k is {top_k}: how many tokens are kept, so 1 or more; 0 keeps all"
-    if greedy and (top_p < 1 or top_k):
-        given = f"--top-p {top_p}" if top_p < 1 else f"--top-k {top_k}"
-        return f"{given} means nothing to greedy decoding; leave one of them out"
+    given = {"samples": (samples, 1), "top_p": (top_p, 1), "top_k": (top_k, 0)}
+    for name, (value, default) in given.items():
+        if greedy and value != default:
+            return f"{flag(name)} {value} means nothing to greedy decoding; leave one of them out"
     return ""
 
 

@@ -2,9 +2,11 @@
 
     python -m rmt.evaluation.compare before.json after.json      reports of eval.py --json
 
-gained: questions that only the second has right; lost: only the first. p is McNemar's exact test,
-which assumes independent questions; the interval of the difference is a bootstrap over documents,
-which does not. A difference is clear when both say so.
+gained: questions that only the second has right; lost: only the first; with --samples, those that
+one has right more often. Of a question that has more responses in one file, its first count, so
+that without a difference gains and losses are equally likely. p is McNemar's exact test, which
+assumes independent questions; the interval of the difference is a bootstrap over documents, which
+does not. A difference is clear when both say so.
 """
 
 import json
@@ -12,6 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rmt.curriculum import TIERS
@@ -24,14 +27,26 @@ Pair = tuple[dict[str, Any], dict[str, Any]]  # the answers to one question, bef
 
 
 def paired(before: Items, after: Items) -> list[Pair]:
-    """Pair the answers to each question; ValueError unless both answer the same ones."""
-    old, new = ({_question(item): item for item in items} for items in (before, after))
+    """Pair the answers to each question; ValueError unless both answer the same ones.
+
+    Of k responses each, the first, with their mean `match`; k is the smaller number of the two.
+    """
+    old, new = map(_by_question, (before, after))
     if old.keys() != new.keys():
         raise ValueError(
             f"they answer other questions ({len(old.keys() & new.keys())} of {len(old)} and "
             f"{len(new)} are the same); evaluate both on the same data with the same --positions"
         )
-    return [(item, new[question]) for question, item in old.items()]
+    k = min(len(group) for groups in (old, new) for group in groups.values()) if old else 1
+    merged = lambda group: group[0] | {"match": fmean(item["match"] for item in group[:k])}
+    return [(merged(group), merged(new[question])) for question, group in old.items()]
+
+
+def _by_question(items: Items) -> dict[tuple, list[dict[str, Any]]]:
+    grouped: dict[tuple, list[dict[str, Any]]] = {}
+    for item in items:
+        grouped.setdefault(_question(item), []).append(item)
+    return grouped
 
 
 def _question(item: dict[str, Any]) -> tuple:
@@ -48,10 +63,10 @@ def differences(before: Items, after: Items) -> list[dict[str, Any]]:
 
 
 def _row(name: str, pairs: Sequence[Pair]) -> dict[str, Any]:
-    changes = [int(new["match"]) - int(old["match"]) for old, new in pairs]
+    changes = [new["match"] - old["match"] for old, new in pairs]
     given = [1.0] * len(pairs), [old["tier"] for old, _ in pairs]
     low, high = bootstrap([old["document"] for old, _ in pairs], changes, *given)
-    gained, lost = changes.count(1), changes.count(-1)
+    gained, lost = sum(x > 0 for x in changes), sum(x < 0 for x in changes)
     return dict(
         tier=name, n=len(pairs), before=mean([old["match"] for old, _ in pairs], *given),
         after=mean([new["match"] for _, new in pairs], *given), difference=mean(changes, *given),
@@ -123,6 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("data", "decoding"):
         if before.get(name) != after.get(name):
             print(f"note: {name} differs: {before.get(name)} and {after.get(name)}")
+    grouped = (_by_question(report["items"]).values() for report in (before, after))
+    few, many = sorted(max(map(len, groups), default=1) for groups in grouped)
+    if few != many:
+        print(f"note: of the {many} responses to a question the first {few} count")
     print(table(rows))
 
 

@@ -82,9 +82,9 @@ def nats_per_token(
 
 def predict_thinking(
     model, tokenizer: Tokenizer, documents: Sequence[Document], positions: Sequence[Position],
-    budget: int | None, budget_entropy: float, sampling: Sampling, world: World,
+    budget: int | None, budget_entropy: float, sampling: Sampling, world: World, samples: int = 1,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Think, then predict (modes ntr and rmt): one response per position. All ranks.
+    """Think, then predict (modes ntr and rmt): `samples` responses per position. All ranks.
 
     budget_entropy: exponent of the budget of a position (Eq. 14); 0 gives each the same budget.
     """
@@ -95,8 +95,9 @@ def predict_thinking(
         coming = coming_tokens(tokenizer, documents[p.document], p.position)
         questions.append(Question(p.document, p.position, TIERS.index(p.tier), coming, asked))
     prompts = [next_token_prompt(tokenizer, question.budget) for question in questions]
-    answers, items = _answer(model, tokenizer, documents, questions, prompts, sampling), []
-    for position, question, (answer, item) in zip(own, questions, answers):
+    known, items = (model, tokenizer, documents, questions, prompts, sampling, samples), []
+    for number, answer, item in _answer(*known):
+        position, question = own[number], questions[number]
         match = bool(match_reward(answer, question.coming))
         ids = [position.target] if match else tokenizer.encode(answer.text or "")
         item |= dict(predicted=ids[0] if len(ids) == 1 else None, match=match)
@@ -107,16 +108,17 @@ def predict_thinking(
 
 def solve(
     model, tokenizer: Tokenizer, documents: Sequence[Document], budget: int | None, request: str,
-    sampling: Sampling, world: World,
+    sampling: Sampling, world: World, samples: int = 1,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Give one response to each problem; its answer counts even without </think>. All ranks."""
+    """Give `samples` responses to each problem; answers count even without </think>. All ranks."""
     questions = [
         Question(d, len(documents[d].tokens), NO_TIER, (documents[d].answer.encode(),), budget)
         for d in range(len(documents))[world.rank :: world.size]
     ]
     prompts = [problem_prompt(tokenizer, budget, request)] * len(questions)
-    answers, items = _answer(model, tokenizer, documents, questions, prompts, sampling, False), []
-    for question, (answer, item) in zip(questions, answers):
+    known, items = (model, tokenizer, documents, questions, prompts, sampling, samples), []
+    for number, answer, item in _answer(*known, thinks=False):
+        question = questions[number]
         item |= dict(document=question.document, position=question.position, tier=PROBLEMS)
         item |= dict(
             predicted=answer.text, match=bool(match_reward(answer, question.coming, "answer"))
@@ -127,23 +129,28 @@ def solve(
 
 def _answer(
     model, tokenizer: Tokenizer, documents: Sequence[Document], questions: Sequence[Question],
-    prompts: Sequence[PromptIds], sampling: Sampling, thinks: bool = True,
-) -> list[tuple[Answer, dict[str, Any]]]:  # fmt: skip
-    """Answer each question of this rank: the answer, and the fields of its item. All ranks."""
+    prompts: Sequence[PromptIds], sampling: Sampling, samples: int, thinks: bool = True,
+) -> list[tuple[int, Answer, dict[str, Any]]]:  # fmt: skip
+    """Answer each question of this rank, `samples` times in a row. All ranks.
+
+    Returns the number of the question, the answer, and the fields of its item.
+    """
     with rollout_mode(model) as gathered:
         groups = {}  # by question: batches hold the trees in any order
         for batch in micro_batches(question_trees(questions, documents, prompts), CACHED_TOKENS):
             ids = [branch.id for tree in batch for branch in tree.branches]
-            groups |= zip(ids, generate(gathered, batch, 1, sampling))
+            groups |= zip(ids, generate(gathered, batch, samples, sampling))
     answers = []
     for number, question in enumerate(questions):
-        tokens = groups[number][0].tokens
-        answer = parse_response(tokenizer, tokens, thinks)
-        item = dict(
-            budget=question.budget, well_formed=answer.text is not None, tokens=len(tokens),
-            thinking_length=answer.thinking_length, response=tokenizer.decode(tokens),
-        )  # fmt: skip
-        answers.append((answer, item))
+        for sample, rollout in enumerate(groups[number]):
+            tokens = rollout.tokens
+            answer = parse_response(tokenizer, tokens, thinks)
+            item = dict(
+                budget=question.budget, well_formed=answer.text is not None, tokens=len(tokens),
+                thinking_length=answer.thinking_length, response=tokenizer.decode(tokens),
+            )  # fmt: skip
+            item |= dict(sample=sample, answer=answer.text) if samples > 1 else {}
+            answers.append((number, answer, item))
     return answers
 
 

@@ -1,13 +1,16 @@
 """Summarise the answers of an evaluation in rows of a table, with intervals.
 
-An average is the mean of the three tiers, in every column. Tiers are sampled equally often however
-many positions they have; RPT's nested sets (entropy above a threshold) are unions of tiers, so
-their items are weighted by how many positions they stand for (Horvitz & Thompson 1952).
+With k responses to a question its accuracy is their mean, so that an interval is about questions,
+however many responses each has. An average is the mean of the three tiers, in every column. Tiers
+are sampled equally often however many positions they have; RPT's nested sets (entropy above a
+threshold) are unions of tiers, so their items are weighted by how many positions they stand for
+(Horvitz & Thompson 1952).
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from rmt.curriculum import TIERS
@@ -47,17 +50,25 @@ def _row(
     name: str, items: Items, weights: Sequence[float] = (), strata: Sequence[str] = ()
 ) -> dict[str, Any]:
     given = weights or [1.0] * len(items), strata or [name] * len(items)
+    starts = [k for k, item in enumerate(items) if not item.get("sample")]
+    groups = [items[k:end] for k, end in zip(starts, [*starts[1:], len(items)])]  # by question
+    of_groups = [[column[k] for k in starts] for column in given]
 
     def average(values: Sequence[float | None]) -> float:
         """Average what was measured."""
         known = [k for k, value in enumerate(values) if value is not None]
         return mean(*([column[k] for k in known] for column in (values, *given)))
 
-    right, lengths = [i["match"] for i in items], [i["thinking_length"] for i in items]
-    low, high = interval([i["document"] for i in items], right, *given)
-    budgets = [item["budget"] for item in items]
-    return dict(
-        tier=name, n=len(items), accuracy=average(right), low=low, high=high,
+    right = [fmean(item["match"] for item in group) for group in groups]
+    low, high = interval([group[0]["document"] for group in groups], right, *of_groups)
+    row = dict(tier=name, n=len(groups), accuracy=mean(right, *of_groups), low=low, high=high)
+    if len(items) > len(groups):
+        row |= dict(
+            samples=len(groups[0]), majority=mean(list(map(majority, groups)), *of_groups),
+            any_right=mean([share > 0 for share in right], *of_groups),
+        )  # fmt: skip
+    lengths, budgets = ([i[name] for i in items] for name in ("thinking_length", "budget"))
+    return row | dict(
         prefix_accuracy=average([i.get("prefix_match") for i in items]),
         thinking_length=average(lengths),
         budget_error=average([
@@ -68,6 +79,16 @@ def _row(
         tokens=sum(i["tokens"] for i in items),
         response_length=average([i["tokens"] for i in items]),
     )  # fmt: skip
+
+
+def majority(responses: Items) -> bool:
+    """Say if the commonest answer to a question is right: by its text, of equally common the first.
+
+    Responses without a readable answer do not vote; if none votes, it is wrong.
+    """
+    voters = [r for r in responses if r["answer"] is not None]
+    votes = Counter(r["answer"] for r in voters)  # in the order of first votes
+    return bool(voters) and max(voters, key=lambda r: votes[r["answer"]])["match"]
 
 
 def answered(items: Items) -> list[dict[str, Any]]:
@@ -93,21 +114,23 @@ def say(report: dict[str, Any]) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Format the summary as a markdown table."""
-    lines = [
-        "| tier | n | accuracy % | 95 % interval | by prefix % | thinking tokens | \\|ℓ−B\\|/B "
-        "| well-formed % |",
-        "|---|---:|---:|:---:|---:|---:|---:|---:|",
-    ]
+    """Format the summary as a markdown table; of k responses each with avg@k, maj@k and pass@k."""
+    k = max((row.get("samples", 1) for row in rows), default=1)
+    several = {"majority": f"maj@{k} %", "any_right": f"pass@{k} %"} if k > 1 else {}
+    heads = [
+        "tier", "n", f"avg@{k} %" if k > 1 else "accuracy %", "95 % interval", *several.values(),
+        "by prefix %", "thinking tokens", "\\|ℓ−B\\|/B", "well-formed %",
+    ]  # fmt: skip
+    rule = ["---", *(":---:" if head == "95 % interval" else "---:" for head in heads[1:])]
+    lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rule)}|"]
     shown = lambda value, digits=1: "–" if math.isnan(value) else f"{value:.{digits}f}"
     for row in rows:
-        right, low, high, prefix, well_formed = (
-            shown(100 * row[name])
-            for name in ("accuracy", "low", "high", "prefix_accuracy", "well_formed")
-        )
-        length, off = shown(row["thinking_length"]), shown(row["budget_error"], 2)
-        lines.append(
-            f"| {row['tier']} | {row['n']} | {right} | {low} – {high} | {prefix} | {length} | "
-            f"{off} | {well_formed} |"
-        )
+        percent = lambda name: shown(100 * row.get(name, math.nan))  # noqa: B023 - called at once
+        cells = [
+            row["tier"], str(row["n"]), percent("accuracy"),
+            f"{percent('low')} – {percent('high')}", *map(percent, several),
+            percent("prefix_accuracy"), shown(row["thinking_length"]),
+            shown(row["budget_error"], 2), percent("well_formed"),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

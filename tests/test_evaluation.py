@@ -320,6 +320,23 @@ def test_a_run_evaluates_as_it_samples_and_always_the_same(place):
     assert len(lengths) == 4, "each setting changes the responses"
 
 
+def test_a_run_evaluates_text_plainly_at_the_same_positions(place, tmp_path, capsys):
+    last = held_out(place, "plain")[-1]
+    data = dict(model=place / "plain/model", data=place / "data.jsonl", mode="ntp", per_tier=3)
+    found = evaluated(place, tmp_path, **data)
+    asked = [{(i["document"], i["position"]) for i in x["items"]} for x in (last, found)]
+    assert asked[0] == asked[1]
+    assert last["plain"] == pytest.approx({r["tier"]: r["accuracy"] for r in found["tiers"]})
+    assert last["nats_per_token"] == pytest.approx(found["nats_per_token"], rel=1e-5)
+    (thought,) = (r["accuracy"] for r in last["tiers"] if r["tier"] == "average")
+    said = f"{last['nats_per_token']:.4f} nats per token, {100 * last['plain']['average']:.1f} % "
+    said += f"right without a thought, {100 * thought:.1f} % with one"
+    assert said in capsys.readouterr().out
+    series = report.series_of(place / "plain")
+    assert series["held-out-plain/hard"][-1] == (2, pytest.approx(last["plain"]["hard"], rel=1e-5))
+    assert len(series["held-out-plain/easy"]) == 3
+
+
 def test_a_run_asks_for_the_last_budget(place, monkeypatch):
     run = prepared(place, out=str(place / "asks"), eval_data=(str(place / "data.jsonl"),))
     asked = []

@@ -1,4 +1,6 @@
-"""Held-out evaluation during a run."""
+"""Held-out evaluation during a run: with thoughts, and of text without them, too."""
+
+from math import nan
 
 from rmt.engine.log import RunLog
 from rmt.engine.run import Run, Setup
@@ -9,7 +11,7 @@ from rmt.sampling import Sampling
 
 
 def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
-    """Write held-out accuracy and, for text, nats per token to eval.jsonl. All ranks."""
+    """Write held-out accuracy to eval.jsonl; for text also the plain one, and nats. All ranks."""
     c, world, tokenizer = run.config, setup.world, setup.data.tokenizer
     documents, chosen = setup.held_out
     budget = budget_of_step(c, run.total_steps, run.total_steps)  # B_T
@@ -19,10 +21,11 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
         c.seed, "evaluate",
     )  # fmt: skip
     known = (run.model, tokenizer, documents)
+    plainly = lambda: predict_plainly(*known, chosen.positions, c.tokens_per_micro_batch, world)
     if c.task == "problems":
         items = solve(*known, budget, c.problem_request, sampling, world)
     elif c.task == "nothing":
-        items = predict_plainly(*known, chosen.positions, c.tokens_per_micro_batch, world)
+        items = plainly()
     else:
         items = predict_thinking(
             *known, chosen.positions, budget, c.budget_entropy, sampling, world
@@ -33,5 +36,10 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
         nats = nats_per_token(*known, c.tokens_per_micro_batch, world)
         found["nats_per_token"] = nats
         message += f"\nheld-out text: {nats:.4f} nats per token"
+    if c.task == "next-token":
+        found["plain"] = {row["tier"]: row["accuracy"] for row in chosen.summary(plainly())}
+        right = {row["tier"]: row["accuracy"] for row in found["tiers"]}
+        average = [100 * x.get("average", nan) for x in (found["plain"], right)]
+        message += ", {:.1f} % right without a thought, {:.1f} % with one".format(*average)
     log.evaluation(run.step, found)
     log.message(message)

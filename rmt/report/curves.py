@@ -16,7 +16,7 @@ Series = dict[str, list[tuple[int, float]]]  # metric -> (step, value), in the o
 
 @dataclass(frozen=True)
 class Panel:
-    """Metrics that are drawn together; targets, which they should follow, are wide and pale."""
+    """Metrics that are drawn together; targets, to follow or to beat, are wide and pale."""
 
     title: str
     unit: str
@@ -47,8 +47,9 @@ PANELS = (
           healthy="Near 0 and noisy: advantages have mean 0."),
     Panel("Tiers drawn", "share of positions", by_tier("draw"), by_tier("planned"), high=1.0,
           healthy="Follow the curriculum's plan, the wide pale lines."),
-    Panel("Held-out accuracy", "share of positions", by_tier("held-out"), high=1.0, smooth=False,
-          healthy="Rises, the hard tier most."),
+    Panel("Held-out accuracy", "share of positions", by_tier("held-out"), by_tier("held-out-plain"),
+          high=1.0, smooth=False,
+          healthy="Rises, the hard tier most. Wide pale lines: the likeliest token, no thought."),
     Panel("Speed", "tokens per second", ("speed/tokens_per_second",
           "speed/rollout_tokens_per_second", "speed/train_tokens_per_second"),
           healthy="Steady, or rising as the budget falls."),

@@ -90,6 +90,7 @@ def series_of(out: Path) -> Series:
         series |= _series([
             {"step": found["step"], "held-out/ntp": found.get("nats_per_token")}
             | {f"held-out/{row['tier']}": row["accuracy"] for row in found["tiers"]}
+            | {f"held-out-plain/{tier}": x for tier, x in found.get("plain", {}).items()}
             for found in read_lines(out / "eval.jsonl")
         ])  # fmt: skip
     with blamed(out / "run.json"):

@@ -24,12 +24,8 @@ def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -
         return float(same_answer(answer.text, coming[0].decode("utf-8")))
     right = coming[:1] if rule == "token" else accumulate(coming)
     said = answer.text.encode("utf-8")
-    return float(
-        any(
-            said == text or answer.text in (escape(text), escape(text, braces=True))
-            for text in right
-        )
-    )  # Eq. 5, Eq. 12
+    named = lambda text: (escape(text), escape(text, braces=True))
+    return float(any(said == text or answer.text in named(text) for text in right))  # Eq. 5, Eq. 12
 
 
 def thinking_reward(

@@ -40,8 +40,10 @@ def global_objective(
     kept = torch.ones_like(match, dtype=torch.bool)
     if c.zero_variance_groups == "drop":
         kept &= has_both_outcomes(match)[:, None]
-    lengths = [len(rollout.tokens) for group in batch.responses for rollout in group]
-    lengths = torch.tensor(lengths, dtype=torch.int64)
+    rollouts = [rollout for group in batch.responses for rollout in group]
+    if c.mask_truncated:  # Eq. 15
+        kept &= torch.tensor([r.finished for r in rollouts], dtype=torch.bool).view_as(kept)
+    lengths = torch.tensor([len(r.tokens) for r in rollouts], dtype=torch.int64)
     counts = {
         "tokens": float((lengths * kept.flatten()).sum()),
         "rollouts": float(kept.sum()),

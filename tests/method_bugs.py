@@ -112,6 +112,22 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         '"sequence-sum": torch.full(lengths.shape, 1.0 / tokens', "loss sequence-sum"),
     "dropped groups are kept": (
         "rmt/update.py", 'if c.zero_variance_groups == "drop":', "if False:", "loss drop"),
+    "truncated responses are kept": (
+        "rmt/update.py", "if c.mask_truncated:", "if False:", "loss truncated"),
+    "truncated responses are masked although off": (
+        "rmt/update.py", "if c.mask_truncated:", "if True:", "loss"),
+    "truncated responses count in the denominator": (
+        "rmt/update.py", "(lengths * kept.flatten()).sum()", "lengths.sum()", "loss truncated"),
+    "truncated responses count in the number of responses": (
+        "rmt/update.py", '"rollouts": float(kept.sum())', '"rollouts": float(kept.numel())',
+        "loss truncated mean"),
+    "finished responses are masked": (
+        "rmt/update.py", "r.finished for r in rollouts", "not r.finished for r in rollouts",
+        "loss truncated"),
+    "truncated responses leave their group's mean": (
+        "train.py", "advantage = advantages(reward, scale)",
+        "advantage = advantages(reward * reward.new_tensor([[r.finished for r in group] for group "
+        "in batch.responses]), scale)", "loss truncated"),
     "mixed groups are dropped": (
         "rmt/update.py", "kept &= has_both_outcomes(match)",
         "kept &= ~has_both_outcomes(match)", "loss drop"),

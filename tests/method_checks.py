@@ -4,9 +4,10 @@ tests/method_mutants.py on broken copies of it. Each takes a folder with a toy m
 
 import math
 
+import numpy as np
 import torch
 from method_logged import assert_logged
-from method_step import assert_by_hand, copied, doubled, watched
+from method_step import assert_by_hand, centred, copied, doubled, rewards, watched
 from toy_runs import draw, prepared
 
 from rmt.questions import reward_responses
@@ -37,6 +38,8 @@ LOSS = {  # settings of a step whose loss and gradient are checked by hand
     "norm none": dict(advantage_norm="none", **MIXED),
     "advantage_delta": dict(advantage_delta=0.3),
     "drop": dict(zero_variance_groups="drop", **MIXED),
+    "truncated": dict(mask_truncated=True, group_size=6),
+    "truncated mean": dict(mask_truncated=True, group_size=6, aggregation="sequence-mean"),
     "no budget": dict(budget=False, **MIXED),
     "budget_start": dict(budget_start=3, step=1),
     "budget_decay": dict(budget_decay=0.8, step=2),
@@ -60,6 +63,10 @@ def check_loss(place, name) -> None:
         assert 0 < seen.row["policy/clipped"] < 1
     if c.zero_variance_groups == "drop":
         assert 0 < seen.row["share/zero_variance_groups"] < 1
+    if c.mask_truncated:
+        ended = [r.finished for group in seen.groups for r in group]
+        would_teach = centred(rewards(seen)[2]).flatten() != 0
+        assert any(ended) and would_teach[np.logical_not(ended)].any()
     if c.kl_beta:
         assert seen.row["policy/kl"] > 1e-3
     lengths = [len(r.tokens) for group in seen.groups for r in group]

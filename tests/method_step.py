@@ -175,6 +175,9 @@ def response_loss(seen, number):
     kept = np.ones_like(match)
     if c.zero_variance_groups == "drop":
         kept[np.ptp(match, axis=1) == 0] = 0
+    if c.mask_truncated:
+        ends = run.tokenizer.stop_ids
+        kept *= [[r.tokens[-1] in ends for r in group] for group in seen.groups]
     lengths = np.array([[len(r.tokens) for r in group] for group in seen.groups], dtype=float)
     weight = token_weights(c, lengths, kept)
     model = with_weights(run, seen.updates[number].weights)

@@ -142,6 +142,20 @@ def test_a_typed_budget_and_length_win(place, tmp_path):
     assert max(item["tokens"] for item in found["items"]) == 11
 
 
+def test_what_is_cut_off_is_counted(place, tmp_path, capsys):
+    found = evaluated(place, tmp_path, budget=3, max_response=11)
+    cut = [item["cut_off"] for item in found["items"]]
+    assert all(item["tokens"] == 11 for item, off in zip(found["items"], cut) if off)
+    ended = [item["response"].endswith("<|im_end|>") for item in found["items"]]
+    assert cut == [not end for end in ended] and len(set(cut)) == 2
+    rows = {row["tier"]: row for row in found["tiers"]}
+    easy = [item["cut_off"] for item in found["items"] if item["tier"] == "easy"]
+    assert rows["easy"]["cut_off"] == pytest.approx(sum(easy) / len(easy))
+    assert f"| {100 * rows['easy']['cut_off']:.1f} |\n" in capsys.readouterr().out
+    plain = evaluated(place, tmp_path, mode="ntp")
+    assert plain["tiers"][0]["cut_off"] is None, "a plain token is no response"
+
+
 @pytest.mark.parametrize("mode", ["ntr", "ntp"])
 def test_a_mode_without_a_budget_refuses_one(place, tmp_path, mode, capsys):
     assert evaluated(place, tmp_path, mode=mode)["budget"] is None

@@ -99,6 +99,9 @@ class Config:
     zero_variance_groups: str = knob(
         "keep", "groups whose matches are all equal, in the loss", ("keep", "drop")
     )
+    mask_truncated: bool = knob(
+        False, "responses without an end token stay out of the policy term (Eq. 15)"
+    )
     aggregation: str = knob(
         "token-mean", "how log pi(o) is averaged; sequence-sum is the paper's literal formula",
         ("token-mean", "sequence-mean", "constant", "sequence-sum"),

@@ -148,6 +148,7 @@ def _answer(
             item = dict(
                 budget=question.budget, well_formed=answer.text is not None, tokens=len(tokens),
                 thinking_length=answer.thinking_length, response=tokenizer.decode(tokens),
+                cut_off=not rollout.finished,
             )  # fmt: skip
             item |= dict(sample=sample, answer=answer.text) if samples > 1 else {}
             answers.append((number, answer, item))

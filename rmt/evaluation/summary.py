@@ -76,6 +76,7 @@ def _row(
             for length, budget in zip(lengths, budgets)
         ]),
         well_formed=average([i["well_formed"] for i in items]),
+        cut_off=average([i.get("cut_off") for i in items]),
         tokens=sum(i["tokens"] for i in items),
         response_length=average([i["tokens"] for i in items]),
     )  # fmt: skip
@@ -120,6 +121,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     heads = [
         "tier", "n", f"avg@{k} %" if k > 1 else "accuracy %", "95 % interval", *several.values(),
         "by prefix %", "thinking tokens", "\\|ℓ−B\\|/B", "well-formed %",
+        "cut off %",
     ]  # fmt: skip
     rule = ["---", *(":---:" if head == "95 % interval" else "---:" for head in heads[1:])]
     lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rule)}|"]
@@ -131,6 +133,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{percent('low')} – {percent('high')}", *map(percent, several),
             percent("prefix_accuracy"), shown(row["thinking_length"]),
             shown(row["budget_error"], 2), percent("well_formed"),
+            percent("cut_off"),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -40,9 +40,9 @@ PANELS = (
     Panel("Raw text", "nats per token", ("loss/ntp", "held-out/ntp"), low=None,
           healthy="Does not rise: the text is not forgotten."),
     Panel("Responses", "share", ("share/well_formed", "share/zero_variance_groups",
-                                 "share/advantage_from_length"), high=1.0,
-          healthy="Well-formed near 1. The other two are what does not teach the token: low, until "
-          "little is left to learn."),
+                                 "share/advantage_from_length", "share/cut_off"), high=1.0,
+          healthy="Well-formed near 1, cut off near 0. The other two are what does not teach the "
+          "token: low, until little is left to learn."),
     Panel("Policy loss", "", ("loss/rl",), low=None,
           healthy="Near 0 and noisy: advantages have mean 0."),
     Panel("Tiers drawn", "share of positions", by_tier("draw"), by_tier("planned"), high=1.0,

@@ -32,7 +32,9 @@ TEXTS = (
     "covid 12",
 )
 PLAIN = ("la  12\n\n345", "Dog, dog's é日 \u2028", "", "covid 12")
-ARCHITECTURES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
+ARCHITECTURES = {
+    "qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama", "mistral": "Mistral", "olmo2": "Olmo2"
+}  # fmt: skip
 TEMPLATES = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
     "{{ bos_token }}{% generation %}{{ messages[0].content }}{% endgeneration %}{{ eos_token }}",
@@ -72,7 +74,8 @@ def write_case(place, rng, kind):
     architecture = f"{ARCHITECTURES[kind]}ForCausalLM"
     state = write_model(
         place, architectures=[architecture], model_type=kind, vocab_size=320,
-        head_dim=4 if kind != "qwen3" else 6, **rng.choice(({}, {"eos_token_id": 3})),
+        head_dim=4 if kind != "qwen3" else 6, sliding_window=None,
+        **rng.choice(({}, {"eos_token_id": 3})),
     )  # fmt: skip
     pieces = [*ALPHABET, *(a + b for a, b in MERGES)]
     inner = HFTokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, MERGES))

@@ -223,17 +223,13 @@ def _check_window(config: ModelConfig, raw: dict, source: str) -> None:
             f"{source}: layer_types is not full_attention for each of num_hidden_layers; only "
             "full attention is implemented"
         )
-    if config.architecture != "MistralForCausalLM":
+    missing = 4096  # transformers' value of Mistral where there is no such field
+    if config.architecture != "MistralForCausalLM" or raw.get("sliding_window", missing) is None:
         return
-    window, context = raw.get("sliding_window", 4096), config.max_position_embeddings
-    if (
-        window is not None
-        and read_number(raw | {"sliding_window": window}, "sliding_window", None, int, source)
-        < context
-    ):
+    window = read_number(raw, "sliding_window", missing, int, source)
+    if window < config.max_position_embeddings:
         raise ValueError(
-            f"{source}: sliding_window={window} (transformers' value where the field is missing: "
-            f"4096) is shorter than max_position_embeddings {context}; only full attention is "
-            "implemented: lower max_position_embeddings to the window, or take a checkpoint "
-            "without one"
+            f"{source}: sliding_window={window} is shorter than max_position_embeddings "
+            f"{config.max_position_embeddings}; only full attention is implemented: lower "
+            "max_position_embeddings to the window, or take a checkpoint whose window is null"
         )

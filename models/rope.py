@@ -52,10 +52,8 @@ class Yarn:
 
     def kept(self, frequency: Tensor, theta: float) -> Tensor:
         size = 2 * len(frequency)
-        first, last = (
-            self._index(self.beta_fast, size, theta),
-            self._index(self.beta_slow, size, theta),
-        )
+        turns = self.beta_fast, self.beta_slow
+        first, last = (self._index(n, size, theta) for n in turns)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, size - 1)

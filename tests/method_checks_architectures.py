@@ -3,8 +3,10 @@ attention and MLP, a window. See tests/method_checks.py.
 """
 
 import torch
+from method_step import assert_by_hand, doubled, watched
 from toy_forests import CONFIG, toy_model
 from toy_models import causal
+from toy_runs import write_thinker
 
 from models.config import ModelConfig
 from models.rope import frequencies
@@ -91,3 +93,18 @@ def check_refused(place) -> None:
         except ValueError:
             read = False
         assert read == allowed, changes
+
+
+def check_architectures(place) -> None:
+    """A step of each is that of the formula, and what is sampled is what is scored."""
+    for name, changes in {
+        "llama3": dict(architectures=["LlamaForCausalLM"], rope_scaling=LLAMA3, rope_theta=1e3),
+        "yarn": dict(rope_scaling=YARN | dict(original_max_position_embeddings=64)),
+        "mistral": dict(architectures=["MistralForCausalLM"], sliding_window=1024),
+        "olmo2": dict(architectures=["Olmo2ForCausalLM"]),
+    }.items():
+        model = write_thinker(place / name, **changes)
+        run, initial = doubled(place, 0.05, model=str(model), out=str(place / f"{name}-run"))
+        seen = watched(run, 0, initial)
+        assert_by_hand(seen)
+        assert seen.row["sampler_gap/max"] < 1e-9

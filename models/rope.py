@@ -1,4 +1,4 @@
-"""Frequencies of the rotary embedding, as they are or scaled to a longer context, as transformers'.
+"""Frequencies of the rotary embedding, unscaled or scaled to a longer context.
 
 Shapes: D head dim. Frequency i of D/2 turns a pair of dims by theta^(-2i/D) radians per position. A
 scaling divides low frequencies by `factor` and keeps high ones; `kept` is the share of each that is

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.files import read_json, refuse_adapter
+from models.files import read_json, read_number, read_truth, refuse_adapter
+from models.rope import Scaling, read_rope
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 TINY = ASSETS / "tiny"  # the model that ships with this repository
@@ -29,12 +30,18 @@ REPOSITORIES = {
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
     "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "llama-3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama-3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "olmo-2-1b": "allenai/OLMo-2-0425-1B-Instruct",
 }
 
 ARCHITECTURES = {
-    "Qwen3ForCausalLM": dict(qk_norm=True, qkv_bias=False),
-    "Qwen2ForCausalLM": dict(qk_norm=False, qkv_bias=True),
-    "LlamaForCausalLM": dict(qk_norm=False, qkv_bias=False),
+    "Qwen3ForCausalLM": dict(qk_norm="head", qkv_bias=False, post_norm=False),
+    "Qwen2ForCausalLM": dict(qk_norm="", qkv_bias=True, post_norm=False),
+    "LlamaForCausalLM": dict(qk_norm="", qkv_bias=False, post_norm=False),
+    "MistralForCausalLM": dict(qk_norm="", qkv_bias=False, post_norm=False),
+    "Olmo2ForCausalLM": dict(qk_norm="all", qkv_bias=False, post_norm=True),
 }
 # Defaults of transformers where config.json has no such field (or null).
 DEFAULTS = {
@@ -46,6 +53,16 @@ DEFAULTS = {
     ),
     "LlamaForCausalLM": dict(
         model_type="llama", max_position_embeddings=2048, num_key_value_heads=None, head_dim=None
+    ),
+    "MistralForCausalLM": dict(
+        model_type="mistral", max_position_embeddings=131072, num_key_value_heads=8, head_dim=None
+    ),
+    "Olmo2ForCausalLM": dict(
+        model_type="olmo2",
+        max_position_embeddings=2048,
+        num_key_value_heads=None,
+        head_dim=None,
+        rms_norm_eps=1e-5,
     ),
 }
 # Fields that may change the logits, and their values (beside null) that do not.
@@ -59,7 +76,6 @@ WITHOUT_EFFECT = {
     "logit_scale": (1,), "logits_scaling": (1,), "embedding_multiplier": (1,),
     "residual_multiplier": (1,), "clip_qkv": (),
 }  # fmt: skip
-LARGEST = 1 << 24  # a larger size means that the file is damaged
 
 
 @dataclass(frozen=True)
@@ -78,9 +94,11 @@ class ModelConfig:
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
-    qk_norm: bool  # RMSNorm on queries and keys before RoPE (Qwen3)
+    qk_norm: str  # RMSNorm of queries and keys before RoPE: of each "head" (Qwen3), "all" (OLMo 2)
     qkv_bias: bool  # bias on q_proj, k_proj, v_proj (Qwen2)
+    post_norm: bool  # RMSNorm after attention and MLP, not before (OLMo 2)
     initializer_range: float = 0.02
+    rope_scaling: Scaling | None = None
 
     @classmethod
     def from_dict(cls, raw: dict, source: str = "config.json") -> "ModelConfig":
@@ -91,10 +109,13 @@ class ModelConfig:
         architecture = _architecture(raw, source)
         default, traits = DEFAULTS[architecture], ARCHITECTURES[architecture]
         _refuse_effects(raw, traits, source)
-        number = lambda name, otherwise=None, kind=int: _number(raw, name, otherwise, kind, source)
+        number = lambda name, otherwise=None, kind=int: read_number(
+            raw, name, otherwise, kind, source
+        )
         heads, hidden = number("num_attention_heads"), number("hidden_size")
         # null means the number of heads; only a missing field has the class's default.
         kv_heads = None if "num_key_value_heads" in raw else default["num_key_value_heads"]
+        theta, scaling = read_rope(raw, source)
         # Qwen3 has an explicit head_dim: 128 even where hidden_size / heads = 64.
         config = cls(
             architecture=architecture,
@@ -105,16 +126,18 @@ class ModelConfig:
             num_attention_heads=heads,
             num_key_value_heads=number("num_key_value_heads", kv_heads or heads),
             head_dim=number("head_dim", default["head_dim"] or hidden // heads),
-            rope_theta=_rope(raw, source),
-            rms_norm_eps=number("rms_norm_eps", 1e-6, float),
+            rope_theta=theta,
+            rms_norm_eps=number("rms_norm_eps", default.get("rms_norm_eps", 1e-6), float),
             max_position_embeddings=number(
                 "max_position_embeddings", default["max_position_embeddings"]
             ),
-            tie_word_embeddings=_truth(raw, "tie_word_embeddings", source),
+            tie_word_embeddings=read_truth(raw, "tie_word_embeddings", source),
             initializer_range=number("initializer_range", 0.02, float),
+            rope_scaling=scaling,
             **traits,
         )
         _check_heads(config, raw, source)
+        _check_window(config, raw, source)
         return config
 
     @classmethod
@@ -182,13 +205,7 @@ def _check_heads(config: ModelConfig, raw: dict, source: str) -> None:
         )
     if config.num_hidden_layers > 1000:
         raise ValueError(f"{source}: num_hidden_layers {config.num_hidden_layers}; fetch it again")
-    llama = not (config.qk_norm or config.qkv_bias)
-    kinds = raw.get("layer_types")  # Llama has no such field
-    if not llama and kinds and kinds != ["full_attention"] * config.num_hidden_layers:
-        raise ValueError(
-            f"{source}: layer_types is not full_attention for each of num_hidden_layers; only "
-            "full attention is implemented"
-        )
+    llama = config.architecture == "LlamaForCausalLM"
     if config.hidden_size % heads and (raw.get("head_dim") is None or llama):
         raise ValueError(
             f"{source}: hidden_size {config.hidden_size} must be a multiple of "
@@ -196,55 +213,23 @@ def _check_heads(config: ModelConfig, raw: dict, source: str) -> None:
         )
 
 
-def _number(raw: dict, name: str, otherwise, kind: type, source: str):
-    """Return a field as a number above 0, or `otherwise` if it is missing or null."""
-    value = raw.get(name)
-    if value is None:
-        if otherwise is None:
-            raise ValueError(f"{source}: the field {name!r} is missing")
-        return otherwise
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    largest = LARGEST if kind is int else 1e12
-    if not (whole or (kind is float and isinstance(value, float))) or not 0 < value <= largest:
+def _check_window(config: ModelConfig, raw: dict, source: str) -> None:
+    """Refuse what lets a token see fewer than all tokens before it."""
+    kinds = raw.get("layer_types")
+    if config.architecture == "LlamaForCausalLM":  # has no such field
+        kinds = None
+    if kinds and kinds != ["full_attention"] * config.num_hidden_layers:
         raise ValueError(
-            f"{source}: {name} is {str(value)[:80]!r}, but must be a "
-            f"{'whole ' if kind is int else ''}number above 0; fetch it again"
+            f"{source}: layer_types is not full_attention for each of num_hidden_layers; only "
+            "full attention is implemented"
         )
-    return kind(value)
-
-
-def _truth(raw: dict, name: str, source: str) -> bool:
-    value = raw.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{source}: {name} is {value!r}, neither true nor false; fetch it again")
-    return bool(value)
-
-
-def _rope(raw: dict, source: str) -> float:
-    """Return rope_theta; refuse any scaling, which would silently give wrong positions."""
-    # transformers 5 writes rope_parameters, earlier versions rope_theta + rope_scaling.
-    fields = {name: raw.get(name) or {} for name in ("rope_parameters", "rope_scaling")}
-    given = {"rope_theta": raw.get("rope_theta")}
-    for name, rope in fields.items():
-        if not isinstance(rope, dict):
-            raise ValueError(f"{source}: {name} is not a JSON object; fetch it again")
-        if nested := [key for key, value in rope.items() if isinstance(value, (dict, list))]:
-            raise ValueError(f"{source}: {name}.{nested[0]} is not supported; only one theta is")
-        kinds = {rope.get("rope_type") or "default", rope.get("type") or "default"} - {"default"}
-        if kinds:
-            raise ValueError(
-                f"{source}: rope scaling of type {str(kinds.pop())!r} ({name}) is not supported; "
-                "remove it if the run stays within the unscaled context"
-            )
-        if rope.get("partial_rotary_factor", 1) not in (1, None):
-            raise ValueError(f"{source}: {name}.partial_rotary_factor is not supported; only 1 is")
-        given[f"{name}.rope_theta"] = rope.get("rope_theta")
-    # Given both, transformers reads rope_scaling only; all must agree.
-    used = fields["rope_scaling"] or fields["rope_parameters"]
-    theta = _number(used if "rope_theta" in used else raw, "rope_theta", 10000.0, float, source)
-    if others := [name for name, value in given.items() if value not in (None, theta)]:
+    missing = 4096  # transformers' value of Mistral where there is no such field
+    if config.architecture != "MistralForCausalLM" or raw.get("sliding_window", missing) is None:
+        return
+    window = read_number(raw, "sliding_window", missing, int, source)
+    if window < config.max_position_embeddings:
         raise ValueError(
-            f"{source}: {others[0]} is {given[others[0]]!r}, but transformers uses {theta}; "
-            "keep the right one"
+            f"{source}: sliding_window={window} is shorter than max_position_embeddings "
+            f"{config.max_position_embeddings}; only full attention is implemented: lower "
+            "max_position_embeddings to the window, or take a checkpoint whose window is null"
         )
-    return theta

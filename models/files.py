@@ -4,12 +4,11 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BLOCK_BYTES = 64 * 2**20  # most extra memory to read a tensor
+LARGEST = 1 << 24  # a larger size means that the file is damaged
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # safetensors' name of a dtype -> bytes
 
 
@@ -24,6 +23,30 @@ def read_json(path: Path) -> dict:
     if not isinstance(raw, dict):
         raise ValueError(f"{path} is not a JSON object; fetch it again")
     return raw
+
+
+def read_number(raw: dict, name: str, otherwise, kind: type, source: str):
+    """Return a field as a number above 0, or `otherwise` if it is missing or null."""
+    value = raw.get(name)
+    if value is None:
+        if otherwise is None:
+            raise ValueError(f"{source}: the field {name!r} is missing")
+        return otherwise
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    largest = LARGEST if kind is int else 1e12
+    if not (whole or (kind is float and isinstance(value, float))) or not 0 < value <= largest:
+        raise ValueError(
+            f"{source}: {name} is {str(value)[:80]!r}, but must be a "
+            f"{'whole ' if kind is int else ''}number above 0; fetch it again"
+        )
+    return kind(value)
+
+
+def read_truth(raw: dict, name: str, source: str) -> bool:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{source}: {name} is {value!r}, neither true nor false; fetch it again")
+    return bool(value)
 
 
 def refuse_adapter(directory: Path) -> None:
@@ -51,17 +74,6 @@ def check_float(name: str, dtype: str, directory: Path) -> None:
         raise ValueError(
             f"{directory}: {name} is stored as {dtype}, quantised or no weight; "
             f"use a checkpoint in {', '.join(FLOATS)}"
-        )
-
-
-def check_frequencies(name: str, stored: Tensor, config, directory: Path) -> None:
-    """Refuse stored rotary frequencies (older Llama) that differ from those computed here."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
-    expected = config.rope_theta ** (-half / config.head_dim)
-    if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=1e-2):
-        raise ValueError(
-            f"{directory}: {name} does not match config.json's rope_theta {config.rope_theta}; "
-            "correct rope_theta, or remove the tensor"
         )
 
 

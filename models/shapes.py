@@ -3,15 +3,17 @@
 from dataclasses import asdict
 
 from models.config import ARCHITECTURES, TINY, ModelConfig
+from models.rope import SCALINGS, Llama3, Scaling
 
 
 def _shape(
     architecture: str, vocab: int, hidden: int, mlp: int, layers: int, heads: int, kv_heads: int,
     size: int, tied: bool, context: int, theta: float = 1e6, eps: float = 1e-6,
+    scaling: Scaling | None = None,
 ) -> ModelConfig:  # fmt: skip
     return ModelConfig(
         architecture, vocab, hidden, mlp, layers, heads, kv_heads, size, theta, eps, context,
-        tie_word_embeddings=tied, **ARCHITECTURES[architecture],
+        tie_word_embeddings=tied, rope_scaling=scaling, **ARCHITECTURES[architecture],
     )  # fmt: skip
 
 
@@ -28,6 +30,12 @@ def _qwen2(vocab, hidden, mlp, layers, heads, kv_heads, tied, context, theta=1e6
 def _smollm2(hidden, mlp, layers, heads, kv_heads, theta) -> ModelConfig:
     size = ("LlamaForCausalLM", 49152, hidden, mlp, layers, heads, kv_heads, 64)
     return _shape(*size, True, 8192, theta, 1e-5)
+
+
+def _llama3(hidden, mlp, layers, heads, size, tied, factor) -> ModelConfig:
+    scaling = Llama3(factor, 8192, low_freq_factor=1.0, high_freq_factor=4.0)
+    shape = ("LlamaForCausalLM", 128256, hidden, mlp, layers, heads, 8, size)
+    return _shape(*shape, tied, 131072, 5e5, 1e-5, scaling)
 
 
 # From each model's config.json; a test checks the parameter counts.
@@ -51,6 +59,10 @@ SHAPES = {
     "smollm2-135m": _smollm2(576, 1536, 30, 9, 3, 1e5),
     "smollm2-360m": _smollm2(960, 2560, 32, 15, 5, 1e5),
     "smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32, 1.3e5),
+    "llama-3.2-1b": _llama3(2048, 8192, 16, 32, 64, True, 32.0),
+    "llama-3.2-3b": _llama3(3072, 8192, 28, 24, 128, True, 32.0),
+    "llama-3.1-8b": _llama3(4096, 14336, 32, 32, 128, False, 8.0),
+    "olmo-2-1b": _shape("Olmo2ForCausalLM", 100352, 2048, 8192, 16, 16, 16, 128, False, 4096, 5e5),
 }
 
 
@@ -60,10 +72,13 @@ def as_hugging_face(shape: ModelConfig) -> dict:
     architecture = raw.pop("architecture")
     for trait in ARCHITECTURES[architecture]:
         del raw[trait]
+    if shape.rope_scaling:
+        names = {scaling: name for name, scaling in SCALINGS.items()}
+        raw["rope_scaling"]["rope_type"] = names[type(shape.rope_scaling)]
     kind = architecture.removesuffix("ForCausalLM").lower()
     return raw | dict(
         architectures=[architecture], model_type=kind, hidden_act="silu", attention_bias=False,
-        use_sliding_window=False,
+        use_sliding_window=False, sliding_window=None,
     )  # fmt: skip
 
 

@@ -52,6 +52,8 @@ def class_of(directory: Path, description: dict) -> str:
     name = description.get("tokenizer_class") or config.get("tokenizer_class") or ""
     if not isinstance(name, str):
         raise ValueError(f"{directory}: tokenizer_class is {name!r}, not a name; mend it")
+    if kind in ("mistral", "olmo2"):  # tokenizer.json as it is, whatever is asked for
+        return ""
     name = name.removesuffix("Fast")
     if kind == "qwen2" or (kind == "qwen3" and not name):  # qwen2: whatever is asked for
         return "Qwen2Tokenizer"
@@ -103,7 +105,12 @@ def check_tokenizer(raw: dict, directory: Path, description: dict, kind: str) ->
         raise ValueError(f"{place} is not a byte-level BPE tokenizer; only those are supported")
     normalizers = {part["type"] for part in _steps(raw.get("normalizer"))}
     in_model = ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
-    in_description = ("split_special_tokens", "auto_map", "fast_tokenizer_files")
+    in_description = (
+        "split_special_tokens",
+        "auto_map",
+        "fast_tokenizer_files",
+        "fix_mistral_regex",
+    )
     unsupported = {
         **{f"model.{field}": model.get(field) for field in in_model},
         **{field: description.get(field) for field in in_description},

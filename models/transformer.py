@@ -1,4 +1,4 @@
-"""One decoder for Qwen3, Qwen2 and Llama, with Hugging Face's parameter names.
+"""One decoder for Qwen3, Qwen2, Llama, Mistral and OLMo 2, with Hugging Face's parameter names.
 
 Shapes: N packed tokens, C hidden, H heads, K key/value heads, D head dim, V vocabulary.
 
@@ -17,30 +17,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import RMSNorm
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from models.config import ModelConfig
+from models.rope import frequencies
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Readout = Callable[[Tensor, Tensor], Any]
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
 def rotary_angles(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple:
     """Return cos and signed sin of the rotary embedding (RoFormer), (N, 1, D), from fp32."""
-    half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequency = config.rope_theta ** (-half / config.head_dim)  # (D/2,)
+    rope = config.rope_theta, config.head_dim, config.rope_scaling
+    frequency, amplitude = frequencies(*rope, positions.device)  # (D/2,)
     angle = positions[:, None].float() * frequency  # (N, D/2)
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = amplitude * angle.cos(), amplitude * angle.sin()  # (N, D/2)
     cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (N, D)
     return cos[:, None].to(dtype), sin[:, None].to(dtype)
 
@@ -60,17 +52,19 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(hidden, kv_heads * size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden, kv_heads * size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(heads * size, hidden, bias=False)
+        self.qk_norm = config.qk_norm
         if config.qk_norm:
-            self.q_norm = RMSNorm(size, config.rms_norm_eps)
-            self.k_norm = RMSNorm(size, config.rms_norm_eps)
+            q_heads, k_heads = (heads, kv_heads) if config.qk_norm == "all" else (1, 1)
+            self.q_norm = RMSNorm(q_heads * size, config.rms_norm_eps)
+            self.k_norm = RMSNorm(k_heads * size, config.rms_norm_eps)
 
     def project_qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query (N, H, D), key and value (N, K, D); query and key are rotated."""
-        n = x.shape[0]
-        q = self.q_proj(x).view(n, -1, self.head_dim)  # (N, H, D)
-        k = self.k_proj(x).view(n, -1, self.head_dim)  # (N, K, D)
-        v = self.v_proj(x).view(n, -1, self.head_dim)  # (N, K, D)
-        if hasattr(self, "q_norm"):
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (N, H·D), twice (N, K·D)
+        if self.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.view(len(x), -1, self.head_dim) for y in (q, k, v))  # (N, H or K, D)
+        if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
@@ -97,8 +91,12 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        norm = partial(RMSNorm, config.hidden_size, config.rms_norm_eps)
+        self.post_norm = config.post_norm
+        self.input_layernorm = nn.Identity() if config.post_norm else norm()
+        self.post_attention_layernorm = norm()
+        if config.post_norm:
+            self.post_feedforward_layernorm = norm()
 
     def forward(self, x: Tensor, rotary: tuple, attend: Attend, layer: int) -> Tensor:
         if self.recompute == "full" and torch.is_grad_enabled():
@@ -114,7 +112,10 @@ class Block(nn.Module):
         return self.self_attn.project_qkv(self.input_layernorm(x), cos, sin)
 
     def post_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.self_attn.o_proj(attended.flatten(1))
+        if self.post_norm:
+            x = x + self.post_attention_layernorm(self.self_attn.o_proj(attended.flatten(1)))
+            return x + self.post_feedforward_layernorm(self.mlp(x))
+        x = x + self.self_attn.o_proj(attended.flatten(1))  # (N, C)
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def _run(self, part: Callable, *tensors: Tensor):

@@ -22,11 +22,11 @@ from models.files import (
     FLOATS,
     HEAD,
     check_float,
-    check_frequencies,
     check_same,
     opened,
     read_json,
 )
+from models.rope import check_frequencies
 from models.transformer import Transformer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

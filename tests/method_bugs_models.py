@@ -1,5 +1,5 @@
-"""Bugs that other models and other runs than the default show, and bugs in what a step says. See
-method_mutants.py.
+"""Bugs that other models and other runs than the default show, in models/ too, and bugs in what a
+step says. See method_mutants.py.
 """
 
 MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
@@ -118,4 +118,70 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "work"),
     "further updates are no work": (
         "rmt/engine/step_metrics.py", "(3 * c.updates_per_batch + scored)", "(3 + scored)", "work"),
+    # Scaled rotary frequencies.
+    "a scaling multiplies": (
+        "models/rope.py", "* frequency / scaling.factor", "* frequency * scaling.factor", "scaled"),
+    "a scaling divides what it should keep": (
+        "models/rope.py", "(1 - kept) * frequency / scaling.factor + kept * frequency",
+        "kept * frequency / scaling.factor + (1 - kept) * frequency", "scaled"),
+    "Llama 3 blends from the wrong boundary": (
+        "models/rope.py", "(turns - self.low_freq_factor) /", "(turns - self.high_freq_factor) /",
+        "scaled"),
+    "Llama 3 counts radians as turns": (
+        "models/rope.py", "/ (2 * math.pi / frequency)", "/ (1 / frequency)", "scaled"),
+    "YaRN counts radians as turns": (
+        "models/rope.py", "(turns * 2 * math.pi)", "turns", "scaled"),
+    "YaRN's boundaries are swapped": (
+        "models/rope.py", "turns = self.beta_fast, self.beta_slow",
+        "turns = self.beta_slow, self.beta_fast", "scaled"),
+    "YaRN truncates when it is told not to": (
+        "models/rope.py", "        if self.truncate:\n", "        if True:\n", "scaled"),
+    "YaRN never truncates": (
+        "models/rope.py", "        if self.truncate:\n", "        if False:\n", "scaled"),
+    "YaRN's blend ends with the frequencies": (
+        "models/rope.py", "min(last, size - 1)", "min(last, size // 2 - 1)", "scaled"),
+    "YaRN's blend begins before the frequencies": (
+        "models/rope.py", "max(first, 0)", "max(first, -1)", "scaled"),
+    "YaRN's attention factor is not taken": (
+        "models/rope.py", "if self.attention_factor is not None:", "if False:", "scaled"),
+    "YaRN grows tenfold": ("models/rope.py", "0.1 * scale *", "1.0 * scale *", "scaled"),
+    "YaRN takes one mscale for two": (
+        "models/rope.py", "if self.mscale and self.mscale_all_dim:",
+        "if self.mscale:", "scaled"),
+    "YaRN scales cos alone": (
+        "models/transformer.py", "amplitude * angle.sin()", "angle.sin()", "scaled"),
+    # Fields that contradict each other, or that ask for what is not implemented.
+    "the type of rope_scaling wins": (
+        "models/rope.py", "if len(set(kinds.values())) > 1:", "if False:", "refused"),
+    "the fields of rope_scaling win": (
+        "models/rope.py", "if first.get(field) != last.get(field):", "if False:", "refused"),
+    "the context within a scaling wins": (
+        "models/rope.py", "if values.setdefault(ORIGINAL, outer) != outer:",
+        "if values.setdefault(ORIGINAL, outer) and False:", "refused"),
+    "unknown fields of a scaling are left out": (
+        "models/rope.py", "if unknown := sorted(values.keys() - known.keys() - BESIDES):",
+        "if unknown := []:", "refused"),
+    "a window one short of the context": (
+        "models/config.py", "if window < config.max_position_embeddings:",
+        "if window + 1 < config.max_position_embeddings:", "refused"),
+    "a window that is not given is none": (
+        "models/config.py", 'raw.get("sliding_window", missing) is None',
+        'raw.get("sliding_window") is None', "refused"),
+    # OLMo 2.
+    "OLMo 2 norms the sum": (
+        "models/transformer.py", "x = x + self.post_attention_layernorm(self.self_attn.o_proj("
+        "attended.flatten(1)))", "x = self.post_attention_layernorm(x + self.self_attn.o_proj("
+        "attended.flatten(1)))", "post_norm"),
+    "OLMo 2 norms attention and MLP alike": (
+        "models/transformer.py", "self.post_feedforward_layernorm(self.mlp(x))",
+        "self.post_attention_layernorm(self.mlp(x))", "post_norm"),
+    "OLMo 2 norms before attention": (
+        "models/transformer.py", "nn.Identity() if config.post_norm else norm()", "norm()",
+        "post_norm"),
+    "OLMo 2 norms queries alone": (
+        "models/transformer.py", 'if self.qk_norm == "all":\n            q, k = self.q_norm(q), '
+        "self.k_norm(k)", 'if self.qk_norm == "all":\n            q = self.q_norm(q)',
+        "post_norm"),
+    "OLMo 2 has the epsilon of Llama": (
+        "models/config.py", "        rms_norm_eps=1e-5,\n", "", "post_norm"),
 }  # fmt: skip

@@ -4,8 +4,9 @@ what a run keeps or how it evaluates; and whether the check of it finds that out
     python tests/method_mutants.py [NAME ...]   prints what kills each mutant; exit status 1 if one
                                                 survives, or a copy without a bug does not
 
-A mutant is a copy of rmt/, train.py and eval.py with one replacement, checked in a child of a
-process that has imported PyTorch: a fork takes milliseconds, and nothing of one reaches another.
+A mutant is a copy of rmt/, models/, train.py and eval.py with one replacement, checked in a child
+of a process that has imported PyTorch: a fork takes milliseconds, and nothing of one reaches
+another.
 """
 
 import importlib
@@ -53,13 +54,15 @@ def check_names(name: str) -> list[str]:
 def all_checks() -> dict:
     """Name -> function of a folder; of the modules that are imported at the moment."""
     import method_checks as steps
+    import method_checks_architectures as architectures
     import method_checks_draws as draws
     import method_checks_models as models
     import method_checks_runs as runs
 
     checks = {
         name.removeprefix("check_"): function
-        for module in (steps, draws, runs, models) for name, function in vars(module).items()
+        for module in (steps, draws, runs, models, architectures)
+        for name, function in vars(module).items()
         if name.startswith("check_") and name != "check_loss"
     }  # fmt: skip
     for case in steps.LOSS:
@@ -71,7 +74,8 @@ def all_checks() -> dict:
 def build(name: str, place: Path) -> None:
     """A copy under place with the mutant's bug in it."""
     file, old, new, _ = (MUTANTS | CONTROLS)[name]
-    shutil.copytree(ROOT / "rmt", place / "rmt")  # with compiled files, which are still valid
+    for package in ("rmt", "models"):  # with compiled files, which are still valid
+        shutil.copytree(ROOT / package, place / package)
     for script in ("train.py", "eval.py"):
         shutil.copy2(ROOT / script, place)
     path = place / file
@@ -100,9 +104,10 @@ def run_checks(place: Path, names: list[str]) -> str:
             return f"{name}: {type(error).__name__} at {where} {str(error)[:100]}".replace(
                 "\n", " "
             )
+    import models
     import rmt
 
-    assert Path(rmt.__file__).is_relative_to(place)
+    assert all(Path(package.__file__).is_relative_to(place) for package in (models, rmt))
     return ""
 
 
@@ -146,8 +151,8 @@ def import_once() -> None:
     for late in ("torch._dynamo", "torch.distributed.checkpoint", "eval"):  # when first used
         importlib.import_module(late)
     all_checks()
-    ours = ("rmt", "train", "eval", "toy_runs", "toy_forests", "method_step", "method_logged",
-            "method_checks")  # fmt: skip
+    ours = ("rmt", "models", "train", "eval", "toy_models", "toy_runs", "toy_forests",
+            "method_step", "method_logged", "method_checks")  # fmt: skip
     for name in [name for name in sys.modules if name.split(".")[0].startswith(ours)]:
         del sys.modules[name]
 

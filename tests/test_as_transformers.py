@@ -32,7 +32,7 @@ TEXTS = (
     "covid 12",
 )
 PLAIN = ("la  12\n\n345", "Dog, dog's é日 \u2028", "", "covid 12")
-ARCHITECTURES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
+ARCHITECTURES = {kind.lower(): kind for kind in ("Qwen3", "Qwen2", "Llama", "Mistral", "Olmo2")}
 TEMPLATES = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
     "{{ bos_token }}{% generation %}{{ messages[0].content }}{% endgeneration %}{{ eos_token }}",
@@ -71,7 +71,7 @@ def write_case(place, rng, kind):
     """A directory whose every file is drawn: a split, names of special tokens, a template, ends."""
     architecture = f"{ARCHITECTURES[kind]}ForCausalLM"
     state = write_model(
-        place, architectures=[architecture], model_type=kind, vocab_size=320,
+        place, architectures=[architecture], model_type=kind, vocab_size=320, sliding_window=None,
         head_dim=4 if kind != "qwen3" else 6, **rng.choice(({}, {"eos_token_id": 3})),
     )  # fmt: skip
     pieces = [*ALPHABET, *(a + b for a, b in MERGES)]

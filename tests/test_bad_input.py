@@ -163,7 +163,7 @@ def other_architecture(place):
 
 
 def scaled_rope(place):
-    change_json(place / "model/config.json", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    change_json(place / "model/config.json", rope_scaling={"rope_type": "linear", "factor": 4.0})
     return training(place)
 
 
@@ -210,7 +210,7 @@ BAD_MODEL = {
     "unknown-name": (unknown_model, "qwen3-14 ", "Did you mean qwen3-14b?"),
     "no-config": (no_config, "model/config.json does not exist", "Hugging Face directory"),
     "architecture": (other_architecture, "GemmaForCausalLM is not supported", "Qwen3ForCausalLM"),
-    "rope-scaling": (scaled_rope, "rope scaling of type 'yarn'", "remove it"),
+    "rope-scaling": (scaled_rope, "rope scaling of type 'linear'", "remove the scaling"),
     "broken-config": (broken_config, "config.json is not valid JSON", "fetch it again"),
     "no-tokenizer": (no_tokenizer, "tokenizer.json does not exist", "copy tokenizer.json"),
     "small-vocabulary": (small_vocabulary, "has 260 tokens", "vocab_size is 200", "fetch both"),

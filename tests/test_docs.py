@@ -5,6 +5,8 @@ import re
 import pytest
 
 from experiments.links import LINK, ROOT, pages, refreshed
+from models.config import ARCHITECTURES
+from models.rope import SCALINGS
 
 PAGES = pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 
@@ -38,6 +40,14 @@ def test_a_line_that_is_gone_is_named(tmp_path):
         page.write_text(f'[b](code.py#L1 "{piece}")')
         with pytest.raises(ValueError, match=re.escape(repr(piece))):
             refreshed(page)
+
+
+def test_the_page_about_models_names_what_is_read():
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w[^|]*) \|", page, re.MULTILINE)
+    kinds = [name.removesuffix("ForCausalLM") for name in ARCHITECTURES]
+    assert all(kind in row for kind, row in zip(kinds, rows, strict=True))
+    assert all(f"`{kind}`" in page for kind in SCALINGS)
 
 
 def test_the_readme_is_short():

@@ -17,7 +17,25 @@ ARCHITECTURES = {
     "qwen3-tied": {"model_type": "qwen3", "tie_word_embeddings": True},
     "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "head_dim": 4},
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
-}
+    "llama-scaled": {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_theta": 1e3,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "qwen3-scaled": {
+        "model_type": "qwen3",
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0, "beta_fast": 8,
+            "original_max_position_embeddings": 64, "truncate": False,
+        },
+    },
+    "mistral": {
+        "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None,
+    },
+    "olmo2": {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"], "pad_token_id": 1},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)

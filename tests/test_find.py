@@ -77,20 +77,40 @@ REFUSED_CONFIGS = {
         ("GemmaForCausalLM", "LlamaForCausalLM"),
     ),
     "no-architecture": ({"architectures": None}, ("(none)", "Qwen3ForCausalLM")),
-    "rope-scaling": ({"rope_scaling": {"type": "yarn"}}, ("'yarn'", "remove it if")),
+    "rope-scaling": ({"rope_scaling": {"type": "yarn"}}, ("'yarn'", "remove the scaling if")),
     "rope-in-two-fields": (
         {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"rope_type": "default"}},
         ("rope_parameters.rope_theta is 500000.0", "10000.0"),
     ),
     "yarn-beside-default": (
         {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}},
-        ("'yarn'", "remove it if"),
+        ("'yarn'", "'default'", "keep the right one"),
     ),
     "layers-as-text": ({"num_hidden_layers": "2", "layer_types": ["x"]}, ("num_hidden_layers",)),
     "theta-as-list": ({"rope_theta": [1]}, ("rope_theta is '[1]'",)),
     "softcapping": ({"final_logit_softcapping": 30.0}, ("final_logit_softcapping",)),
-    "rope-parameters": ({"rope_parameters": {"rope_type": "llama3"}}, ("'llama3'", "remove it if")),
+    "rope-parameters": ({"rope_parameters": {"rope_type": "longrope"}}, ("'longrope'", "remove")),
     "sliding-window": ({"use_sliding_window": True}, ("use_sliding_window=True", "only False")),
+    "window-of-mistral": (
+        {
+            "architectures": ["MistralForCausalLM"],
+            "sliding_window": 4095,
+            "max_position_embeddings": 4096,
+        },
+        ("sliding_window=4095", "max_position_embeddings 4096", "lower max_position"),
+    ),
+    "window-of-mistral-by-default": (
+        {"architectures": ["MistralForCausalLM"]},
+        ("sliding_window=4096", "max_position_embeddings 131072", "lower max_position"),
+    ),
+    "window-as-text": (
+        {"architectures": ["MistralForCausalLM"], "sliding_window": "no"},
+        ("sliding_window is 'no'",),
+    ),
+    "layers-with-a-window": (
+        {"architectures": ["Olmo2ForCausalLM"], "layer_types": ["sliding_attention"] * 2},
+        ("layer_types",),
+    ),
     "activation": ({"hidden_act": "gelu"}, ("hidden_act='gelu'", "only 'silu'")),
     "attention-bias": ({"attention_bias": True}, ("attention_bias",)),
     "sees-what-follows": ({"is_causal": False}, ("is_causal=False", "only True is")),

@@ -19,8 +19,17 @@ BASE = {
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
+    "pad_token_id": None,  # OLMo 2's default of 1 would never be trained
 }
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+LLAMA3 = {  # keeps, blends and divides at least one frequency of 6
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 512,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512,
+    "beta_fast": 16,
+}  # fmt: skip
 # claim -> (model type of transformers, what differs from BASE)
 CASES = {
     "qwen3-with-tied-head": ("qwen3", {"tie_word_embeddings": True, "head_dim": 12}),
@@ -37,6 +46,24 @@ CASES = {
     "llama-with-tied-head": ("llama", {"tie_word_embeddings": True}),
     "llama-with-untied-head": ("llama", {"num_key_value_heads": 1}),
     "llama-with-explicit-head-dim": ("llama", {"head_dim": 16}),
+    "llama-scaled-as-llama-3.1": ("llama", {"rope_parameters": LLAMA3}),
+    "qwen2-scaled-by-yarn": ("qwen2", {"rope_parameters": YARN}),
+    "qwen3-scaled-by-yarn": ("qwen3", {"head_dim": 32, "rope_parameters": YARN}),
+    "mistral-scaled-by-yarn-to-fractions-of-an-index": (
+        "mistral",
+        {"sliding_window": None, "rope_parameters": YARN | {"truncate": False, "beta_slow": 2}},
+    ),
+    "olmo2-scaled-by-yarn-with-an-attention-factor": (
+        "olmo2",
+        {"rope_parameters": YARN | {"attention_factor": 1.5}},
+    ),
+    "mistral-without-a-window": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "mistral-with-a-window-of-the-context": ("mistral", {"sliding_window": 128}),
+    "olmo2": ("olmo2", {}),
+    "olmo2-with-tied-head-and-all-key-heads": (
+        "olmo2",
+        {"tie_word_embeddings": True, "num_key_value_heads": 4},
+    ),
 }
 TOKENS = torch.randint(0, 97, (23,), generator=torch.Generator().manual_seed(1))
 
@@ -71,6 +98,18 @@ def test_logits_are_those_of_transformers(reference, tmp_path):
         error = (logits_of(ours) - expected).abs().max()
     assert expected.std() > 0.3, "the reference says nothing"
     assert error <= 1e-4, error
+
+
+def test_logits_at_long_positions_are_those_of_transformers(reference, tmp_path):
+    """Up to 125,422, as after a long document; the frequencies have the same bits."""
+    reference.save_pretrained(tmp_path)
+    ours, positions = build(tmp_path, "cpu", torch.float32), 5701 * torch.arange(len(TOKENS))
+    with torch.no_grad():
+        mask = torch.ones(1, len(TOKENS))  # so that it takes no gap for a new document
+        expected = reference(TOKENS[None], position_ids=positions[None], attention_mask=mask)
+        error = (logits_of(ours, positions=positions) - expected.logits[0]).abs().max()
+        moved = (logits_of(ours) - expected.logits[0]).abs().max()
+    assert error <= 1e-4 and moved > 1e-3, (error, moved)
 
 
 def test_gradients_are_those_of_transformers(reference, tmp_path):

@@ -34,10 +34,12 @@ PARAMETERS = {  # as the Hugging Face hub counts them
     "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-3b": 3_085_938_688,
     "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352,
     "smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384,
+    "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824, "llama-3.1-8b": 8_030_261_248,
+    "olmo-2-1b": 1_484_916_736,
 }  # fmt: skip
 SMALL = ModelConfig(
     "Qwen3ForCausalLM", 8192, 256, 768, 4, 4, 2, 64, 1e6, 1e-6, 40960,
-    tie_word_embeddings=False, qk_norm=True, qkv_bias=False,
+    tie_word_embeddings=False, qk_norm="head", qkv_bias=False, post_norm=False,
 )  # fmt: skip
 SHORT = dict(
     budget=False,
@@ -76,9 +78,13 @@ def test_published_shapes_have_the_published_number_of_parameters():
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("ranks", [1, 4])
-@pytest.mark.parametrize("tied", [False, True])
-def test_sums_agree_with_the_simulation_of_an_update(ranks, recompute, tied):
-    given = case("cuda", ranks, replace(SMALL, tie_word_embeddings=tied), recompute=recompute)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_word_embeddings": True}, {"qk_norm": "all", "post_norm": True}],
+    ids=["untied", "tied", "olmo2"],
+)
+def test_sums_agree_with_the_simulation_of_an_update(ranks, recompute, changes):
+    given = case("cuda", ranks, replace(SMALL, **changes), recompute=recompute)
     assert total(update(given)) == pytest.approx(total(simulated(given, "update")), rel=0.05)
 
 
@@ -172,7 +178,9 @@ def kept_by_a_layer(n, shape, compute, recompute):
 
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-@pytest.mark.parametrize("name", ["qwen3-14b", "qwen3-0.6b", "r1-distill-qwen-7b", "smollm2-135m"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-14b", "qwen3-0.6b", "r1-distill-qwen-7b", "smollm2-135m", "olmo-2-1b"]
+)
 def test_bytes_of_a_layer_are_those_that_its_tensors_have(name, recompute, compute):
     given = layer(SHAPES[name], compute, recompute)
     # Two rows, so that what does not grow with them drops out.

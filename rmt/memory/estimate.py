@@ -101,16 +101,18 @@ def layer(shape: ModelConfig, compute: torch.dtype, recompute: str) -> Layer:
     """Estimate the activations of a layer on a GPU, with FlexAttention and fused norms."""
     c, i, heads = shape.hidden_size, shape.intermediate_size, shape.num_attention_heads
     rows = heads + shape.num_key_value_heads
-    hd, size, norms = rows * shape.head_dim, compute.itemsize, int(shape.qk_norm)
+    hd, size, norms = rows * shape.head_dim, compute.itemsize, int(shape.qk_norm != "")
+    normed = {"": 0, "head": rows, "all": 2}[shape.qk_norm]  # queries and keys, each with its norm
     mlp = size * (c + 2 * i)  # gradients of its output, gate and up
     # Inputs of norms and products, q, k, v, attention's output; fp32: norms and log-sum-exp.
-    whole = size * (4 * c + (2 + norms) * hd + 4 * i) + 4 * (2 + heads + norms * rows)
+    whole = size * (4 * c + (2 + norms) * hd + 4 * i) + 4 * (2 + heads + normed)
     products = size * (3 * c + 3 * hd + 2 * i) + 4 * heads
-    forward = size * (2 * c + 2 * hd + 3 * i)
+    spared = size * c * shape.post_norm  # beside the MLP's input there is no norm of it
+    forward = size * (2 * c + 2 * hd + 3 * i) - spared
     return {
-        "none": Layer(whole, mlp, forward),
-        "selective": Layer(products, 2 * mlp, forward),
-        "full": Layer(size * c, whole + mlp, forward),
+        "none": Layer(whole, mlp - spared, forward),
+        "selective": Layer(products, 2 * mlp - spared, forward),
+        "full": Layer(size * c, whole + mlp - spared, forward),
     }[recompute]
 
 

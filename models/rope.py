@@ -116,6 +116,8 @@ def read_rope(raw: dict, source: str) -> tuple[float, Scaling | None]:
         )
     if kinds.get(name, "default") == "default":
         return theta, None
+    if theta <= 1:
+        raise ValueError(f"{source}: rope_theta is {theta}, but must be above 1; fetch it again")
     first, last = next(iter(given.values())), list(given.values())[-1]
     for field in sorted((first.keys() | last.keys()) - BESIDES):
         if first.get(field) != last.get(field):

@@ -103,6 +103,7 @@ REFUSED = {
         {"rope_scaling": YARN, "rope_parameters": YARN | {"beta_fast": 2.0}},
         "rope_scaling.beta_fast is not rope_parameters.beta_fast",
     ),
+    "theta-1": ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta is 1.0", "above 1"),
     "thetas-differ": (
         {"rope_scaling": YARN, "rope_parameters": YARN | {"rope_theta": 5e5}},
         "rope_parameters.rope_theta is 500000.0",

@@ -112,7 +112,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         # 8. Update: forward, backward, clip, AdamW.
         updated = update(
             c, run.model, run.optimizer, setup.reference, trees, objective, batch.responses, pack,
-            step, world, clock, metrics,
+            step, data.total_steps, world, clock, metrics,
         )  # fmt: skip
 
     note_refusal(run, setup, updated)

@@ -116,7 +116,7 @@ def step_on(run: Trainer, trees, groups, rewards, advantage, metrics: Metrics) -
     clock = Clock(run.world.device)
     updated = update(
         run.config, run.model, run.optimizer, None, trees, objective, groups, pack, run.step,
-        run.world, clock, metrics,
+        run.step + 1, run.world, clock, metrics,
     )  # fmt: skip
     run.step += 1
     if updated.refused:

@@ -7,7 +7,7 @@ import math
 import torch
 from method_logged import assert_logged
 from method_step import assert_by_hand, copied, doubled, watched
-from toy_runs import draw, prepared
+from toy_runs import draw, prepared, stepped
 
 from rmt.questions import reward_responses
 from rmt.sampling import Rollout
@@ -114,3 +114,25 @@ def check_optimizer(place) -> None:
                 assert (result[name] - wanted).abs().max() < 1e-9, (number, name)
             assert norm > 0.2 and seen.row["update/refused"] == 0
         assert math.isclose(seen.row["update/learning_rate"], sum(rates) / len(rates))
+
+
+def check_rates(place) -> None:
+    """The rate of each update by hand: two rise, and the seventh, after T = 3 steps, would be 0."""
+    line = (0.5, 1, 1, 0.75, 0.5, 0.25)
+    bow = (0.5, 1, 1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4)
+    for schedule, wanted in {
+        "constant": (0.5, 1, 1, 1, 1, 1),
+        "linear": line,
+        "cosine": bow,
+    }.items():
+        run = prepared(place, lr_schedule=schedule, updates_per_batch=2, steps=3, warmup_steps=2)
+        found = []
+        noting = lambda optimizer, *_, found=found: found.append(optimizer.param_groups[0]["lr"])
+        run.optimizer.register_step_pre_hook(noting)
+        rows = [stepped(run, step)[0] for step in range(3)]
+        assert len(found) == 6
+        assert all(map(math.isclose, found, (1e-3 * share for share in wanted)))
+        logged = [row["update/learning_rate"] for row in rows]
+        assert all(
+            map(math.isclose, logged, [(a + b) / 2 for a, b in zip(found[::2], found[1::2])])
+        )

@@ -38,7 +38,7 @@ class Config:
     resume: str = knob("", "a run's directory: continue from its newest checkpoint")
     steps: int = knob(0, "T, the number of steps; 0: epochs x documents / batch-size")
     batch_size: int = knob(128, "documents per step, over all ranks")
-    learning_rate: float = knob(1e-6, "of AdamW, constant after the warm-up")
+    learning_rate: float = knob(1e-6, "of AdamW, after the warm-up")
     dry_run: bool = knob(False, "only say what the run would need, on any machine")
 
     # The paper's knobs.
@@ -113,6 +113,10 @@ class Config:
     ntp_reduction: str = knob("mean", "mean over tokens, or the paper's sum", ("mean", "sum"))
     problem_request: str = knob(SOLVE, "what is asked after a problem")
     warmup_steps: int = knob(10, "updates over which the learning rate rises")
+    lr_schedule: str = knob(
+        "constant", "of the learning rate after the warm-up; the others fall to 0 at T",
+        ("constant", "linear", "cosine"),
+    )  # fmt: skip
     adam_betas: tuple[float, ...] = knob((0.9, 0.999), "of AdamW")
     weight_decay: float = knob(0.01, "of AdamW")
     grad_clip: float = knob(1.0, "largest norm of the gradient")

@@ -128,14 +128,18 @@ def test_run_that_is_made_longer_is_the_longer_run(original, run, tmp_path, caps
     assert not (run / "metrics.replaced.jsonl").exists()
 
 
-def test_what_a_longer_run_does_to_the_budget_is_said(original, tmp_path, capsys):
-    run_here(*arguments(original, out=tmp_path / "run", steps=2, probe_documents=0, save_every=1))
+def test_what_a_longer_run_does_to_its_schedules(original, tmp_path, capsys):
+    falls = dict(lr_schedule="linear", warmup_steps=0, learning_rate=0.001)
+    given = dict(steps=2, probe_documents=0, save_every=1) | falls
+    run_here(*arguments(original, out=tmp_path / "run", **given))
     capsys.readouterr()
     run_here(*flags(resume=tmp_path / "run", steps=4))
     said = capsys.readouterr().out
     assert "the run has 4 steps now, not 2: its schedules go by the share of the steps" in said
     assert "50% instead of 100%; the budget at step 2 is 5 tokens, not 2" in said
-    assert [row["budget"] for row in metrics(tmp_path / "run")] == [12, 5, 5, 3]
+    rows = metrics(tmp_path / "run")
+    assert [row["budget"] for row in rows] == [12, 5, 5, 3]
+    assert [row["update/learning_rate"] for row in rows] == [0.001, 0.0005, 0.0005, 0.00025]
 
 
 def test_report_draws_the_schedule_that_a_step_had(original, tmp_path):

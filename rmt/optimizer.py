@@ -1,6 +1,20 @@
-"""The learning rate of each update."""
+"""AdamW without decay of norms and biases, and the learning rate of each update."""
 
 import math
+
+import torch
+
+
+def adamw(
+    model: torch.nn.Module, rate: float, betas: tuple[float, ...], decay: float
+) -> torch.optim.AdamW:
+    """Return AdamW for a model; only matrices decay, not norms and biases, which are vectors."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0},
+    ]  # fmt: skip
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
 
 def learning_rate(highest: float, schedule: str, warmup: int, done: int, total: int) -> float:

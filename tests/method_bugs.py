@@ -156,9 +156,16 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "loss micro-batches"),
     # The optimiser.
     "betas are AdamW's": (
-        "rmt/engine/run.py", "betas=config.adam_betas", "betas=(0.9, 0.999)", "optimizer"),
+        "rmt/engine/run.py", "config.adam_betas", "(0.9, 0.999)", "optimizer"),
     "weight decay is 0.01": (
-        "rmt/engine/run.py", "weight_decay=config.weight_decay", "weight_decay=0.01", "optimizer"),
+        "rmt/engine/run.py", "config.weight_decay", "0.01", "optimizer"),
+    "norms and biases decay": (
+        "rmt/optimizer.py", '"weight_decay": 0.0', '"weight_decay": decay', "optimizer"),
+    "nothing decays": (
+        "rmt/optimizer.py", '"weight_decay": decay', '"weight_decay": 0.0', "optimizer"),
+    "the rate of one group is set": (
+        "rmt/update.py", "in optimizer.param_groups:", "in optimizer.param_groups[:1]:",
+        "optimizer"),
     "gradients are not clipped": (
         "rmt/update.py", "dist.grad_norm(model, grad_clip)", "dist.grad_norm(model, 1e9)",
         "optimizer"),

@@ -20,6 +20,7 @@ from small_run import (
 )
 from toy_runs import WORLD
 
+import rmt.engine.run
 import train
 from models.fingerprint import PART_BYTES, PARTS, fingerprint
 from models.weights import INDEX, SINGLE
@@ -162,6 +163,17 @@ def test_epochs_make_a_run_longer_as_steps_do(run, capsys):
 def test_run_cannot_end_before_the_step_where_it_is(run, capsys):
     fragments = (f"--resume {run}: 3 steps", "has taken 4", "--steps 4 or more")
     refusal(train, flags(resume=run, steps=3), fragments, capsys)
+
+
+def test_run_whose_norms_decayed_is_refused_with_a_reason(original, tmp_path, capsys):
+    """As earlier versions saved them: one group of parameters, all with weight decay."""
+    given = arguments(original, out=tmp_path / "run", steps=1, **LEVEL)
+    whole = lambda model, rate, betas, decay: torch.optim.AdamW(model.parameters(), rate, betas)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rmt.engine.run, "adamw", whole)
+        run_here(*given)
+    fragments = ("step-000001", "weight decay took in norms", "continue with that version")
+    refusal(train, flags(resume=tmp_path / "run", steps=2), fragments, capsys)
 
 
 # ---- models

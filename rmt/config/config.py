@@ -118,7 +118,7 @@ class Config:
         ("constant", "linear", "cosine"),
     )  # fmt: skip
     adam_betas: tuple[float, ...] = knob((0.9, 0.999), "of AdamW")
-    weight_decay: float = knob(0.01, "of AdamW")
+    weight_decay: float = knob(0.01, "of AdamW, on matrices; norms and biases do not decay")
     grad_clip: float = knob(1.0, "largest norm of the gradient")
     seed: int = knob(0, "seeds every random number of the run")
     max_tokens: int = knob(0, "end after so many tokens, sampled and trained on; 0: no limit")

@@ -134,9 +134,14 @@ def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) 
             warnings.simplefilter("ignore")
             dcp.load(state, checkpoint_id=checkpoint_dir)
     except (Exception, CheckpointException) as error:  # key and shape errors of every rank
+        why, remedy = reason(error), "resume with the model and data that the run started with"
+        if "optimizer.param_groups.1." in why:
+            remedy = (
+                "an earlier version saved it, whose weight decay took in norms and biases: "
+                f"continue with that version, or start anew from --model {checkpoint_dir}"
+            )
         raise CheckpointError(
-            f"{checkpoint_dir} does not fit this model or data ({reason(error)}); resume with the "
-            "model and data that the run started with"
+            f"{checkpoint_dir} does not fit this model or data ({why}); {remedy}"
         ) from None
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]

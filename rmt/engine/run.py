@@ -22,6 +22,7 @@ from rmt.engine.setup import (
     read_texts,
 )
 from rmt.evaluation.positions import Chosen
+from rmt.optimizer import adamw
 from rmt.questions import TrainingSet
 from rmt.system.clock import Clock
 from rmt.system.dist import World, compute_dtype, load_model
@@ -95,10 +96,7 @@ def prepare(
     reference = None
     if config.kl_beta:
         reference = load_model(model_dir, world, compute, trainable=False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
-        weight_decay=config.weight_decay, fused=True,
-    )  # fmt: skip
+    optimizer = adamw(model, config.learning_rate, config.adam_betas, config.weight_decay)
     curriculum = Curriculum(data.tiers, config.seed, config.noise_after)
     origin |= {"thresholds": thresholds, "compute": str(compute).removeprefix("torch.")}
     run = Run(config, total, model, optimizer, curriculum, origin)

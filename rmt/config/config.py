@@ -144,7 +144,9 @@ class Config:
 
     # What is kept and evaluated.
     save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
-    keep: int = knob(2, "checkpoints kept")
+    keep: int = knob(2, "checkpoints kept: the newest")
+    keep_best: bool = knob(False, "and the one with the best accuracy on --eval-data")
+    export_every: int = knob(0, "steps between OUT/model-STEP, for Hugging Face; 0: OUT/model only")
     eval_every: int = knob(50, "steps between evaluations on --eval-data")
     eval_positions: int = knob(64, "positions per tier in such an evaluation")
     eval_decoding: str = knob(

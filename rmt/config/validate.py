@@ -24,6 +24,7 @@ def problems(c) -> Iterator[str]:
         if name in POSITIVE and value <= 0:
             yield f"{flag(name)} is {value} but must be greater than 0"
     yield from _reward_problems(c)
+    yield from _keeping_problems(c)
     yield from _curriculum_problems(c)
     yield from _task_problems(c)
     for name, value in vars(c).items():
@@ -83,6 +84,16 @@ def _reward_problems(c) -> Iterator[str]:
         yield f"--probe-times is {c.probe_times}: at least 2, the start and the end of a run"
     if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
         yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
+
+
+def _keeping_problems(c) -> Iterator[str]:
+    if c.keep_best and not c.eval_data:
+        yield "--keep-best without --eval-data: nothing says which is best; give text to measure on"
+    if c.keep_best and c.save_every > 0 and c.eval_every % c.save_every:
+        yield (
+            f"--keep-best with --eval-every {c.eval_every}, no multiple of --save-every "
+            f"{c.save_every}: what is evaluated is not saved; make it one"
+        )
 
 
 def _curriculum_problems(c) -> Iterator[str]:

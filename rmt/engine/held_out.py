@@ -1,5 +1,6 @@
 """Held-out evaluation during a run."""
 
+from rmt.engine.checkpoint import best, step_dir
 from rmt.engine.log import RunLog
 from rmt.engine.run import Run, Setup
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
@@ -34,4 +35,10 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
         found["nats_per_token"] = nats
         message += f"\nheld-out text: {nats:.4f} nats per token"
     log.evaluation(run.step, found)
+    if c.keep_best and run.over and world.rank == 0 and (kept := best(run.out)):
+        step, accuracy = kept
+        message += (
+            f"\nthe best checkpoint, {accuracy:.1%} right, is that of step {step}: "
+            f"--model {step_dir(run.out, step)}"
+        )
     log.message(message)

@@ -12,6 +12,7 @@ from rmt.curriculum import Curriculum
 from rmt.data.corpus import Document, document_order
 from rmt.engine import checkpoint
 from rmt.engine.export import find_model
+from rmt.engine.log import describe
 from rmt.engine.resume import origin_of, resolve, total_steps
 from rmt.engine.saver import Saver
 from rmt.engine.setup import (
@@ -102,7 +103,7 @@ def prepare(
     run = Run(config, total, model, optimizer, curriculum, origin)
     if checkpoint_dir is not None:
         _restore(run, checkpoint_dir, saved)
-    clock, saver = Clock(world.device), Saver(run.out, config.keep, world)
+    clock, saver = Clock(world.device), Saver(run.out, config.keep, world, config.keep_best)
     return run, Setup(data, world, model_dir, compute, reference, chosen, clock, saver)
 
 
@@ -130,6 +131,13 @@ def save(run: Run, setup: Setup, wait: bool = True) -> None:
         setup.saver.save(run.step, run.model, run.optimizer, _tensors(run), settings)
         if wait:
             setup.saver.wait()
+
+
+def export(run: Run, setup: Setup, name: str = "model") -> Path:
+    """Write the model as the Hugging Face directory OUT/name. All ranks."""
+    made_by = describe(run.config, run.total_steps, setup.world, run.step)
+    known = (setup.model_dir, run.out, setup.compute, setup.world)
+    return checkpoint.export_model(run.model, *known, run=made_by, name=name)
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

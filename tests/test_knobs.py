@@ -39,6 +39,7 @@ ELSEWHERE = {  # a test file with the reason why no step of one toy run shows it
     "out": "a place on this machine: test_resume", "text_fields": "reads a file: test_corpus",
     "max_branches": "changes no result: test_rollout", "keep": "of files: test_saver",
     "keep_best": "of files: test_kept", "export_every": "of files: test_kept",
+    "track": "changes no result: test_track",
     "recompute": "changes no result: test_recompute", "save_every": "of files: test_resume",
     "offload": "changes no result: test_distributed", "dtype": "of the machine: test_life",
     "compile": "changes no result: test_compile", "profile": "a trace: test_clock",

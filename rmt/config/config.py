@@ -155,6 +155,7 @@ class Config:
     samples_per_step: int = knob(4, "responses written to samples.jsonl each step")
     probe_documents: int = knob(3, "documents of which one position per tier is asked repeatedly")
     probe_times: int = knob(5, "how often: at the first step, in between, and after the last")
+    track: str = knob("none", "also send the metrics there", ("none", "tensorboard", "wandb"))
     profile: int = knob(0, "step (not 0) whose kernels are traced into OUT/profile-STEP.json")
 
     def __post_init__(self):

@@ -22,6 +22,7 @@ from rmt.engine.setup import (
     read_model_directory,
     read_texts,
 )
+from rmt.engine.track import check_installed
 from rmt.evaluation.positions import Chosen
 from rmt.optimizer import adamw
 from rmt.questions import TrainingSet
@@ -83,6 +84,7 @@ def prepare(
     typed: the flags of the command line; a resumed run applies those in resume.APPLIED.
     """
     config, checkpoint_dir, saved = resolve(config, world, typed)
+    check_installed(config.track)
     model_dir = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(model_dir)
     documents, held_out = read_texts(config, tokenizer, shape, world)

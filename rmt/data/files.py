@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SUFFIXES = (".jsonl", ".txt", ".md", ".parquet")
+SUFFIXES = (".jsonl", ".txt", ".md", ".parquet", ".jsonl.gz", ".txt.gz")
 KINDS = ", ".join(SUFFIXES)
 
 
@@ -21,6 +21,12 @@ class Files:
 def printable(path: Path | str) -> str:
     """Return a path as text, also when its bytes are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def suffix_of(path: Path | str) -> str:
+    """Return which of SUFFIXES ends a path, or ""."""
+    name = os.fspath(path).lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
 def shown(names: Sequence[str]) -> str:
@@ -44,7 +50,7 @@ def find_files(paths: Sequence[Path]) -> Files:
     """
     files = Files()
     for path in paths:
-        if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
+        if not path.is_dir() and not suffix_of(path):
             raise ValueError(f"--data {printable(path)}: only {KINDS} files can be read")
         if not _search(path, files):
             reasons = by_reason(files.unreadable + files.left_out).items()
@@ -82,7 +88,7 @@ def _search(path: Path, files: Files) -> int:
 def _wanted(entry: Path, files: Files) -> bool:
     if entry.name.startswith("."):
         reason = "hidden: its name begins with a dot"
-    elif not os.path.isdir(entry) and entry.suffix.lower() not in SUFFIXES:
+    elif not os.path.isdir(entry) and not suffix_of(entry):
         reason = f"not one of {KINDS}"
     else:
         return True

@@ -1,9 +1,11 @@
 """Read records from files: a text each, or a problem and its answer, or why it is unreadable."""
 
 import codecs
+import gzip
 import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmt.data.files import KINDS, by_reason, find_files, printable, shown
+from rmt.data.files import KINDS, by_reason, find_files, printable, shown, suffix_of
 
 UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 HUB_DATASETS = {
@@ -66,12 +68,18 @@ def read_records(
 
 
 def _read_file(file: Path, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
-    name, suffix = printable(file), file.suffix.lower()
+    name, suffix = printable(file), suffix_of(file)
     try:
         content = file.read_bytes()
     except OSError as error:
         yield Record(name, None, f"cannot be read ({error.strerror})")
         return
+    if suffix.endswith(".gz"):
+        try:
+            content, suffix = gzip.decompress(content), suffix.removesuffix(".gz")
+        except (OSError, EOFError, zlib.error) as error:
+            yield Record(name, None, f"not a whole gzip file ({error})")
+            return
     if suffix == ".parquet":
         rows = [(f"{name}:{n}", row) for n, row in enumerate(_read_parquet(file), start=1)]
     elif content.startswith(UTF_16_OR_32):

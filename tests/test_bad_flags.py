@@ -86,6 +86,12 @@ BAD_VALUE = {
     "entropy-budget-of-problems": (
         dict(method="grpo", budget_entropy=0.5), "--budget-entropy is set", "no entropy",
     ),
+    "one-weight-for-two": (
+        dict(data=("a.txt", "b.txt"), data_weights=(1,)), "--data-weights is (1.0,)", "2 paths",
+    ),
+    "weight-of-0": (
+        dict(data=("a.txt", "b.txt"), data_weights=(1, 0)), "(1.0, 0.0)", "a number above 0",
+    ),
     "best-of-nothing": (dict(keep_best=True), "--keep-best without --eval-data", "give text"),
     "best-without-checkpoints": (
         dict(keep_best=True, eval_data="x.jsonl", eval_every=50, save_every=20), "--eval-every 50",

@@ -26,7 +26,7 @@ from models.fingerprint import PART_BYTES, PARTS, fingerprint
 from models.weights import INDEX, SINGLE
 from rmt.config.config import parse, typed
 from rmt.curriculum import tier_probabilities
-from rmt.data.corpus import document_order
+from rmt.data.order import document_order
 from rmt.engine.checkpoint import steps
 from rmt.engine.resume import resolve
 from rmt.report.report import planned

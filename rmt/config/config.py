@@ -79,6 +79,9 @@ class Config:
     positions_per_document: int = knob(1, "positions reasoned about per document and step")
     min_context: int = knob(16, "positions before this one are never reasoned about")
     document_tokens: int = knob(2048, "longer documents are cut into pieces of so many tokens")
+    data_weights: tuple[float, ...] = knob(
+        (), "how often a document is from each path of --data; default: each document equally often"
+    )
     text_fields: tuple[str, ...] = knob(
         (), "JSON fields joined by a blank line; default: problem and solution, else text"
     )

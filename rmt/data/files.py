@@ -42,23 +42,20 @@ def by_reason(left_out: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return names
 
 
-def find_files(paths: Sequence[Path]) -> Files:
-    """Find the files that are named, and those with a known suffix inside folders that are named.
+def find_files(path: Path, files: Files) -> None:
+    """Add the file that is named, or those with a known suffix inside the folder, to `files`.
 
     Links are followed. Names inside a folder that begin with a dot are left out. ValueError for a
     named path that cannot be read, and for a folder without data.
     """
-    files = Files()
-    for path in paths:
-        if not path.is_dir() and not suffix_of(path):
-            raise ValueError(f"--data {printable(path)}: only {KINDS} files can be read")
-        if not _search(path, files):
-            reasons = by_reason(files.unreadable + files.left_out).items()
-            told = "; ".join(f"{reason}: {shown(names)}" for reason, names in reasons)
-            what = f"holds no {KINDS} file" if path.is_dir() else "cannot be read"
-            told = f" ({told})" if told else ""
-            raise ValueError(f"{printable(path)} {what}{told}; give --data another path")
-    return files
+    if not path.is_dir() and not suffix_of(path):
+        raise ValueError(f"--data {printable(path)}: only {KINDS} files can be read")
+    if not _search(path, files):
+        reasons = by_reason(files.unreadable + files.left_out).items()
+        told = "; ".join(f"{reason}: {shown(names)}" for reason, names in reasons)
+        what = f"holds no {KINDS} file" if path.is_dir() else "cannot be read"
+        told = f" ({told})" if told else ""
+        raise ValueError(f"{printable(path)} {what}{told}; give --data another path")
 
 
 def _search(path: Path, files: Files) -> int:

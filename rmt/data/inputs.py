@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmt.data.files import KINDS, by_reason, find_files, printable, shown, suffix_of
+from rmt.data.files import KINDS, Files, by_reason, find_files, printable, shown, suffix_of
 
 UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 HUB_DATASETS = {
@@ -37,6 +37,7 @@ class Record:
     trouble: str = ""  # why it is in no document
     answer: str = ""
     problem: str = ""  # identifies the problem, or else the text, for --holdout
+    part: int = 0  # which path of --data it is from
 
 
 def read_records(
@@ -53,10 +54,13 @@ def read_records(
                 f"--data {printable(place)} does not exist; give files, folders, or "
                 f"{', '.join(HUB_DATASETS)}"
             )
-    files = find_files(places)
+    files, parts = Files(), []
+    for part, place in enumerate(places):
+        find_files(place, files)
+        parts += [part] * (len(files.found) - len(parts))
     records = [Record(name, None, reason) for name, reason in files.unreadable]
-    for file in files.found:
-        found = list(_read_file(file, make, fields))
+    for part, file in zip(parts, files.found):
+        found = [replace(record, part=part) for record in _read_file(file, make, fields)]
         records += found
         if not found:
             files.left_out.append((printable(file), "empty"))

@@ -9,7 +9,7 @@ import torch
 
 from rmt.config.config import Config
 from rmt.curriculum import Curriculum
-from rmt.data.corpus import Document, document_order
+from rmt.data.corpus import Document
 from rmt.engine import checkpoint
 from rmt.engine.export import find_model
 from rmt.engine.log import describe
@@ -19,6 +19,7 @@ from rmt.engine.setup import (
     choose_held_out,
     load_trainable,
     make_training_set,
+    order_of,
     read_model_directory,
     read_texts,
 )
@@ -89,7 +90,7 @@ def prepare(
     tokenizer, shape = read_model_directory(model_dir)
     documents, held_out = read_texts(config, tokenizer, shape, world)
     total = total_steps(config, typed, len(documents), saved, world)
-    order = document_order(len(documents), config.batch_size, total, config.seed)
+    order = order_of(config, documents, total)
     origin = origin_of(config, model_dir, documents, held_out, saved, checkpoint_dir, world)
     compute = compute_dtype(config.dtype, world)
     config, model = load_trainable(config, world, model_dir, tokenizer, compute)

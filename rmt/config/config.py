@@ -31,7 +31,7 @@ class Config:
     model: str = knob("tiny", "name (tiny, qwen3-14b, ...), Hugging Face directory, or run")
     data: tuple[str, ...] = knob(
         ("KbsdJames/Omni-MATH",),
-        "files or folders of .jsonl, .txt, .gz of them, .md, or the name KbsdJames/Omni-MATH",
+        "files or folders of .jsonl, .txt, .gz of them, .md, or a Hugging Face name, ORG/NAME",
     )
     eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
     out: str = knob("runs/rmt", "where checkpoints, metrics.jsonl and samples.jsonl go")

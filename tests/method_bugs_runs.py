@@ -101,8 +101,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "the seed of sampling is 0": (
         "rmt/questions.py", "c.seed, purpose, step", "0, purpose, step", "seed"),
     "the order's seed is 0": (
-        "rmt/engine/run.py", "config.batch_size, total, config.seed", "config.batch_size, total, 0",
-        "seed"),
+        "rmt/engine/setup.py", "config.batch_size, steps, config.seed",
+        "config.batch_size, steps, 0", "seed"),
     "misses are not saved": ("rmt/curriculum.py", '"misses": self.misses, ', "", "resume"),
     "rates are not saved": ("rmt/curriculum.py", ', "rates": self.rates}', "}", "resume"),
     "draws are not saved": ("rmt/curriculum.py", '"drawn": self.drawn, ', "", "resume"),

@@ -18,11 +18,10 @@ from rmt.config.config import parse, typed
 from rmt.curriculum import low_entropy
 from rmt.dynamic_sampling import record_matches, replace_zero_variance
 from rmt.engine.balance import own_documents, rebalance
-from rmt.engine.checkpoint import export_model
 from rmt.engine.held_out import evaluate_held_out
-from rmt.engine.log import RunLog, describe, readable_samples
+from rmt.engine.log import RunLog, readable_samples
 from rmt.engine.resume import claimed
-from rmt.engine.run import Run, Setup, note_refusal, prepare, save
+from rmt.engine.run import Run, Setup, export, note_refusal, prepare, save
 from rmt.engine.step_metrics import add_curriculum_metrics, add_response_metrics, add_speed_metrics
 from rmt.grpo import advantage_scale, advantages
 from rmt.memory.dry_run import dry_run
@@ -112,7 +111,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         # 8. Update: forward, backward, clip, AdamW.
         updated = update(
             c, run.model, run.optimizer, setup.reference, trees, objective, batch.responses, pack,
-            step, world, clock, metrics,
+            step, data.total_steps, world, clock, metrics,
         )  # fmt: skip
 
     note_refusal(run, setup, updated)
@@ -145,6 +144,8 @@ def run_to_end(run: Run, setup: Setup, log: RunLog) -> str:
             stop = broken or bool(dist.reduce_max([stop_asked() or unsaved], world)[0])
             if stop or run.step % c.save_every == 0 or run.over:
                 save(run, setup, wait=stop or run.over)
+            if c.export_every and run.step % c.export_every == 0:
+                export(run, setup, f"model-{run.step:06d}")
             if broken:
                 raise FloatingPointError(
                     f"{REFUSED_IN_A_ROW} updates in a row were not finite; the state is saved in "
@@ -156,8 +157,7 @@ def run_to_end(run: Run, setup: Setup, log: RunLog) -> str:
     if setup.held_out:
         evaluate_held_out(run, setup, log)
     log.probes(ask_probes(run, setup))
-    made_by = describe(c, run.total_steps, world, run.step)
-    model = export_model(run.model, setup.model_dir, run.out, setup.compute, world, run=made_by)
+    model = export(run, setup)
     return f"wrote {model} (Hugging Face format), {run.out / 'metrics.jsonl'} and samples.jsonl"
 
 

@@ -27,6 +27,7 @@ from rmt.config.config import Config
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
 from rmt.objective import Objective, forest_loss
+from rmt.optimizer import adamw
 from rmt.questions import RolloutBatch
 from rmt.rollout import generate
 from rmt.sampling import Rollout, Sampling
@@ -66,10 +67,7 @@ def make_run(o: argparse.Namespace, place: Path, compute: torch.dtype, row: int 
     )  # fmt: skip
     model = dist.load_model(place, world, compute)
     model.configure_training(config.recompute, compiled=world.device.type == "cuda")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=config.adam_betas,
-        weight_decay=config.weight_decay, fused=True,
-    )  # fmt: skip
+    optimizer = adamw(model, LEARNING_RATE, config.adam_betas, config.weight_decay)
     return Trainer(config, model, optimizer, world, place)
 
 
@@ -116,7 +114,7 @@ def step_on(run: Trainer, trees, groups, rewards, advantage, metrics: Metrics) -
     clock = Clock(run.world.device)
     updated = update(
         run.config, run.model, run.optimizer, None, trees, objective, groups, pack, run.step,
-        run.world, clock, metrics,
+        run.step + 1, run.world, clock, metrics,
     )  # fmt: skip
     run.step += 1
     if updated.refused:

@@ -85,8 +85,8 @@ def numbers() -> dict[str, object]:
     trees = answered + text
     objective = global_objective(c, trees, one, advantage, tokenizer.vocab_size, world)
     update(
-        c, run.model, run.optimizer, None, trees, objective, [group], pack, 0, world,
-        setup.clock, metrics,
+        c, run.model, run.optimizer, None, trees, objective, [group], pack, 0,
+        data.total_steps, world, setup.clock, metrics,
     )  # fmt: skip
     change = log_probabilities(run, setup, answered) - before
     row, tiers, everything = metrics.reduce(world), data.tiers[index], pack(trees)

@@ -12,6 +12,7 @@ from rmt.forest import Forest
 from rmt.grpo import has_both_outcomes, rollout_weights
 from rmt.naive import separate_tokens
 from rmt.objective import Objective, Targets, forest_loss, target_logprobs
+from rmt.optimizer import learning_rate
 from rmt.questions import RolloutBatch
 from rmt.sampling import Rollout
 from rmt.system import dist
@@ -63,8 +64,8 @@ def global_objective(
 
 def update(
     c: Config, model, optimizer, reference, trees: Sequence[Tree], objective: Objective,
-    responses: Sequence[Sequence[Rollout]], pack: Callable, step: int, world: World, clock: Clock,
-    metrics: Metrics,
+    responses: Sequence[Sequence[Rollout]], pack: Callable, step: int, total_steps: int,
+    world: World, clock: Clock, metrics: Metrics,
 ) -> Updated:  # fmt: skip
     """Train on a step's trees, `updates_per_batch` times. All ranks.
 
@@ -98,7 +99,8 @@ def update(
                 # A sum over forests and ranks: the weights hold the global counts.
                 metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))
                 _add_losses(metrics, sums, logprob, targets, targets.in_order(sampled))
-        rate = learning_rate(c, step * c.updates_per_batch + number + 1)
+        before, total = step * c.updates_per_batch + number, total_steps * c.updates_per_batch
+        rate = learning_rate(c.learning_rate, c.lr_schedule, c.warmup_steps, before, total)
         metrics.add("update/learning_rate", rate, 1)
         done.refused, done.documents = clip_and_step(
             model, optimizer, rate, c.grad_clip, bad, world, clock, metrics
@@ -129,11 +131,6 @@ def drop_zero_advantage(trees: Sequence[Tree], objective: Objective) -> list[Tre
             seen = max(branch.fork for branch in branches)
             kept.append(replace(tree, trunk=tree.trunk[:seen], branches=branches))
     return kept
-
-
-def learning_rate(c: Config, number: int) -> float:
-    """Return the rate of update `number`, from 1: linear warm-up, then constant."""
-    return c.learning_rate * min(1.0, number / max(1, c.warmup_steps))
 
 
 def clip_and_step(

@@ -172,18 +172,37 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "loss micro-batches"),
     # The optimiser.
     "betas are AdamW's": (
-        "rmt/engine/run.py", "betas=config.adam_betas", "betas=(0.9, 0.999)", "optimizer"),
+        "rmt/engine/run.py", "config.adam_betas", "(0.9, 0.999)", "optimizer"),
     "weight decay is 0.01": (
-        "rmt/engine/run.py", "weight_decay=config.weight_decay", "weight_decay=0.01", "optimizer"),
+        "rmt/engine/run.py", "config.weight_decay", "0.01", "optimizer"),
+    "norms and biases decay": (
+        "rmt/optimizer.py", '"weight_decay": 0.0', '"weight_decay": decay', "optimizer"),
+    "nothing decays": (
+        "rmt/optimizer.py", '"weight_decay": decay', '"weight_decay": 0.0', "optimizer"),
+    "the rate of one group is set": (
+        "rmt/update.py", "in optimizer.param_groups:", "in optimizer.param_groups[:1]:",
+        "optimizer"),
     "gradients are not clipped": (
         "rmt/update.py", "dist.grad_norm(model, grad_clip)", "dist.grad_norm(model, 1e9)",
         "optimizer"),
     "learning rate of the preset": (
-        "rmt/update.py", "return c.learning_rate *", "return 1e-3 *", "optimizer"),
+        "rmt/update.py", "learning_rate(c.learning_rate,", "learning_rate(1e-3,", "optimizer"),
     "no warm-up": (
-        "rmt/update.py", "min(1.0, number / max(1, c.warmup_steps))", "1.0", "optimizer"),
+        "rmt/optimizer.py", "(done + 1) / warmup", "1.0", "optimizer"),
+    "the warm-up begins at 0": (
+        "rmt/optimizer.py", "(done + 1) / warmup", "done / warmup", "optimizer"),
     "the warm-up counts steps": (
-        "rmt/update.py", "step * c.updates_per_batch + number + 1", "step + 1",
-        "optimizer"),
+        "rmt/update.py", "step * c.updates_per_batch + number", "step", "optimizer"),
+    "the rate never falls": (
+        "rmt/update.py", "c.lr_schedule, c.warmup_steps", '"constant", c.warmup_steps', "rates"),
+    "T of a schedule counts steps": (
+        "rmt/update.py", "total_steps * c.updates_per_batch", "total_steps", "rates"),
+    "the fall begins at step 0": (
+        "rmt/optimizer.py", "max(1, total - warmup)", "total", "rates"),
+    "the fall is over an update early": (
+        "rmt/optimizer.py", "(total - done)", "(total - done - 1)", "rates"),
+    "half the cosine's fall": ("rmt/optimizer.py", "math.pi * left", "math.pi * left / 2", "rates"),
+    "linear for cosine": (
+        "rmt/optimizer.py", "(1 - math.cos(math.pi * left)) / 2", "left", "rates"),
     "the rate is not set": ("rmt/update.py", 'group["lr"] = rate', "pass", "optimizer"),
 }  # fmt: skip

@@ -101,8 +101,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "the seed of sampling is 0": (
         "rmt/questions.py", "c.seed, purpose, step", "0, purpose, step", "seed"),
     "the order's seed is 0": (
-        "rmt/engine/run.py", "config.batch_size, total, config.seed", "config.batch_size, total, 0",
-        "seed"),
+        "rmt/engine/setup.py", "config.batch_size, steps, config.seed",
+        "config.batch_size, steps, 0", "seed"),
     "misses are not saved": ("rmt/curriculum.py", '"misses": self.misses, ', "", "resume"),
     "rates are not saved": ("rmt/curriculum.py", ', "rates": self.rates}', "}", "resume"),
     "draws are not saved": ("rmt/curriculum.py", '"drawn": self.drawn, ', "", "resume"),
@@ -124,6 +124,19 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/engine/checkpoint.py", 'optim_state_dict=state["optimizer"]',
         "optim_state_dict=get_state_dict(model, type(optimizer)(model.parameters()))[1]",
         "resume"),
+    # A mixture of sources.
+    "weights of a mixture are ignored": (
+        "rmt/data/order.py", "np.asarray(weights) / sum(weights)",
+        "np.ones(len(weights)) / len(weights)", "mixture"),
+    "all sources of a mixture are due at once": (
+        "rmt/data/order.py", "+ 0.5) / w for", ") / len(shares) for", "mixture"),
+    "sources of a mixture are swapped": (
+        "rmt/data/order.py", "np.asarray(parts) == part", "np.asarray(parts) != part", "mixture"),
+    "a document twice in a step of a mixture": (
+        "rmt/data/order.py", "step_of[first])\n", "step_of[first], 'right')\n", "mixture"),
+    "every document is of the first source": (
+        "rmt/data/corpus.py", "piece, record.answer, record.part", "piece, record.answer, 0",
+        "mixture"),
     # Evaluation.
     "a run evaluates at B_t": (
         "rmt/engine/held_out.py", "budget_of_step(c, run.total_steps, ",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from method_logged import assert_logged
 from method_step import assert_by_hand, centred, copied, doubled, rewards, watched
-from toy_runs import draw, prepared
+from toy_runs import draw, prepared, stepped
 
 from rmt.questions import reward_responses
 from rmt.sampling import Rollout
@@ -98,7 +98,7 @@ def check_matches(place) -> None:
 
 
 def check_optimizer(place) -> None:
-    """Three updates are AdamW's by hand: betas, decay, clipped gradients, a warm-up of updates."""
+    """Three updates are AdamW's by hand: betas, decay but of norms, clipping, warm-up."""
     c = dict(adam_betas=(0.5, 0.7), weight_decay=0.3, grad_clip=0.2, learning_rate=0.01,
              warmup_steps=4, updates_per_batch=2, steps=3)  # fmt: skip
     run, _ = doubled(place, **c)
@@ -117,7 +117,30 @@ def check_optimizer(place) -> None:
                 first[name] = 0.5 * first[name] + 0.5 * g
                 second[name] = 0.7 * second[name] + 0.3 * g * g
                 m, v = first[name] / (1 - 0.5**number), second[name] / (1 - 0.7**number)
-                wanted = update.weights[name] * (1 - rate * 0.3) - rate * m / (v.sqrt() + 1e-8)
+                decay = 0.0 if name.endswith("norm.weight") else 0.3
+                wanted = update.weights[name] * (1 - rate * decay) - rate * m / (v.sqrt() + 1e-8)
                 assert (result[name] - wanted).abs().max() < 1e-9, (number, name)
             assert norm > 0.2 and seen.row["update/refused"] == 0
         assert math.isclose(seen.row["update/learning_rate"], sum(rates) / len(rates))
+
+
+def check_rates(place) -> None:
+    """The rate of each update by hand: two rise, and the seventh, after T = 3 steps, would be 0."""
+    line = (0.5, 1, 1, 0.75, 0.5, 0.25)
+    bow = (0.5, 1, 1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4)
+    for schedule, wanted in {
+        "constant": (0.5, 1, 1, 1, 1, 1),
+        "linear": line,
+        "cosine": bow,
+    }.items():
+        run = prepared(place, lr_schedule=schedule, updates_per_batch=2, steps=3, warmup_steps=2)
+        found = []
+        noting = lambda optimizer, *_, found=found: found.append(optimizer.param_groups[0]["lr"])
+        run.optimizer.register_step_pre_hook(noting)
+        rows = [stepped(run, step)[0] for step in range(3)]
+        assert len(found) == 6
+        assert all(map(math.isclose, found, (1e-3 * share for share in wanted)))
+        logged = [row["update/learning_rate"] for row in rows]
+        assert all(
+            map(math.isclose, logged, [(a + b) / 2 for a, b in zip(found[::2], found[1::2])])
+        )

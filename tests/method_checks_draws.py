@@ -8,7 +8,17 @@ import numpy as np
 from method_checks import MIXED, QUANTILE
 from method_step import watched
 from toy_forests import full_logits
-from toy_runs import begins_with, draw, prepared, resampled, respond, stepped, write_thinker
+from toy_runs import (
+    begins_with,
+    draw,
+    prepared,
+    resampled,
+    respond,
+    stepped,
+    write_corpus,
+    write_files,
+    write_thinker,
+)
 
 import rmt.dynamic_sampling
 from rmt.config.presets import METHODS
@@ -211,3 +221,29 @@ def check_task(place) -> None:
     assert samples == [] and row["loss/rl"] == 0 and row["loss/ntp"] > 0
     texts = sum(len(run.documents[i].tokens) for i in run.order[0])
     assert math.isclose(row["tokens/step"], texts)
+
+
+def check_mixture(place) -> None:
+    """Steps draw from two files by weight, in epochs of each; what is held out stays."""
+    write_files(place)
+    write_corpus(place / "more.jsonl", documents=5)
+    both = tuple(str(place / name) for name in ("data.jsonl", "more.jsonl"))
+    given = dict(data=both, data_weights=(1.0, 3.0), batch_size=6, steps=9)
+    run = prepared(place, **given)
+    second = [document.source.startswith(both[1]) for document in run.documents]
+    assert second == [False] * 13 + [True] * 5
+    drawn = [[second[i] for i in step] for step in run.order.tolist()]
+    assert all(sum(step) in (4, 5) for step in drawn) and abs(sum(map(sum, drawn)) - 0.75 * 54) < 1
+    assert all(len(set(step)) == 6 for step in run.order.tolist())
+    of_second = [i for i in run.order.flatten().tolist() if second[i]]
+    for first in range(0, len(of_second) - 5, 5):
+        assert len(set(of_second[first : first + 5])) == 5
+    assert len({tuple(of_second[i : i + 5]) for i in range(0, 40, 5)}) > 1
+    longer = prepared(place, **given | dict(steps=20))
+    assert longer.order[:9].tolist() == run.order.tolist()
+    seen = watched(run, 0)
+    assert sorted({q.document for q in seen.questions}) == sorted(run.order[0].tolist())
+    held = dict(holdout=2, data=both)
+    plain, mixed = prepared(place, **held), prepared(place, **held, data_weights=(5.0, 0.1))
+    sources = [{document.source for document in r.documents} for r in (plain, mixed)]
+    assert sources[0] == sources[1] and len(plain.documents) < 18

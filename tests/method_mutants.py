@@ -36,8 +36,8 @@ CONTROLS = {  # not broken, and run through all checks of such mutants
     ),
     "unchanged run": (
         "rmt/engine/run.py",
-        "betas=config.adam_betas",
-        "betas=config.adam_betas",
+        "config.adam_betas",
+        "config.adam_betas",
         "",
     ),
 }

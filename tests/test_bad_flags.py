@@ -86,6 +86,17 @@ BAD_VALUE = {
     "entropy-budget-of-problems": (
         dict(method="grpo", budget_entropy=0.5), "--budget-entropy is set", "no entropy",
     ),
+    "one-weight-for-two": (
+        dict(data=("a.txt", "b.txt"), data_weights=(1,)), "--data-weights is (1.0,)", "2 paths",
+    ),
+    "weight-of-0": (
+        dict(data=("a.txt", "b.txt"), data_weights=(1, 0)), "(1.0, 0.0)", "a number above 0",
+    ),
+    "best-of-nothing": (dict(keep_best=True), "--keep-best without --eval-data", "give text"),
+    "best-without-checkpoints": (
+        dict(keep_best=True, eval_data="x.jsonl", eval_every=50, save_every=20), "--eval-every 50",
+        "--save-every 20", "not saved", "make it one",
+    ),
     "documents-too-short": (dict(document_tokens=8), "--document-tokens 8", "--min-context 16"),
 }  # fmt: skip
 LIMITS = {  # the first value that is refused
@@ -94,7 +105,7 @@ LIMITS = {  # the first value that is refused
     "adaptive_floor timeout max_response",
     -1: "entropy_top_k length_reward_max profile max_branches clip_low clip_high ntp_weight "
     "warmup_steps weight_decay samples_per_step max_tokens max_minutes noise_after probe_documents "
-    "tokens_per_micro_batch replicate holdout",
+    "tokens_per_micro_batch replicate holdout export_every",
 }
 ELSEWHERE = {
     "eval-unknown-flag": (evaluation, ["--mod", "ntp"], "--mod", "did you mean --mode?"),

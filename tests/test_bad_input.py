@@ -106,7 +106,7 @@ BAD_DATA = {
     "missing-file": (missing_file, "nowhere.jsonl does not exist", "give files, folders"),
     "empty-name": (empty_name, "--data is empty; give a path"),
     "folder-without-text": (folder_without_text, "holds no .jsonl, .txt, .md", "give --data"),
-    "wrong-suffix": (wrong_suffix, "train.csv", "only .jsonl, .txt, .md, .parquet files"),
+    "wrong-suffix": (wrong_suffix, "train.csv", "only .jsonl, .txt, .md, .parquet, .jsonl.gz"),
     "binary": (binary, "a.txt is a binary file, not text", "give .jsonl"),
     "latin-1": (latin_1, "a.txt: not UTF-8 at byte 2", "mend the file"),
     "empty": (empty, "train.jsonl is empty", "give a file with text"),

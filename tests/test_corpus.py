@@ -1,5 +1,6 @@
 """Files become the same documents whoever reads them, and their difficulty is measured once."""
 
+import gzip
 import json
 import os
 import shutil
@@ -74,6 +75,30 @@ def test_folder_is_read_with_its_subfolders_in_the_order_of_names(tmp_path, text
     (tmp_path / "ignored.csv").write_text("1,2")
     (tmp_path / "folder.txt").mkdir()
     assert texts_of(tmp_path) == ["a", "b", "d"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "A.TXT"])
+def test_gzip_is_what_is_inside(tmp_path, texts_of, name):
+    plain, packed = tmp_path / name, tmp_path / f"{name}.gz"
+    plain.write_bytes(b'{"text": "one"}\n{"text": "two"}\n')
+    packed.write_bytes(
+        gzip.compress(plain.read_bytes()[:20]) + gzip.compress(plain.read_bytes()[20:])
+    )
+    wanted = texts_of(plain)
+    plain.unlink()
+    assert texts_of(packed) == texts_of(tmp_path) == wanted
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda x: x[:-9], lambda x: x[:30] + b"?" + x[31:], lambda x: b"text"]
+)
+def test_a_damaged_gzip_file_is_named(tmp_path, texts_of, damage):
+    content = gzip.compress(bytes(range(256)) * 9)
+    (tmp_path / "a.txt.gz").write_bytes(damage(content))
+    with pytest.raises(
+        ValueError, match=r"1 of 1 records are unreadable[^$]*a\.txt\.gz: not a whole gzip"
+    ):
+        texts_of(tmp_path / "a.txt.gz")
 
 
 def test_several_paths_are_read_in_the_order_given(tmp_path, texts_of):

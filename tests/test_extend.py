@@ -20,12 +20,13 @@ from small_run import (
 )
 from toy_runs import WORLD
 
+import rmt.engine.run
 import train
 from models.fingerprint import PART_BYTES, PARTS, fingerprint
 from models.weights import INDEX, SINGLE
 from rmt.config.config import parse, typed
 from rmt.curriculum import tier_probabilities
-from rmt.data.corpus import document_order
+from rmt.data.order import document_order
 from rmt.engine.checkpoint import steps
 from rmt.engine.resume import resolve
 from rmt.report.report import planned
@@ -128,14 +129,18 @@ def test_run_that_is_made_longer_is_the_longer_run(original, run, tmp_path, caps
     assert not (run / "metrics.replaced.jsonl").exists()
 
 
-def test_what_a_longer_run_does_to_the_budget_is_said(original, tmp_path, capsys):
-    run_here(*arguments(original, out=tmp_path / "run", steps=2, probe_documents=0, save_every=1))
+def test_what_a_longer_run_does_to_its_schedules(original, tmp_path, capsys):
+    falls = dict(lr_schedule="linear", warmup_steps=0, learning_rate=0.001)
+    given = dict(steps=2, probe_documents=0, save_every=1) | falls
+    run_here(*arguments(original, out=tmp_path / "run", **given))
     capsys.readouterr()
     run_here(*flags(resume=tmp_path / "run", steps=4))
     said = capsys.readouterr().out
     assert "the run has 4 steps now, not 2: its schedules go by the share of the steps" in said
     assert "50% instead of 100%; the budget at step 2 is 5 tokens, not 2" in said
-    assert [row["budget"] for row in metrics(tmp_path / "run")] == [12, 5, 5, 3]
+    rows = metrics(tmp_path / "run")
+    assert [row["budget"] for row in rows] == [12, 5, 5, 3]
+    assert [row["update/learning_rate"] for row in rows] == [0.001, 0.0005, 0.0005, 0.00025]
 
 
 def test_report_draws_the_schedule_that_a_step_had(original, tmp_path):
@@ -158,6 +163,17 @@ def test_epochs_make_a_run_longer_as_steps_do(run, capsys):
 def test_run_cannot_end_before_the_step_where_it_is(run, capsys):
     fragments = (f"--resume {run}: 3 steps", "has taken 4", "--steps 4 or more")
     refusal(train, flags(resume=run, steps=3), fragments, capsys)
+
+
+def test_run_whose_norms_decayed_is_refused_with_a_reason(original, tmp_path, capsys):
+    """As earlier versions saved them: one group of parameters, all with weight decay."""
+    given = arguments(original, out=tmp_path / "run", steps=1, **LEVEL)
+    whole = lambda model, rate, betas, decay: torch.optim.AdamW(model.parameters(), rate, betas)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rmt.engine.run, "adamw", whole)
+        run_here(*given)
+    fragments = ("step-000001", "weight decay took in norms", "continue with that version")
+    refusal(train, flags(resume=tmp_path / "run", steps=2), fragments, capsys)
 
 
 # ---- models

@@ -11,6 +11,7 @@ from rmt.config.config import Config
 CHECKS = all_checks()
 TESTED = {  # by a check of method_checks.py or method_checks_runs.py
     "batch_size": "counts", "document_tokens": "counts", "epochs": "counts",
+    "data_weights": "mixture",
     "positions_per_document": "counts", "group_size": "counts", "max_response": "counts",
     "samples_per_step": "counts", "steps": "schedule", "seed": "seed", "max_tokens": "ends",
     "max_minutes": "ends", "min_context": "tiers", "tiers": "tiers", "tier_thresholds": "tiers",
@@ -29,7 +30,8 @@ TESTED = {  # by a check of method_checks.py or method_checks_runs.py
     "kl_beta": "loss kl_beta", "updates_per_batch": "loss updates", "clip_low": "loss updates",
     "clip_high": "loss updates", "ntp": "loss no ntp", "ntp_weight": "loss ntp_weight",
     "ntp_scope": "loss all", "ntp_reduction": "loss ntp_reduction", "learning_rate": "optimizer",
-    "warmup_steps": "optimizer", "adam_betas": "optimizer", "weight_decay": "optimizer",
+    "warmup_steps": "optimizer", "lr_schedule": "rates", "adam_betas": "optimizer",
+    "weight_decay": "optimizer",
     "grad_clip": "optimizer", "tokens_per_micro_batch": "loss micro-batches", "resume": "resume",
     "eval_data": "held_out", "eval_every": "held_out", "eval_positions": "held_out",
     "eval_decoding": "held_out", "task": "task", "method": "task", "problem_request": "task",
@@ -38,6 +40,8 @@ ELSEWHERE = {  # a test file with the reason why no step of one toy run shows it
     "weights": "a place on this machine: test_find", "data": "a file: test_corpus",
     "out": "a place on this machine: test_resume", "text_fields": "reads a file: test_corpus",
     "max_branches": "changes no result: test_rollout", "keep": "of files: test_saver",
+    "keep_best": "of files: test_kept", "export_every": "of files: test_kept",
+    "track": "changes no result: test_track",
     "recompute": "changes no result: test_recompute", "save_every": "of files: test_resume",
     "offload": "changes no result: test_distributed", "dtype": "of the machine: test_life",
     "compile": "changes no result: test_compile", "profile": "a trace: test_clock",

@@ -5,6 +5,7 @@ import torch
 from toy_forests import alone, assert_same_gradients, gradients, sequences
 from toy_runs import draw, learn, prepared
 
+from rmt.optimizer import adamw
 from rmt.prompt import next_token_prompt
 from rmt.questions import question_trees, text_trees
 from rmt.rollout import generate
@@ -74,3 +75,13 @@ def test_the_logged_text_loss_is_the_mean_over_all_text_targets(tmp_path):
 def test_the_sampler_and_the_trainer_agree_in_a_real_step(tmp_path):
     _, _, row, _ = updated(tmp_path)
     assert row["sampler_gap/max"] <= 1e-12
+
+
+def test_matrices_decay_and_norms_and_biases_do_not():
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.RMSNorm(4)
+    )
+    groups = adamw(model, 0.1, (0.9, 0.99), 0.3).param_groups
+    named = {id(p): name for name, p in model.named_parameters()}
+    decays = {named[id(p)]: g["weight_decay"] for g in groups for p in g["params"]}
+    assert decays == {"0.weight": 0.3, "1.weight": 0.3, "1.bias": 0.0, "2.weight": 0.0}

@@ -197,7 +197,7 @@ def learn(run, trees, groups, advantage, match, metrics, pack=pack):
     )
     return update(
         run.config, run.model, run.optimizer, run.reference, trees, objective, groups, pack,
-        run.step, run.world, run.clock, metrics,
+        run.step, run.total_steps, run.world, run.clock, metrics,
     )  # fmt: skip
 
 

@@ -31,14 +31,14 @@ class Config:
     model: str = knob("tiny", "name (tiny, qwen3-14b, ...), Hugging Face directory, or run")
     data: tuple[str, ...] = knob(
         ("KbsdJames/Omni-MATH",),
-        "files or folders of .jsonl, .txt, .md, or the Hugging Face name KbsdJames/Omni-MATH",
+        "files or folders of .jsonl, .txt, .gz of them, .md, or a Hugging Face name, ORG/NAME",
     )
     eval_data: tuple[str, ...] = knob((), "held-out data; empty: no evaluation during the run")
     out: str = knob("runs/rmt", "where checkpoints, metrics.jsonl and samples.jsonl go")
     resume: str = knob("", "a run's directory: continue from its newest checkpoint")
     steps: int = knob(0, "T, the number of steps; 0: epochs x documents / batch-size")
     batch_size: int = knob(128, "documents per step, over all ranks")
-    learning_rate: float = knob(1e-6, "of AdamW, constant after the warm-up")
+    learning_rate: float = knob(1e-6, "of AdamW, after the warm-up")
     dry_run: bool = knob(False, "only say what the run would need, on any machine")
 
     # The paper's knobs.
@@ -79,6 +79,9 @@ class Config:
     positions_per_document: int = knob(1, "positions reasoned about per document and step")
     min_context: int = knob(16, "positions before this one are never reasoned about")
     document_tokens: int = knob(2048, "longer documents are cut into pieces of so many tokens")
+    data_weights: tuple[float, ...] = knob(
+        (), "how often a document is from each path of --data; default: each document equally often"
+    )
     text_fields: tuple[str, ...] = knob(
         (), "JSON fields joined by a blank line; default: problem and solution, else text"
     )
@@ -116,8 +119,12 @@ class Config:
     ntp_reduction: str = knob("mean", "mean over tokens, or the paper's sum", ("mean", "sum"))
     problem_request: str = knob(SOLVE, "what is asked after a problem")
     warmup_steps: int = knob(10, "updates over which the learning rate rises")
+    lr_schedule: str = knob(
+        "constant", "of the learning rate after the warm-up; the others fall to 0 at T",
+        ("constant", "linear", "cosine"),
+    )  # fmt: skip
     adam_betas: tuple[float, ...] = knob((0.9, 0.999), "of AdamW")
-    weight_decay: float = knob(0.01, "of AdamW")
+    weight_decay: float = knob(0.01, "of AdamW, on matrices; norms and biases do not decay")
     grad_clip: float = knob(1.0, "largest norm of the gradient")
     seed: int = knob(0, "seeds every random number of the run")
     max_tokens: int = knob(0, "end after so many tokens, sampled and trained on; 0: no limit")
@@ -143,7 +150,9 @@ class Config:
 
     # What is kept and evaluated.
     save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
-    keep: int = knob(2, "checkpoints kept")
+    keep: int = knob(2, "checkpoints kept: the newest")
+    keep_best: bool = knob(False, "and the one with the best accuracy on --eval-data")
+    export_every: int = knob(0, "steps between OUT/model-STEP, for Hugging Face; 0: OUT/model only")
     eval_every: int = knob(50, "steps between evaluations on --eval-data")
     eval_positions: int = knob(64, "positions per tier in such an evaluation")
     eval_decoding: str = knob(
@@ -152,6 +161,7 @@ class Config:
     samples_per_step: int = knob(4, "responses written to samples.jsonl each step")
     probe_documents: int = knob(3, "documents of which one position per tier is asked repeatedly")
     probe_times: int = knob(5, "how often: at the first step, in between, and after the last")
+    track: str = knob("none", "also send the metrics there", ("none", "tensorboard", "wandb"))
     profile: int = knob(0, "step (not 0) whose kernels are traced into OUT/profile-STEP.json")
 
     def __post_init__(self):

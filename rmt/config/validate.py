@@ -24,6 +24,7 @@ def problems(c) -> Iterator[str]:
         if name in POSITIVE and value <= 0:
             yield f"{flag(name)} is {value} but must be greater than 0"
     yield from _reward_problems(c)
+    yield from _file_problems(c)
     yield from _curriculum_problems(c)
     yield from _task_problems(c)
     for name, value in vars(c).items():
@@ -98,6 +99,21 @@ def _reward_problems(c) -> Iterator[str]:
         yield f"--probe-times is {c.probe_times}: at least 2, the start and the end of a run"
     if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
         yield f"--adam-betas is {c.adam_betas}: give two numbers in [0, 1)"
+
+
+def _file_problems(c) -> Iterator[str]:
+    if c.data_weights and (len(c.data_weights) != len(c.data) or min(c.data_weights) <= 0):
+        yield (
+            f"--data-weights is {c.data_weights}: give a number above 0 for each of the "
+            f"{len(c.data)} paths of --data"
+        )
+    if c.keep_best and not c.eval_data:
+        yield "--keep-best without --eval-data: nothing says which is best; give text to measure on"
+    if c.keep_best and c.save_every > 0 and c.eval_every % c.save_every:
+        yield (
+            f"--keep-best with --eval-every {c.eval_every}, no multiple of --save-every "
+            f"{c.save_every}: what is evaluated is not saved; make it one"
+        )
 
 
 def _curriculum_problems(c) -> Iterator[str]:

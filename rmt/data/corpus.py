@@ -11,7 +11,6 @@ from rmt.data.files import by_reason, shown
 from rmt.data.inputs import Record, as_problem, as_text, read_records
 
 BAD_SHARE = 0.01  # more unreadable records than this are an error
-MOST_DRAWN = 10**8  # documents of all steps, repetitions included
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Document:
     source: str  # file:line
     tokens: np.ndarray  # (T,) int64
     answer: str = ""  # of a problem
+    part: int = 0  # which path of --data it is from
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def read(
         ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
         pieces, trouble = _pieces(ids, document_tokens, shortest)
         for piece in pieces:
-            documents.append(Document(len(documents), record.source, piece, record.answer))
+            known = (len(documents), record.source, piece, record.answer, record.part)
+            documents.append(Document(*known))
         if not pieces:
             left_out.append(replace(record, trouble=trouble))
         elif (end := len(ids) - sum(map(len, pieces))) > 0:
@@ -134,24 +135,3 @@ def _pieces(ids: np.ndarray, longest: int, shortest: int | None) -> tuple[list[n
     pieces = [ids[i : i + longest] for i in range(0, len(ids), longest)]
     too_short = f"fewer than {shortest} tokens (--min-context and one more); give longer text"
     return [piece for piece in pieces if len(piece) >= shortest], too_short
-
-
-def document_order(documents: int, batch: int, steps: int, seed: int) -> np.ndarray:
-    """Return (steps, batch) document indices: shuffled epochs end to end, none twice in a step."""
-    if batch > documents:
-        raise ValueError(
-            f"batch_size {batch} exceeds the {documents} documents of the corpus; "
-            f"use --batch-size {documents} or less, or more data"
-        )
-    if steps * batch > MOST_DRAWN:
-        raise ValueError(
-            f"{steps:,} steps of --batch-size {batch} draw more than {MOST_DRAWN:,} documents; "
-            "lower --steps, or else --epochs"
-        )
-    epochs = [np.zeros(0, dtype=np.int64)]
-    for epoch in range(-(-steps * batch // documents)):
-        shuffled = np.random.default_rng((seed, epoch)).permutation(documents)
-        begun = documents * epoch % batch  # documents of the step that this epoch completes
-        again = np.isin(shuffled, epochs[-1][len(epochs[-1]) - begun :])
-        epochs.append(np.concatenate((shuffled[~again], shuffled[again])))
-    return np.concatenate(epochs)[: steps * batch].reshape(steps, batch)

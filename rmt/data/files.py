@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SUFFIXES = (".jsonl", ".txt", ".md", ".parquet")
+SUFFIXES = (".jsonl", ".txt", ".md", ".parquet", ".jsonl.gz", ".txt.gz")
 KINDS = ", ".join(SUFFIXES)
 
 
@@ -23,6 +23,12 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def suffix_of(path: Path | str) -> str:
+    """Return which of SUFFIXES ends a path, or ""."""
+    name = os.fspath(path).lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
 def shown(names: Sequence[str]) -> str:
     """Return the first three names as text."""
     return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
@@ -36,23 +42,20 @@ def by_reason(left_out: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return names
 
 
-def find_files(paths: Sequence[Path]) -> Files:
-    """Find the files that are named, and those with a known suffix inside folders that are named.
+def find_files(path: Path, files: Files) -> None:
+    """Add the file that is named, or those with a known suffix inside the folder, to `files`.
 
     Links are followed. Names inside a folder that begin with a dot are left out. ValueError for a
     named path that cannot be read, and for a folder without data.
     """
-    files = Files()
-    for path in paths:
-        if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"--data {printable(path)}: only {KINDS} files can be read")
-        if not _search(path, files):
-            reasons = by_reason(files.unreadable + files.left_out).items()
-            told = "; ".join(f"{reason}: {shown(names)}" for reason, names in reasons)
-            what = f"holds no {KINDS} file" if path.is_dir() else "cannot be read"
-            told = f" ({told})" if told else ""
-            raise ValueError(f"{printable(path)} {what}{told}; give --data another path")
-    return files
+    if not path.is_dir() and not suffix_of(path):
+        raise ValueError(f"--data {printable(path)}: only {KINDS} files can be read")
+    if not _search(path, files):
+        reasons = by_reason(files.unreadable + files.left_out).items()
+        told = "; ".join(f"{reason}: {shown(names)}" for reason, names in reasons)
+        what = f"holds no {KINDS} file" if path.is_dir() else "cannot be read"
+        told = f" ({told})" if told else ""
+        raise ValueError(f"{printable(path)} {what}{told}; give --data another path")
 
 
 def _search(path: Path, files: Files) -> int:
@@ -82,7 +85,7 @@ def _search(path: Path, files: Files) -> int:
 def _wanted(entry: Path, files: Files) -> bool:
     if entry.name.startswith("."):
         reason = "hidden: its name begins with a dot"
-    elif not os.path.isdir(entry) and entry.suffix.lower() not in SUFFIXES:
+    elif not os.path.isdir(entry) and not suffix_of(entry):
         reason = f"not one of {KINDS}"
     else:
         return True

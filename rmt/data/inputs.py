@@ -1,23 +1,22 @@
 """Read records from files: a text each, or a problem and its answer, or why it is unreadable."""
 
 import codecs
+import gzip
 import json
 import os
 import re
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmt.data.files import KINDS, by_reason, find_files, printable, shown
+from rmt.data import hub
+from rmt.data.files import KINDS, Files, by_reason, find_files, printable, shown, suffix_of
 
 UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-HUB_DATASETS = {
-    "KbsdJames/Omni-MATH": "test.jsonl",
-    "Skywork/Skywork-OR1-RL-Data": "data/math-00000-of-00001.parquet",
-}
 # What DAPO-Math asks for with each problem would contradict --problem-request.
 DAPO_REQUEST = re.compile(
     r"^Solve the following math problem step by step\. The last line of your response should be of "
@@ -35,29 +34,37 @@ class Record:
     trouble: str = ""  # why it is in no document
     answer: str = ""
     problem: str = ""  # identifies the problem, or else the text, for --holdout
+    part: int = 0  # which path of --data it is from
 
 
 def read_records(
     paths: Sequence[str], make: Callable, fields: Sequence[str]
 ) -> tuple[list[Record], list[str]]:
-    """Read the records of files and folders; return them, and remarks on files left out.
+    """Read the records of files, folders and data sets of the Hub; return them, and remarks.
 
     make: `as_text` or `as_problem`.
     """
-    places = [Path(_download(path) if path in HUB_DATASETS else path) for path in paths]
-    for place in places:
-        if not os.path.exists(place):
+    files, sources = Files(), []  # sources: a file, or the name of a data set, and its path's index
+    places = [hub.download(path) if path in hub.FILES else path for path in paths]
+    for part, place in enumerate(places):
+        if hub.is_name(place):
+            sources.append((place, part))
+        elif os.path.exists(place):
+            known = len(files.found)
+            find_files(Path(place), files)
+            sources += [(file, part) for file in files.found[known:]]
+        else:
             raise FileNotFoundError(
-                f"--data {printable(place)} does not exist; give files, folders, or "
-                f"{', '.join(HUB_DATASETS)}"
+                f"--data {printable(place)} does not exist; give files, folders, or a data set of "
+                f"Hugging Face, ORG/NAME, such as {' or '.join(hub.FILES)}"
             )
-    files = find_files(places)
     records = [Record(name, None, reason) for name, reason in files.unreadable]
-    for file in files.found:
-        found = list(_read_file(file, make, fields))
+    for source, part in sources:
+        read = _read_file if isinstance(source, Path) else _read_dataset
+        found = [replace(record, part=part) for record in read(source, make, fields)]
         records += found
         if not found:
-            files.left_out.append((printable(file), "empty"))
+            files.left_out.append((printable(source), "empty"))
     remarks = [
         f"left out {len(names):,} files, {reason}: {shown(names)}"
         for reason, names in by_reason(files.left_out).items()
@@ -66,12 +73,18 @@ def read_records(
 
 
 def _read_file(file: Path, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
-    name, suffix = printable(file), file.suffix.lower()
+    name, suffix = printable(file), suffix_of(file)
     try:
         content = file.read_bytes()
     except OSError as error:
         yield Record(name, None, f"cannot be read ({error.strerror})")
         return
+    if suffix.endswith(".gz"):
+        try:
+            content, suffix = gzip.decompress(content), suffix.removesuffix(".gz")
+        except (OSError, EOFError, zlib.error) as error:
+            yield Record(name, None, f"not a whole gzip file ({error})")
+            return
     if suffix == ".parquet":
         rows = [(f"{name}:{n}", row) for n, row in enumerate(_read_parquet(file), start=1)]
     elif content.startswith(UTF_16_OR_32):
@@ -83,6 +96,17 @@ def _read_file(file: Path, make: Callable, fields: Sequence[str]) -> Iterator[Re
     else:
         rows = [(name, content)] if content else []
     parse = {".parquet": dict, ".jsonl": parse_json}.get(suffix, _parse_text)
+    yield from _read_rows(rows, parse, make, fields)
+
+
+def _read_dataset(name: str, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
+    rows = ((f"{name}:{n}", row) for n, row in enumerate(hub.rows(name), start=1))
+    return _read_rows(rows, dict, make, fields)
+
+
+def _read_rows(
+    rows: Iterable[tuple[str, Any]], parse: Callable, make: Callable, fields: Sequence[str]
+) -> Iterator[Record]:
     for source, row in rows:
         try:
             record = make(source, parse(row), fields)
@@ -182,17 +206,3 @@ def _from_verl(raw: dict[str, Any]) -> dict[str, Any]:
             truth = listed[0]
     messages = [m for m in prompt if isinstance(m, dict)] if isinstance(prompt, list) else []
     return {"problem": messages[-1].get("content") if messages else None, "answer": truth}
-
-
-def _download(name: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(name, HUB_DATASETS[name], repo_type="dataset")
-    except Exception as error:  # requests, httpx and hub errors share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(
-            f"data set {name} could not be fetched ({reason}); on a machine with a "
-            f"network run `hf download --repo-type dataset {name} --local-dir DIR`, "
-            f"then give --data DIR/{HUB_DATASETS[name]}"
-        ) from None

@@ -29,7 +29,9 @@ from torch.distributed.checkpoint.state_dict import (
 from models.export import RUN as MODEL_RUN
 from models.export import SHARD_BYTES, export
 from rmt.config.config import wrong_types
+from rmt.evaluation.summary import PROBLEMS
 from rmt.system.dist import World, gather_objects
+from rmt.system.records import blamed, read_lines
 
 CHECKSUMS, RUN = "checksums.json", "run.json"
 SAVED = {  # names in run.json -> type
@@ -62,6 +64,22 @@ def newest(out: Path) -> Path:
             "a run that has saved one, or start anew"
         )
     return step_dir(out, steps(out)[-1])
+
+
+def best(out: Path) -> tuple[int, float] | None:
+    """Return step and held-out accuracy of a run's best checkpoint, of equals the last.
+
+    None when no checkpoint was evaluated.
+    """
+    saved, path = set(steps(out)), out / "eval.jsonl"
+    with blamed(path):
+        found = [
+            (row["accuracy"], record["step"])
+            for record in read_lines(path) if record["step"] in saved
+            for row in record["tiers"] if row["tier"] in ("average", PROBLEMS)
+        ]  # fmt: skip
+        accuracy, step = max((x for x in found if x[0] is not None), default=(0.0, None))
+    return None if step is None else (step, accuracy)
 
 
 def read(checkpoint_dir: Path, world: World) -> dict[str, Any]:
@@ -134,9 +152,14 @@ def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) 
             warnings.simplefilter("ignore")
             dcp.load(state, checkpoint_id=checkpoint_dir)
     except (Exception, CheckpointException) as error:  # key and shape errors of every rank
+        why, remedy = reason(error), "resume with the model and data that the run started with"
+        if "optimizer.param_groups.1." in why:
+            remedy = (
+                "an earlier version saved it, whose weight decay took in norms and biases: "
+                f"continue with that version, or start anew from --model {checkpoint_dir}"
+            )
         raise CheckpointError(
-            f"{checkpoint_dir} does not fit this model or data ({reason(error)}); resume with the "
-            "model and data that the run started with"
+            f"{checkpoint_dir} does not fit this model or data ({why}); {remedy}"
         ) from None
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
@@ -145,24 +168,24 @@ def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) 
 
 def export_model(
     model, model_dir: Path, out: Path, dtype: torch.dtype, world: World,
-    max_shard_bytes: int = SHARD_BYTES, run: dict[str, Any] | None = None,
+    max_shard_bytes: int = SHARD_BYTES, run: dict[str, Any] | None = None, name: str = "model",
 ) -> Path:  # fmt: skip
-    """Write the Hugging Face directory OUT/model; CheckpointError if that fails. All ranks.
+    """Write the Hugging Face directory OUT/name; CheckpointError if that fails. All ranks.
 
     model_dir: the initial model, whose configuration and tokenizer are copied. run: settings, for
     `run_settings`.
     """
     problem, state = None, get_model_state_dict(model)
     try:
-        export(state, model_dir, out / "model", dtype, max_shard_bytes, world.rank, run)
+        export(state, model_dir, out / name, dtype, max_shard_bytes, world.rank, run)
     except (OSError, SafetensorError) as error:
         problem = reason(error)
     if problem := gather_objects(problem, world)[0]:
         raise CheckpointError(
-            f"the model could not be written to {out / 'model'} ({problem}); the last checkpoint "
+            f"the model could not be written to {out / name} ({problem}); the last checkpoint "
             f"is intact: mend this, then --resume {out} writes the model"
         )
-    return out / "model"
+    return out / name
 
 
 def checksums(paths: Iterable[Path]) -> dict[str, str]:

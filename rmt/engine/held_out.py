@@ -2,6 +2,7 @@
 
 from math import nan
 
+from rmt.engine.checkpoint import best, step_dir
 from rmt.engine.log import RunLog
 from rmt.engine.run import Run, Setup
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
@@ -42,4 +43,10 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
         average = [100 * x.get("average", nan) for x in (found["plain"], right)]
         message += ", {:.1f} % right without a thought, {:.1f} % with one".format(*average)
     log.evaluation(run.step, found)
+    if c.keep_best and run.over and world.rank == 0 and (kept := best(run.out)):
+        step, accuracy = kept
+        message += (
+            f"\nthe best checkpoint, {accuracy:.1%} right, is that of step {step}: "
+            f"--model {step_dir(run.out, step)}"
+        )
     log.message(message)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.data.math_answers import verifier
+from rmt.engine.track import Tracker
 from rmt.prompt import escape
 from rmt.questions import RolloutBatch, TrainingSet
 from rmt.system.dist import World
@@ -57,9 +58,11 @@ class RunLog(AbstractContextManager):
         write_json(out / "run.json", described)
         self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # bad steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
+        self.tracker = Tracker(config, step, self.message)
 
     def __exit__(self, *_) -> None:
         if self.active:
+            self.tracker.close()
             self.bar.close()
 
     def step(self, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
@@ -68,6 +71,7 @@ class RunLog(AbstractContextManager):
             return
         append(self.out / "metrics.jsonl", [metrics])
         append(self.out / "samples.jsonl", samples)
+        self.tracker.send(metrics["step"], metrics)
         self._explain(metrics)
         shown = [form.format(metrics[k]) for k, form in LINE.items() if metrics.get(k) is not None]
         self.bar.set_postfix_str(" ".join(shown), refresh=False)
@@ -91,6 +95,8 @@ class RunLog(AbstractContextManager):
 
     def evaluation(self, step: int, found: dict[str, Any]) -> None:
         self._replace("eval.jsonl", [{"step": step} | found])
+        if self.active:
+            self.tracker.evaluation(step, found)
 
     def probes(self, records: list[dict[str, Any]]) -> None:
         self._replace("probes.jsonl", records)

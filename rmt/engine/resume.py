@@ -29,7 +29,8 @@ APPLIED = (  # docs/running.md lists them too
     *LENGTH, "max_tokens", "max_minutes",
     "weights", "max_branches", "tokens_per_micro_batch", "recompute", "offload", "compile",
     "replicate", "timeout",
-    "save_every", "keep", "eval_every", "samples_per_step", "profile",
+    "save_every", "keep", "keep_best", "export_every", "eval_every", "samples_per_step", "profile",
+    "track",
 )  # fmt: skip
 
 

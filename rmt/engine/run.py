@@ -9,19 +9,23 @@ import torch
 
 from rmt.config.config import Config
 from rmt.curriculum import Curriculum
-from rmt.data.corpus import Document, document_order
+from rmt.data.corpus import Document
 from rmt.engine import checkpoint
 from rmt.engine.export import find_model
+from rmt.engine.log import describe
 from rmt.engine.resume import origin_of, resolve, total_steps
 from rmt.engine.saver import Saver
 from rmt.engine.setup import (
     choose_held_out,
     load_trainable,
     make_training_set,
+    order_of,
     read_model_directory,
     read_texts,
 )
+from rmt.engine.track import check_installed
 from rmt.evaluation.positions import Chosen
+from rmt.optimizer import adamw
 from rmt.questions import TrainingSet
 from rmt.system.clock import Clock
 from rmt.system.dist import World, compute_dtype, load_model
@@ -81,11 +85,12 @@ def prepare(
     typed: the flags of the command line; a resumed run applies those in resume.APPLIED.
     """
     config, checkpoint_dir, saved = resolve(config, world, typed)
+    check_installed(config.track)
     model_dir = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(model_dir)
     documents, held_out = read_texts(config, tokenizer, shape, world)
     total = total_steps(config, typed, len(documents), saved, world)
-    order = document_order(len(documents), config.batch_size, total, config.seed)
+    order = order_of(config, documents, total)
     origin = origin_of(config, model_dir, documents, held_out, saved, checkpoint_dir, world)
     compute = compute_dtype(config.dtype, world)
     config, model = load_trainable(config, world, model_dir, tokenizer, compute)
@@ -95,16 +100,13 @@ def prepare(
     reference = None
     if config.kl_beta:
         reference = load_model(model_dir, world, compute, trainable=False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=config.adam_betas,
-        weight_decay=config.weight_decay, fused=True,
-    )  # fmt: skip
+    optimizer = adamw(model, config.learning_rate, config.adam_betas, config.weight_decay)
     curriculum = Curriculum(data.tiers, config.seed, config.noise_after)
     origin |= {"thresholds": thresholds, "compute": str(compute).removeprefix("torch.")}
     run = Run(config, total, model, optimizer, curriculum, origin)
     if checkpoint_dir is not None:
         _restore(run, checkpoint_dir, saved)
-    clock, saver = Clock(world.device), Saver(run.out, config.keep, world)
+    clock, saver = Clock(world.device), Saver(run.out, config.keep, world, config.keep_best)
     return run, Setup(data, world, model_dir, compute, reference, chosen, clock, saver)
 
 
@@ -132,6 +134,13 @@ def save(run: Run, setup: Setup, wait: bool = True) -> None:
         setup.saver.save(run.step, run.model, run.optimizer, _tensors(run), settings)
         if wait:
             setup.saver.wait()
+
+
+def export(run: Run, setup: Setup, name: str = "model") -> Path:
+    """Write the model as the Hugging Face directory OUT/name. All ranks."""
+    made_by = describe(run.config, run.total_steps, setup.world, run.step)
+    known = (setup.model_dir, run.out, setup.compute, setup.world)
+    return checkpoint.export_model(run.model, *known, run=made_by, name=name)
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

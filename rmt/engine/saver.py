@@ -33,12 +33,14 @@ PATIENCE = 60  # seconds that a failed run waits for its last checkpoint to be c
 class Saver(AbstractContextManager):
     """Write checkpoints of a run, one at a time, and delete all but the newest `keep`.
 
+    With `keep_best` the one with the best held-out accuracy stays, too.
+
     As a context manager, wait for the last checkpoint before the run ends.
     """
 
-    def __init__(self, out: Path, keep: int, world: World):
+    def __init__(self, out: Path, keep: int, world: World, keep_best: bool = False):
         """All ranks."""
-        self.out, self.keep, self.world = out, keep, world
+        self.out, self.keep, self.world, self.keep_best = out, keep, world, keep_best
         self.group = background_group(world)
         self.thread: Thread | None = None
         self.problem: BaseException | None = None
@@ -90,10 +92,15 @@ class Saver(AbstractContextManager):
                 torch.cuda.set_device(self.world.device)  # each thread has a current one
             _write(self.out, step, state, run, self.world, self.group)
             if self.world.rank == 0:
-                for old in steps(self.out)[: -self.keep]:  # what stays is tried again next time
-                    shutil.rmtree(step_dir(self.out, old), ignore_errors=True)
+                self._delete_old()
         except BaseException as error:  # raised by `wait`
             self.problem = error
+
+    def _delete_old(self) -> None:
+        best, _ = (self.keep_best and checkpoint.best(self.out)) or (None, None)
+        for old in steps(self.out)[: -self.keep]:  # what cannot go is tried again next time
+            if old != best:
+                shutil.rmtree(step_dir(self.out, old), ignore_errors=True)
 
 
 def _write(

@@ -17,6 +17,7 @@ from rmt.curriculum import NO_TIER, TIERS, assign_tiers, quantile_thresholds
 from rmt.data import corpus
 from rmt.data.corpus import Corpus, Document
 from rmt.data.entropy_cache import cached_entropies
+from rmt.data.order import document_order, mixed_order
 from rmt.difficulty import document_entropies
 from rmt.engine.export import find_model
 from rmt.evaluation.positions import Chosen, choose_positions
@@ -112,6 +113,14 @@ def read_corpus(
     for remark in found.remarks if current().rank == 0 else ():
         print(remark, file=sys.stderr)
     return found
+
+
+def order_of(config: Config, documents: Sequence[Document], steps: int) -> np.ndarray:
+    """Return (steps, batch) indices of the documents to train on."""
+    sizes = (config.batch_size, steps, config.seed)
+    if config.data_weights:
+        return mixed_order([document.part for document in documents], config.data_weights, *sizes)
+    return document_order(len(documents), *sizes)
 
 
 # ---- the difficulty of their positions

@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from models.config import DEFAULTS, ModelConfig
 from models.files import read_json
+from models.lora import SCALE, merged
 from models.tokenizer_files import DEFAULT_NAMES, class_of, end_ids
-from models.weights import INDEX, SINGLE, check_shapes, on_meta
+from models.weights import ADAPTERS, INDEX, SINGLE, check_shapes, on_meta
 
 # Copied from the source unchanged; weights, config and generation_config are written.
 COPIED = (
@@ -50,19 +51,52 @@ def export(
     other ranks only the latter. Configuration and tokenizer are those of `source`. `out` appears
     when it is complete; it replaces an earlier export, and nothing else (FileExistsError).
     run: the settings that made the weights, saved beside them as rmt_run.json.
-    ValueError when `state` is not the model of `source`.
+    Adapters in `state` are merged into the weights. ValueError when the rest of it is not the model
+    of `source`.
     """
     source, out = Path(source), Path(out).resolve()
     wanted = {name: tuple(p.shape) for name, p in on_meta(source).named_parameters()}
-    check_shapes({name: tuple(t.shape) for name, t in state.items()}, wanted, "export")
-    files = _files({n: t.numel() * dtype.itemsize for n, t in state.items()}, max_shard_bytes)
-    whole = ((name, _gathered(tensor, dtype)) for name, tensor in state.items())
+    own = {name: tensor for name, tensor in state.items() if not name.endswith(ADAPTERS)}
+    check_shapes({name: tuple(t.shape) for name, t in own.items()}, wanted, "export")
+    files = _files({n: t.numel() * dtype.itemsize for n, t in own.items()}, max_shard_bytes)
+    whole = ((name, _whole(state, name, dtype)) for name in own)
     try:
         if rank == 0:
             _refuse_to_overwrite(source, out)
             _replace(out, lambda aside: _write(whole, files, source, aside, dtype, run))
     finally:  # ranks that do not or could not write still join every gather: no rank waits for them
         deque(whole, maxlen=0)
+
+
+def export_adapter(state: Mapping[str, Tensor], base: str, out: Path, rank: int = 0) -> None:
+    """Write the adapters in `state` in peft's format, to a new directory or over an earlier one.
+
+    base: the frozen model, a name of the Hugging Face hub or a directory. All ranks, as in `export`.
+    """
+    own = {n: _gathered(t, t.dtype) for n, t in state.items() if n.endswith(ADAPTERS)}
+    if rank:
+        return
+    size = next(len(tensor) for name, tensor in own.items() if name.endswith(ADAPTERS[0]))
+    config = dict(
+        peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, bias="none", r=size,
+        lora_alpha=SCALE * size, lora_dropout=0.0, inference_mode=True,
+        target_modules=sorted({name.split(".")[-2] for name in own}),
+    )  # fmt: skip
+
+    def write(aside: Path) -> None:
+        tensors = ((f"base_model.model.{name}.weight", tensor) for name, tensor in own.items())
+        _write_file(aside / "adapter_model.safetensors", tensors, torch.float32)
+        _write_json(aside / "adapter_config.json", config)
+
+    _replace(Path(out).resolve(), write)
+
+
+def _whole(state: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    """Gather a tensor, its adapter merged into it; all ranks if it is sharded."""
+    adapter = [name.removesuffix("weight") + end for end in ADAPTERS]
+    if adapter[0] not in state:
+        return _gathered(state[name], dtype)
+    return merged(*(_gathered(state[n], state[n].dtype) for n in (name, *adapter))).to(dtype)
 
 
 def _gathered(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -175,7 +175,9 @@ def _bad_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: 
     if len(bad):
         return {forest.trees[i].document for i in bad.unique().tolist()}
     # The gradient of the lowest layer has passed through all others.
-    grad = model.model.layers[0].input_layernorm.weight.grad
+    lowest = model.model.layers[0]
+    norm, q = lowest.input_layernorm.weight, lowest.self_attn.q_proj
+    grad = norm.grad if norm.requires_grad else q.lora_B.grad
     grad = grad.to_local() if hasattr(grad, "to_local") else grad
     if known or grad is None or bool(grad.isfinite().all()):
         return set()

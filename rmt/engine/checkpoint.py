@@ -21,17 +21,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
 
 from models.export import RUN as MODEL_RUN
-from models.export import SHARD_BYTES, export
+from models.export import SHARD_BYTES, export, export_adapter
+from models.lora import rank_of
 from rmt.config.config import wrong_types
 from rmt.system.dist import World, gather_objects
 
 CHECKSUMS, RUN = "checksums.json", "run.json"
+TRAINED = StateDictOptions(ignore_frozen_params=True)  # all there is, but of a LoRA run
 SAVED = {  # names in run.json -> type
     "config": dict, "total_steps": int, "step": int, "data": str, "refused_in_a_row": int,
     "tokens": (int, float), "seconds": (int, float),
@@ -127,7 +130,7 @@ def run_settings(path: Path) -> dict[str, Any] | None:
 
 def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
     """Fill model, optimizer and tensors, in place, from a checkpoint. All ranks."""
-    model_state, optimizer_state = get_state_dict(model, optimizer)
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=TRAINED)
     state = {"model": model_state, "optimizer": optimizer_state, "tensors": tensors}
     try:
         with warnings.catch_warnings():  # a single process has no process group
@@ -138,22 +141,25 @@ def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) 
             f"{checkpoint_dir} does not fit this model or data ({reason(error)}); resume with the "
             "model and data that the run started with"
         ) from None
-    set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+    whole = get_model_state_dict(model) | state["model"]
+    set_state_dict(model, optimizer, model_state_dict=whole, optim_state_dict=state["optimizer"])
 
 
 def export_model(
     model, model_dir: Path, out: Path, dtype: torch.dtype, world: World,
     max_shard_bytes: int = SHARD_BYTES, run: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Write the Hugging Face directory OUT/model; CheckpointError if that fails. All ranks.
+    """Write the Hugging Face directory OUT/model, and of a LoRA run the adapters to OUT/adapter.
+
+    All ranks. CheckpointError if that fails.
 
     model_dir: the initial model, whose configuration and tokenizer are copied. run: settings, for
     `run_settings`.
     """
     problem, state = None, get_model_state_dict(model)
     try:
+        if rank_of(model):
+            export_adapter(state, str(model_dir), out / "adapter", world.rank)
         export(state, model_dir, out / "model", dtype, max_shard_bytes, world.rank, run)
     except (OSError, SafetensorError) as error:
         problem = reason(error)

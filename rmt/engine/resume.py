@@ -71,6 +71,12 @@ def resolve(
     saved = checkpoint.read(checkpoint_dir, world)
     settings = {"holdout": 0} | saved["config"]  # older runs have no holdout
     kept = replace(from_json(settings), out=out, resume=out)
+    rank = typed.get("lora_rank", kept.lora_rank)
+    if rank != kept.lora_rank:
+        raise ValueError(
+            f"--lora-rank {rank}: {checkpoint_dir} was saved with --lora-rank {kept.lora_rank}, and "
+            "its adapters have that rank; leave the flag out, or start anew"
+        )
     remark = f"torchrun restarts: continuing from {checkpoint_dir}"
     if config.resume:
         remark = _ignored(typed, kept)

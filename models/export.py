@@ -71,7 +71,7 @@ def export(
 def export_adapter(state: Mapping[str, Tensor], base: str, out: Path, rank: int = 0) -> None:
     """Write the adapters in `state` in peft's format, to a new directory or over an earlier one.
 
-    base: the frozen model, a name of the Hugging Face hub or a directory. All ranks, as in `export`.
+    base: the frozen model, a name of the Hugging Face hub or a directory. All ranks, as `export`.
     """
     own = {n: _gathered(t, t.dtype) for n, t in state.items() if n.endswith(ADAPTERS)}
     if rank:
@@ -79,7 +79,7 @@ def export_adapter(state: Mapping[str, Tensor], base: str, out: Path, rank: int 
     size = next(len(tensor) for name, tensor in own.items() if name.endswith(ADAPTERS[0]))
     config = dict(
         peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, bias="none", r=size,
-        lora_alpha=SCALE * size, lora_dropout=0.0, inference_mode=True,
+        lora_alpha=int(SCALE * size), lora_dropout=0.0, inference_mode=True,
         target_modules=sorted({name.split(".")[-2] for name in own}),
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
     y = W x + 2 B A x        W (out, in) frozen, A (R, in) and B (out, R) trained
 
 for all linear layers of the blocks, not for embedding and head. A starts uniform as in peft, B at
-0, so that training starts at the frozen model. The 2 is peft's lora_alpha / r with lora_alpha = 2 R.
+0, so that training starts at the frozen model. The 2 is peft's lora_alpha / r: lora_alpha is 2 R.
 """
 
 import math
@@ -28,11 +28,6 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         size_out, size_in = self.weight.shape
-        if rank > min(size_in, size_out):
-            raise ValueError(
-                f"--lora-rank {rank} exceeds the rank of a matrix of {size_out} x {size_in}; take "
-                f"{min(size_in, size_out)} or less"
-            )
         self.lora_A = nn.Parameter(self.weight.new_empty(rank, size_in, dtype=dtype))
         self.lora_B = nn.Parameter(self.weight.new_empty(size_out, rank, dtype=dtype))
 
@@ -42,13 +37,23 @@ class LoRALinear(nn.Module):
             return y
         # Masters in fp32 are cast here, unless FSDP has done so.
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        # A batch of one, since --recompute selective keeps mm and addmm: y, and not the sum as well.
+        # As a batch of one: --recompute selective keeps mm and addmm, y but not the sum as well.
         return torch.baddbmm(y[None], F.linear(x, a)[None], b.t()[None], alpha=SCALE)[0]
 
 
 def adapt(block: Block, rank: int, dtype: torch.dtype = torch.float32) -> Block:
-    """Give each linear layer of a block an adapter, whose values are not set; none for rank 0."""
-    for part in (block.self_attn, block.mlp):
+    """Give each linear layer of a block an adapter, whose values are not set; none for rank 0.
+
+    ValueError when the rank exceeds that of a layer.
+    """
+    parts = (block.self_attn, block.mlp)
+    most = min(min(p.shape) for part in parts for p in part.parameters() if p.dim() == 2)
+    if rank > most:
+        raise ValueError(
+            f"--lora-rank {rank} exceeds {most}, the smallest side of this model's matrices; take "
+            f"{most} or less"
+        )
+    for part in parts:
         for name, child in list(part.named_children()):
             if rank and isinstance(child, nn.Linear):
                 setattr(part, name, LoRALinear(child, rank, dtype))

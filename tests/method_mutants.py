@@ -4,8 +4,9 @@ what a run keeps or how it evaluates; and whether the check of it finds that out
     python tests/method_mutants.py [NAME ...]   prints what kills each mutant; exit status 1 if one
                                                 survives, or a copy without a bug does not
 
-A mutant is a copy of rmt/, train.py and eval.py with one replacement, checked in a child of a
-process that has imported PyTorch: a fork takes milliseconds, and nothing of one reaches another.
+A mutant is a copy of rmt/, models/, train.py and eval.py with one replacement, checked in a child
+of a process that has imported PyTorch: a fork takes milliseconds, and nothing of one reaches
+another.
 """
 
 import importlib
@@ -71,7 +72,8 @@ def all_checks() -> dict:
 def build(name: str, place: Path) -> None:
     """A copy under place with the mutant's bug in it."""
     file, old, new, _ = (MUTANTS | CONTROLS)[name]
-    shutil.copytree(ROOT / "rmt", place / "rmt")  # with compiled files, which are still valid
+    for room in ("rmt", "models"):
+        shutil.copytree(ROOT / room, place / room)  # with compiled files, which are still valid
     for script in ("train.py", "eval.py"):
         shutil.copy2(ROOT / script, place)
     path = place / file
@@ -146,8 +148,8 @@ def import_once() -> None:
     for late in ("torch._dynamo", "torch.distributed.checkpoint", "eval"):  # when first used
         importlib.import_module(late)
     all_checks()
-    ours = ("rmt", "train", "eval", "toy_runs", "toy_forests", "method_step", "method_logged",
-            "method_checks")  # fmt: skip
+    ours = ("rmt", "models", "train", "eval", "toy_runs", "toy_models", "toy_forests",
+            "method_step", "method_logged", "method_checks")  # fmt: skip
     for name in [name for name in sys.modules if name.split(".")[0].startswith(ours)]:
         del sys.modules[name]
 

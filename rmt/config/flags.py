@@ -16,7 +16,8 @@ PATHS = ("model", "data", "out", "resume", "eval_data", "json", "positions")
 ELSEWHERE = {
     "--lr": "--learning-rate", "--num-generations": "--group-size", "--beta": "--kl-beta",
     "--max-completion-length": "--max-response", "--max-steps": "--steps",
-    "--lora-r": "--lora-rank", "--output-dir": "--out", "--dataset": "--data", "--model-name-or-path": "--model",
+    "--output-dir": "--out", "--dataset": "--data", "--model-name-or-path": "--model",
+    "--lora-r": "--lora-rank",
 }  # fmt: skip
 
 

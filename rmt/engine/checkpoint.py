@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from models.config import REPOSITORIES
 from models.export import RUN as MODEL_RUN
 from models.export import SHARD_BYTES, export, export_adapter
 from models.lora import rank_of
@@ -159,7 +160,8 @@ def export_model(
     problem, state = None, get_model_state_dict(model)
     try:
         if rank_of(model):
-            export_adapter(state, str(model_dir), out / "adapter", world.rank)
+            base = REPOSITORIES.get(run["config"]["model"] if run else "", str(model_dir))
+            export_adapter(state, base, out / "adapter", world.rank)
         export(state, model_dir, out / "model", dtype, max_shard_bytes, world.rank, run)
     except (OSError, SafetensorError) as error:
         problem = reason(error)

@@ -74,8 +74,8 @@ def resolve(
     rank = typed.get("lora_rank", kept.lora_rank)
     if rank != kept.lora_rank:
         raise ValueError(
-            f"--lora-rank {rank}: {checkpoint_dir} was saved with --lora-rank {kept.lora_rank}, and "
-            "its adapters have that rank; leave the flag out, or start anew"
+            f"--lora-rank {rank}: the run of {checkpoint_dir} trains with --lora-rank "
+            f"{kept.lora_rank}; leave the flag out, or start anew"
         )
     remark = f"torchrun restarts: continuing from {checkpoint_dir}"
     if config.resume:

@@ -99,8 +99,8 @@ def prepare(
     elif config.kl_beta:
         reference = load_model(model_dir, world, compute, trainable=False)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, betas=config.adam_betas,
-        weight_decay=config.weight_decay, fused=True,
+        [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate,
+        betas=config.adam_betas, weight_decay=config.weight_decay, fused=True,
     )  # fmt: skip
     curriculum = Curriculum(data.tiers, config.seed, config.noise_after)
     origin |= {"thresholds": thresholds, "compute": str(compute).removeprefix("torch.")}

@@ -36,7 +36,8 @@ def test_compiled_gradients_are_those_of_eager(programs, recompute, rank):
     for trees in ROWS:
         forest = pack(trees)
         assert_same_gradients(backward(model, forest), backward(eager, forest), 1e-5)
-    assert programs["unique_graphs"] == 2, "one before attention and one after it"
+    # One before attention and one after it; with adapters the first layer's input has no gradient.
+    assert programs["unique_graphs"] == (4 if rank else 2)
 
 
 def test_passes_without_gradient_are_not_compiled(programs):

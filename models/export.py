@@ -30,6 +30,7 @@ COPIED = (
     "merges.txt",
 )
 RUN = "rmt_run.json"  # the settings of the run that made the weights
+ADAPTER_CONFIG = "adapter_config.json"  # peft's
 TEMPLATES = "additional_chat_templates"
 WRITTEN = (TEMPLATES, "config.json", "generation_config.json", INDEX, RUN)
 SHARD_BYTES = 5 * 10**9  # most bytes of a file
@@ -68,14 +69,19 @@ def export(
         deque(whole, maxlen=0)
 
 
-def export_adapter(state: Mapping[str, Tensor], base: str, out: Path, rank: int = 0) -> None:
-    """Write the adapters in `state` in peft's format, to a new directory or over an earlier one.
+def whole_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gather the adapters in `state`; none if it has none. All ranks."""
+    return {n: _gathered(t, t.dtype) for n, t in state.items() if n.endswith(ADAPTERS)}
 
-    base: the frozen model, a name of the Hugging Face hub or a directory. All ranks, as `export`.
+
+def write_adapters(own: Mapping[str, Tensor], base: str, out: Path) -> None:
+    """Write whole adapters in peft's format, to a new directory or over an earlier one.
+
+    base: the frozen model, a name of the Hugging Face hub or a directory. FileExistsError when
+    `out` is something else.
     """
-    own = {n: _gathered(t, t.dtype) for n, t in state.items() if n.endswith(ADAPTERS)}
-    if rank:
-        return
+    if out.exists() and not (out / ADAPTER_CONFIG).is_file():
+        raise FileExistsError(f"{out} is not an earlier export and would be deleted; move it away")
     size = next(len(tensor) for name, tensor in own.items() if name.endswith(ADAPTERS[0]))
     config = dict(
         peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, bias="none", r=size,
@@ -86,9 +92,9 @@ def export_adapter(state: Mapping[str, Tensor], base: str, out: Path, rank: int 
     def write(aside: Path) -> None:
         tensors = ((f"base_model.model.{name}.weight", tensor) for name, tensor in own.items())
         _write_file(aside / "adapter_model.safetensors", tensors, torch.float32)
-        _write_json(aside / "adapter_config.json", config)
+        _write_json(aside / ADAPTER_CONFIG, config)
 
-    _replace(Path(out).resolve(), write)
+    _replace(out.resolve(), write)
 
 
 def _whole(state: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:

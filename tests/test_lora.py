@@ -23,9 +23,11 @@ from toy_runs import WORLD, prepared
 from two_ranks import fresh_model, learn, on_two_ranks, steps, whole
 
 import train
+from models.export import write_adapters
 from models.lora import add_adapters
 from models.weights import build, load, on_meta
 from rmt.engine import export
+from rmt.engine.checkpoint import export_model
 from rmt.system import dist
 
 RANK = 3
@@ -65,8 +67,9 @@ def gradients(world, place):
     run = prepared(place, world, grad_clip=1e9)
     model = sharded(run)
     before = {n: whole(p) for n, p in model.named_parameters() if p.requires_grad}
+    export_model(model, run.model_dir, place / f"out{world.size}", torch.float64, world)
     done = learn(run, "uneven", model=model)
-    return dict(before=before, metrics=done["metrics"], gradients=done["gradients"])
+    return dict(done, before=before, place=place)
 
 
 def in_bfloat16(world, place):
@@ -126,6 +129,14 @@ def test_runs_do_not_depend_on_ranks_nor_on_where_weights_are(answers, name):
     for answer in answers:
         for given, expected in zip(answer[name]["rows"], one["rows"]):
             assert_same_metrics(given, expected, 1e-4, absolute=1e-5)
+            assert given["sampler_gap/max"] < 1e-4
+
+
+@pytest.mark.slow
+def test_two_ranks_export_the_bits_of_one(answers):
+    for file in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        one, two = ((answers[0]["place"] / f"out{n}" / file).read_bytes() for n in (1, 2))
+        assert one == two, file
 
 
 @pytest.mark.slow
@@ -170,8 +181,9 @@ def test_a_resumed_run_ends_with_the_same_bits(place, tmp_path):
 def test_a_checkpoint_holds_what_is_trained(place):
     folder = place / "run/checkpoints/step-000004"
     saved = torch.distributed.checkpoint.FileSystemReader(folder).read_metadata()
-    names = [n for n in saved.state_dict_metadata if n.startswith("model.")]
-    assert len(names) == 28 and all(n.endswith(("lora_A", "lora_B")) for n in names)
+    for part, count in (("model.", 28), ("optimizer.state.", 3 * 28)):  # step and two moments
+        names = [n for n in saved.state_dict_metadata if n.startswith(part)]
+        assert len(names) == count and all("lora_" in n for n in names), names
 
 
 def test_a_checkpoint_is_exported_as_the_run_was(place, tmp_path):
@@ -224,20 +236,30 @@ def test_ranks_that_cannot_be_are_refused(place, tmp_path, capsys):
     refuse = lambda arguments, *words: refusal(train, arguments, words, capsys)
     refuse(lora_run(place, lora_rank=-1, **new), "--lora-rank is -1", "0 or more")
     refuse(lora_run(place, lora_rank=99, **new), "--lora-rank 99 exceeds", "take 16 or less")
-    again = ["--resume", place / "run", "--lora-rank", 8]
-    refuse(again, "--lora-rank 8", f"trains with --lora-rank {RANK}", "start anew")
+    planned = ["--model", "qwen3-8b", "--lora-rank", 2000, "--dry-run"]
+    refuse(planned, "--lora-rank 2000 exceeds", "take 1024 or less")
+    for other in (0, 8):
+        again = ["--resume", place / "run", "--lora-rank", other]
+        refuse(again, f"--lora-rank {other}", f"trains with --lora-rank {RANK}", "start anew")
 
 
 def test_a_changed_base_is_not_merged_with_adapters(place, tmp_path, capsys):
-    shutil.copytree(place, tmp_path / "place")
-    source = tmp_path / "place/model/model.safetensors"
-    bits = bytearray(source.read_bytes())
-    bits[-1] ^= 1
-    other = place / "model/model.safetensors"
-    before = other.read_bytes()
-    other.write_bytes(bits)
+    source = place / "model/model.safetensors"
+    before = source.read_bytes()
+    source.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     try:
         words = (f"weights of {place / 'model'}", "old files")
         refusal(export, [place / "run", tmp_path / "hf"], words, capsys)
     finally:
-        other.write_bytes(before)
+        source.write_bytes(before)
+
+
+def test_adapters_of_another_run_are_not_replaced(place, tmp_path, capsys):
+    other = tmp_path / "run/adapter"
+    other.mkdir(parents=True)
+    words = (f"holds a model already, {other}", "move it away")
+    refusal(train, lora_run(place, out=tmp_path / "run", steps=1), words, capsys)
+    (other / "mine").write_text("")  # it appears while a run goes on
+    with pytest.raises(FileExistsError, match="adapter is not an earlier export"):
+        write_adapters({}, "base", other)
+    assert (other / "mine").is_file()

@@ -29,8 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from models.config import REPOSITORIES
 from models.export import RUN as MODEL_RUN
-from models.export import SHARD_BYTES, export, export_adapter
-from models.lora import rank_of
+from models.export import SHARD_BYTES, export, whole_adapters, write_adapters
 from rmt.config.config import wrong_types
 from rmt.system.dist import World, gather_objects
 
@@ -158,16 +157,17 @@ def export_model(
     `run_settings`.
     """
     problem, state = None, get_model_state_dict(model)
+    adapters = whole_adapters(state)
     try:
-        if rank_of(model):
-            base = REPOSITORIES.get(run["config"]["model"] if run else "", str(model_dir))
-            export_adapter(state, base, out / "adapter", world.rank)
         export(state, model_dir, out / "model", dtype, max_shard_bytes, world.rank, run)
+        if adapters and world.rank == 0:
+            base = REPOSITORIES.get(run["config"]["model"] if run else "", str(model_dir))
+            write_adapters(adapters, base, out / "adapter")
     except (OSError, SafetensorError) as error:
         problem = reason(error)
     if problem := gather_objects(problem, world)[0]:
         raise CheckpointError(
-            f"the model could not be written to {out / 'model'} ({problem}); the last checkpoint "
+            f"the model could not be written to {out} ({problem}); the last checkpoint "
             f"is intact: mend this, then --resume {out} writes the model"
         )
     return out / "model"

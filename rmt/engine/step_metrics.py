@@ -92,8 +92,8 @@ def add_speed_metrics(
     metrics.add("speed/rollout_tokens_per_second", generated, seconds["rollout"] / world.size)
     metrics.add("speed/train_tokens_per_second", trained, seconds["update"] / world.size)
     # A backward pass costs two forward passes, of frozen weights one; scoring is a forward pass.
-    passes = (2 if c.lora_rank else 3) * c.updates_per_batch
-    passes += (c.kl_beta > 0) + (c.updates_per_batch > 1)
+    scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
+    passes = (2 if c.lora_rank else 3) * c.updates_per_batch + scored
     flops = passes * forward_flops(run.model.config, updated.trees)
     gpu = world.device.type == "cuda"
     peak = peak_flops(device_name(world.device), setup.compute) if gpu else None

@@ -1,4 +1,5 @@
-"""Table of settings that fit: every known model on 1, 8 and 16 GPUs of 24, 80 and 141 GB.
+"""Table of settings that fit: every known model on 1, 8 and 16 GPUs of 24, 80 and 141 GB, and with
+`--lora-rank 16` on one GPU.
 
     python -m benchmarks.memory_table      rewrites the table in docs/memory.md
 
@@ -21,18 +22,19 @@ from rmt.memory.estimate import Case
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "memory.md"
 BEGIN, END = "<!-- memory -->", "<!-- /memory -->"
-GPUS, MEMORIES = (1, 8, 16), (24, 80, 141)
-BATCHES = (128, 64, 32, 16)  # documents per step; the paper's first
+RANK = 16  # of adapters, in the last columns
+CELLS = [*product((1, 8, 16), (24, 80, 141), (0,)), (1, 24, RANK), (1, 80, RANK)]
+BATCHES = (128, 64, 32, 16, 8)  # documents per step; the paper's first
 SHORT = {"none": "", "selective": " s", "full": " f"}
 
 
-def cell(model: str, gpus: int, memory: int) -> str:
+def cell(model: str, gpus: int, memory: int, rank: int) -> str:
     """Format branches, recompute (s, f), * for --offload, and / with a smaller batch size."""
     nodes = math.ceil(gpus / NODE)
     for batch, offload in product(BATCHES, (False, True)):
         config = Config(
             model=model, gpus=gpus // nodes, nodes=nodes, replicate=1, gpu_memory=f"{memory}GB",
-            offload=offload, batch_size=batch,
+            offload=offload, batch_size=batch, lora_rank=rank,
         )  # fmt: skip
         case = Case(config, SHAPES[model], torch.bfloat16, PROMPT, described(config))
         try:
@@ -46,10 +48,9 @@ def cell(model: str, gpus: int, memory: int) -> str:
 
 def table() -> str:
     """Return the table in Markdown."""
-    cells = list(product(GPUS, MEMORIES))
-    names = [f"{gpus} × {memory} GB" for gpus, memory in cells]
-    rows = [[model, *(cell(model, *where) for where in cells)] for model in SHAPES]
-    lines = [["", *names], ["---", *["---:"] * len(cells)], *rows]
+    names = [f"{gpus} × {memory} GB" + ", LoRA" * (rank > 0) for gpus, memory, rank in CELLS]
+    rows = [[model, *(cell(model, *where) for where in CELLS)] for model in SHAPES]
+    lines = [["", *names], ["---", *["---:"] * len(CELLS)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from models.config import DEFAULTS, ModelConfig
 from models.files import read_json
+from models.lora import SCALE, merged
 from models.tokenizer_files import DEFAULT_NAMES, class_of, end_ids
-from models.weights import INDEX, SINGLE, check_shapes, on_meta
+from models.weights import ADAPTERS, INDEX, SINGLE, check_shapes, on_meta
 
 # Copied from the source unchanged; weights, config and generation_config are written.
 COPIED = (
@@ -29,6 +30,7 @@ COPIED = (
     "merges.txt",
 )
 RUN = "rmt_run.json"  # the settings of the run that made the weights
+ADAPTER_CONFIG = "adapter_config.json"  # peft's
 TEMPLATES = "additional_chat_templates"
 WRITTEN = (TEMPLATES, "config.json", "generation_config.json", INDEX, RUN)
 SHARD_BYTES = 5 * 10**9  # most bytes of a file
@@ -50,19 +52,57 @@ def export(
     other ranks only the latter. Configuration and tokenizer are those of `source`. `out` appears
     when it is complete; it replaces an earlier export, and nothing else (FileExistsError).
     run: the settings that made the weights, saved beside them as rmt_run.json.
-    ValueError when `state` is not the model of `source`.
+    Adapters in `state` are merged into the weights. ValueError when the rest of it is not the model
+    of `source`.
     """
     source, out = Path(source), Path(out).resolve()
     wanted = {name: tuple(p.shape) for name, p in on_meta(source).named_parameters()}
-    check_shapes({name: tuple(t.shape) for name, t in state.items()}, wanted, "export")
-    files = _files({n: t.numel() * dtype.itemsize for n, t in state.items()}, max_shard_bytes)
-    whole = ((name, _gathered(tensor, dtype)) for name, tensor in state.items())
+    own = {name: tensor for name, tensor in state.items() if not name.endswith(ADAPTERS)}
+    check_shapes({name: tuple(t.shape) for name, t in own.items()}, wanted, "export")
+    files = _files({n: t.numel() * dtype.itemsize for n, t in own.items()}, max_shard_bytes)
+    whole = ((name, _whole(state, name, dtype)) for name in own)
     try:
         if rank == 0:
             _refuse_to_overwrite(source, out)
             _replace(out, lambda aside: _write(whole, files, source, aside, dtype, run))
     finally:  # ranks that do not or could not write still join every gather: no rank waits for them
         deque(whole, maxlen=0)
+
+
+def whole_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gather the adapters in `state`; none if it has none. All ranks."""
+    return {n: _gathered(t, t.dtype) for n, t in state.items() if n.endswith(ADAPTERS)}
+
+
+def write_adapters(own: Mapping[str, Tensor], base: str, out: Path) -> None:
+    """Write whole adapters in peft's format, to a new directory or over an earlier one.
+
+    base: the frozen model, a name of the Hugging Face hub or a directory. FileExistsError when
+    `out` is something else.
+    """
+    if out.exists() and not (out / ADAPTER_CONFIG).is_file():
+        raise FileExistsError(f"{out} is not an earlier export and would be deleted; move it away")
+    size = next(len(tensor) for name, tensor in own.items() if name.endswith(ADAPTERS[0]))
+    config = dict(
+        peft_type="LORA", task_type="CAUSAL_LM", base_model_name_or_path=base, bias="none", r=size,
+        lora_alpha=int(SCALE * size), lora_dropout=0.0, inference_mode=True,
+        target_modules=sorted({name.split(".")[-2] for name in own}),
+    )  # fmt: skip
+
+    def write(aside: Path) -> None:
+        tensors = ((f"base_model.model.{name}.weight", tensor) for name, tensor in own.items())
+        _write_file(aside / "adapter_model.safetensors", tensors, torch.float32)
+        _write_json(aside / ADAPTER_CONFIG, config)
+
+    _replace(out.resolve(), write)
+
+
+def _whole(state: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    """Gather a tensor, its adapter merged into it; all ranks if it is sharded."""
+    adapter = [name.removesuffix("weight") + end for end in ADAPTERS]
+    if adapter[0] not in state:
+        return _gathered(state[name], dtype)
+    return merged(*(_gathered(state[n], state[n].dtype) for n in (name, *adapter))).to(dtype)
 
 
 def _gathered(tensor: Tensor, dtype: torch.dtype) -> Tensor:

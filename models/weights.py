@@ -30,6 +30,7 @@ from models.rope import check_frequencies
 from models.transformer import Transformer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTERS = ("lora_A", "lora_B")  # ends of names that a model's files do not have: models/lora.py
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
@@ -118,7 +119,7 @@ def load(model: nn.Module, directory: Path) -> None:
 def check(model: nn.Module, directory: Path) -> dict[str, tuple[Path, str]]:
     """Return parameter -> (file, name there) of a model, on meta or not.
 
-    ValueError unless the files hold exactly these tensors, or copies of them.
+    ValueError unless the files hold exactly these tensors, or copies of them. Adapters have none.
     """
     shapes, places = {}, {}
     for path in shards(directory):
@@ -135,20 +136,25 @@ def check(model: nn.Module, directory: Path) -> dict[str, tuple[Path, str]]:
             shapes[EMBEDDING], places[EMBEDDING] = shapes[HEAD], places[HEAD]
         check_same(places[EMBEDDING], places[HEAD], directory)
         del shapes[HEAD], places[HEAD]
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    wanted = {n: tuple(p.shape) for n, p in model.named_parameters() if not n.endswith(ADAPTERS)}
     check_shapes(shapes, wanted, str(directory))
     return places
+
+
+def own_rows(parameter: Tensor) -> tuple[int, Tensor]:
+    """Return the rows that this rank holds, and the number of the first."""
+    if not isinstance(parameter, DTensor):
+        return 0, parameter
+    _, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    return offset[0], parameter.to_local()
 
 
 @torch.no_grad()
 def _copy_rows(parameter: Tensor, stored) -> None:
     """Copy this rank's rows of a stored tensor, a block at a time."""
-    first, local = 0, parameter
-    if isinstance(parameter, DTensor):
-        _, offset = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
-        first, local = offset[0], parameter.to_local()
+    first, local = own_rows(parameter)
     row_bytes = FLOATS[stored.get_dtype()] * max(1, local[:1].numel())
     block = max(1, BLOCK_BYTES // row_bytes)
     for begin in range(0, local.shape[0], block):

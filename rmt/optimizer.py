@@ -9,8 +9,9 @@ def adamw(
     model: torch.nn.Module, rate: float, betas: tuple[float, ...], decay: float
 ) -> torch.optim.AdamW:
     """Return AdamW for a model; only matrices decay, not norms and biases, which are vectors."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]  # the adapters of a LoRA run
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0},
     ]  # fmt: skip

@@ -174,7 +174,8 @@ def _bad_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: 
     if len(bad):
         return {forest.trees[i].document for i in bad.unique().tolist()}
     # The gradient of the lowest layer has passed through all others.
-    grad = model.model.layers[0].self_attn.q_proj.weight.grad
+    q = model.model.layers[0].self_attn.q_proj
+    grad = q.weight.grad if q.weight.requires_grad else q.lora_B.grad
     grad = grad.to_local() if hasattr(grad, "to_local") else grad
     if known or grad is None or bool(grad.isfinite().all()):
         return set()

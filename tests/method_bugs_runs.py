@@ -137,6 +137,27 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "every document is of the first source": (
         "rmt/data/corpus.py", "piece, record.answer, record.part", "piece, record.answer, 0",
         "mixture"),
+    # Adapters.
+    "all weights are trained": (
+        "rmt/engine/setup.py", "lora_rank=config.lora_rank", "lora_rank=0", "loss lora_rank"),
+    "the reference has the adapters": (
+        "rmt/engine/run.py", "reference = without_adapters(model)", "reference = model",
+        "loss lora_rank"),
+    "the adapters' seed is 0": (
+        "rmt/engine/setup.py", "seed=config.seed,\n    )  # fmt: skip\n    # Saved",
+        "seed=0,\n    )  # fmt: skip\n    # Saved", "adapters"),
+    "adapters are not scaled": ("models/lora.py", "SCALE = 2.0", "SCALE = 1.0", "loss lora_rank"),
+    "frozen weights are trained": (
+        "models/lora.py", "model.requires_grad_(False)", "pass", "loss lora_rank"),
+    "the reference switches adapters off": (
+        "models/lora.py", "layer.adapted = True\n\n    return", "pass\n\n    return",
+        "loss lora_rank"),
+    "A sees squares": (
+        "models/lora.py", "F.linear(x, a)[None]", "F.linear(x * x, a)[None]", "loss lora_rank"),
+    "MLPs have no adapters": (
+        "models/lora.py", "for part in parts:\n", "for part in parts[:1]:\n", "adapters"),
+    "A is above 0": ("models/lora.py", "(2 * whole - 1)", "whole", "adapters"),
+    "B does not start at 0": ("models/lora.py", "local.zero_()", "local.fill_(0.01)", "adapters"),
     # Evaluation.
     "a run evaluates at B_t": (
         "rmt/engine/held_out.py", "budget_of_step(c, run.total_steps, ",

@@ -20,6 +20,7 @@ LOSS = {  # settings of a step whose loss and gradient are checked by hand
     "step 2 of 3": dict(step=2),
     "micro-batches": dict(tokens_per_micro_batch=300),
     "kl_beta": dict(kl_beta=0.3, temperature=1.3, noise=0.05),
+    "lora_rank": dict(lora_rank=3, kl_beta=0.3, noise=0.05),
     "updates": dict(updates_per_batch=3, learning_rate=0.03, clip_low=0.02, clip_high=0.05),
     "wide clip": dict(updates_per_batch=2, learning_rate=0.1, clip_low=0.5, clip_high=0.01),
     "sequence-mean": dict(aggregation="sequence-mean"),

@@ -223,13 +223,14 @@ def check_dtype(place) -> None:
 
 
 def check_work(place) -> None:
-    """An update is three passes over its trees, and each scoring before it is one."""
+    """An update is three passes over its trees, two if weights are frozen; scoring is one."""
     more = dict(updates_per_batch=2)
     for changes, passes in (
         ({}, 3),
         (more, 7),
         (dict(kl_beta=0.1), 4),
         (more | dict(kl_beta=0.1), 8),
+        (more | dict(kl_beta=0.1, lora_rank=2), 6),
     ):
         run, found = prepared(place, batch_size=2, **changes), []
 

@@ -60,6 +60,29 @@ def check_resume(place) -> None:
     assert [k for k, v in asdict(run.config).items() if asdict(again.config)[k] != v] == ["resume"]
 
 
+def check_adapters(place) -> None:
+    """All matrices of the layers have an adapter, which starts at 0 and alone is trained."""
+    starts = [copied(prepared(place, lora_rank=3, seed=seed)) for seed in (3, 3, 4)]
+    run = prepared(place, lora_rank=3, seed=3)
+    learnt = [n for n, p in run.model.named_parameters() if p.requires_grad]
+    matrices = [n for n, p in run.model.model.layers.named_parameters(prefix="model.layers")
+                if p.dim() == 2 and n.endswith("_proj.weight")]  # fmt: skip
+    ends = ("lora_A", "lora_B")
+    assert len(matrices) == 14
+    assert set(learnt) == {n.removesuffix("weight") + e for n in matrices for e in ends}
+    for name in learnt:
+        first, same, other = (start[name] for start in starts)
+        if name.endswith("lora_A"):
+            assert torch.equal(first, same) and not torch.equal(first, other)
+            most = first.shape[1] ** -0.5
+            assert 0.7 * most < first.max() <= most and 0.7 * most < -first.min() <= most
+        else:
+            assert not first.any()
+    stepped(run)
+    for name, p in copied(run).items():
+        assert torch.equal(p, starts[0][name]) != (name in learnt), name
+
+
 class Log:
     def __init__(self):
         self.rows = []

@@ -151,7 +151,7 @@ def import_once() -> None:
     for late in ("torch._dynamo", "torch.distributed.checkpoint", "eval"):  # when first used
         importlib.import_module(late)
     all_checks()
-    ours = ("rmt", "models", "train", "eval", "toy_models", "toy_runs", "toy_forests",
+    ours = ("rmt", "models", "train", "eval", "toy_runs", "toy_models", "toy_forests",
             "method_step", "method_logged", "method_checks")  # fmt: skip
     for name in [name for name in sys.modules if name.split(".")[0].startswith(ours)]:
         del sys.modules[name]

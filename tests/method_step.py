@@ -4,7 +4,6 @@ Everything between the sampled tokens and the loss is written out here once more
 of docs/method.md and from the run's knobs, in float64. G responses to each of P questions.
 """
 
-import copy
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from toy_runs import prepared, stepped
 import rmt.system.dist
 import rmt.update
 import train
+from models.transformer import Transformer
 from rmt.prompt import parse_response, prompt_for
 
 
@@ -52,11 +52,12 @@ def copied(run):
 def doubled(place, noise=0.0, **changes):
     """A run in float64 whose model has moved away from the initial one by some noise."""
     run = prepared(place, **dict(grad_clip=1e9, batch_size=3) | changes)
-    for model in filter(None, (run.model, run.reference)):
-        model.double()
+    for model in (run.model, run.reference):
+        if isinstance(model, Transformer):  # with adapters the reference is the model without them
+            model.double()
     initial, generator = copied(run), torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in run.model.parameters():
+        for p in filter(lambda p: p.requires_grad, run.model.parameters()):
             p += noise * torch.randn(p.shape, generator=generator)
     return run, initial
 
@@ -78,7 +79,8 @@ def watched(run, step=0, initial=None) -> Seen:
         return result
 
     def clipping(model, limit):
-        gradient = {name: p.grad.detach().clone() for name, p in model.named_parameters()}
+        learnt = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        gradient = {name: p.grad.detach().clone() for name, p in learnt}
         seen.updates.append(Update(copied(run), sum(loss), gradient))
         loss.clear()
         return grad_norm(model, limit)
@@ -94,12 +96,25 @@ def watched(run, step=0, initial=None) -> Seen:
 
 
 def with_weights(run, weights):
-    model = copy.deepcopy(run.model)
+    """A model without adapters: where there are any, its matrices are W + 2 B A."""
+    model = Transformer(run.model.config).double()
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(weights[name])
-            p.grad = None
+            if (low := name.removesuffix("weight")) + "lora_A" in weights:
+                p += 2 * weights[low + "lora_B"] @ weights[low + "lora_A"]
     return model
+
+
+def gradient_by_hand(model, weights):
+    """Of all weights, or of A and B from that of W + 2 B A: 2 Bᵀ G and 2 G Aᵀ."""
+    of = {name: p.grad for name, p in model.named_parameters()}
+    adapters = {}
+    for name in (name for name in weights if name.endswith("lora_A")):
+        low = name.removesuffix("lora_A")
+        a, b, g = weights[name], weights[low + "lora_B"], of[low + "weight"]
+        adapters |= {name: 2 * b.T @ g, low + "lora_B": 2 * g @ a.T}
+    return adapters or of
 
 
 # ---- budget, rewards, advantages
@@ -243,7 +258,8 @@ def assert_by_hand(seen) -> None:
             assert number or abs(seen.row["loss/ntp"] - mean) < 1e-8, (seen.row["loss/ntp"], mean)
         loss.backward()
         assert abs(update.loss - float(loss.detach())) < 1e-8, (number, update.loss, loss)
-        off = sum((update.gradient[name] - p.grad).square().sum() for name, p in
-                  model.named_parameters()) ** 0.5  # fmt: skip
-        size = sum(p.grad.square().sum() for p in model.parameters()) ** 0.5
+        wanted = gradient_by_hand(model, update.weights)
+        assert update.gradient.keys() == wanted.keys()
+        off = sum((update.gradient[n] - g).square().sum() for n, g in wanted.items()) ** 0.5
+        size = sum(g.square().sum() for g in wanted.values()) ** 0.5
         assert off <= 1e-7 * size and size > 0, (number, float(off), float(size))

@@ -20,10 +20,11 @@ from tracker import Parts, Tracker
 
 from kernels.slices import CHUNK
 from models.kv_cache import KVCache
+from models.lora import add_adapters
 from models.transformer import Transformer
 from models.weights import BLOCK_BYTES
 from rmt.forest import Forest, pack
-from rmt.memory.estimate import CACHED_TOKENS, Case, kept_by, total
+from rmt.memory.estimate import Case, cached_tokens, kept_by, total
 from rmt.objective import Objective, forest_loss
 from rmt.rollout import PREFILL_TOKENS
 from rmt.sampling import Sampling, sample
@@ -42,6 +43,17 @@ def fake_world(ranks: int, shards: int) -> Iterator[World]:
         yield World(0, ranks, torch.device("cpu"), replicate=ranks // shards)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters are made in it: fake ones cannot be cast later."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class LargestShapes(TorchDispatchMode):
@@ -74,8 +86,9 @@ class Simulation:
         """real: with numbers after all, to compare with what is measured."""
         c, self.case = case.config, case
         self.fake = nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=True)
-        with self.fake:
+        with self.fake, default_dtype(case.compute if c.lora_rank else torch.float32):
             self.model = Transformer(case.shape)
+            add_adapters(self.model, c.lora_rank)
         if case.machine.kind == "cuda":
             fuse_norms(self.model)
         if case.sharded:
@@ -83,8 +96,9 @@ class Simulation:
         self.model.configure_training(kept_by(c))
         with self.fake:
             self.optimizer = torch.optim.AdamW(
-                self.model.parameters(), lr=c.learning_rate, fused=True
-            )
+                [p for p in self.model.parameters() if p.requires_grad], lr=c.learning_rate,
+                fused=True,
+            )  # fmt: skip
         self.learn([row_of(WARM_UP)], Tracker())
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -150,18 +164,18 @@ class Simulation:
         drawing = Tracker()
         with drawing:
             self._draw()
-        tracker, trunks = self.tracker(), case.documents * (len(case.prompt) + c.document_tokens)
+        tracker, trunks = self.tracker(), cached_tokens(case)
         with self.fake, torch.no_grad(), rollout_mode(self.model) as sampler:
             if case.sharded:
                 tracker.note(sampler.parameters(), "gathered weights")
             with tracker:
                 with tracker.of("KV cache"):
                     cache = KVCache(
-                        case.shape, max(trunks, CACHED_TOKENS), 0, c.max_branches,
+                        case.shape, trunks, 0, c.max_branches,
                         len(case.prompt.footer) + c.max_response + 1, torch.device("meta"),
                         case.compute,
                     )  # fmt: skip
-                forest, nothing = row_of(PREFILL_TOKENS), lambda hidden, head: None
+                forest, nothing = row_of(min(PREFILL_TOKENS, trunks)), lambda hidden, head: None
                 run = self._runner(tracker, sampler)
                 run(forest.tokens, forest.position, forest.attend, nothing)
                 with tracker.of("sampler"):  # a recorded step has memory of its own

@@ -60,6 +60,16 @@ def test_offload_makes_room():
     assert fit(offloaded).config.max_branches > 1
 
 
+def test_qwen3_8b_with_adapters_fits_a_card_of_24_gb(capsys):
+    small = ["--gpu-memory", "24GB", "--gpus", 1, "--batch-size", 8, "--document-tokens", 512,
+             "--max-response", 1024]  # fmt: skip
+    run_here("--model", "qwen3-8b", "--lora-rank", 16, "--dry-run", *small)
+    printed = capsys.readouterr().out
+    assert "fits: 21.5 of 22.2 GB" in printed
+    assert printed in (ROOT / "docs/memory.md").read_text(encoding="utf-8")
+    refusal(train, ["--model", "qwen3-8b", "--dry-run", *small], ["What fits: --"], capsys)
+
+
 def test_given_knobs_are_kept_and_refused_when_they_do_not_fit():
     given = qwen3_14b(recompute="full", tokens_per_micro_batch=8192, max_branches=8)
     assert fit(given).config == given.config

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from toy_forests import set_adapters
 
 from models.config import TINY, ModelConfig
 from models.transformer import Transformer
@@ -53,8 +54,9 @@ def test_flex_attention_has_the_values_and_gradients_of_the_dense_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sampled_log_probabilities_are_those_of_training(dtype):
-    model = load_model(find("tiny"), WORLD, dtype)
+@pytest.mark.parametrize("rank", [0, 8])
+def test_sampled_log_probabilities_are_those_of_training(dtype, rank):
+    model = set_adapters(load_model(find("tiny"), WORLD, dtype, lora_rank=rank))
     limit = {torch.float32: 1e-3, torch.bfloat16: 0.1}[dtype]
     prompts = [
         Tree(t.document, t.trunk, tuple(Branch(b.id, b.fork, b.prompt) for b in t.branches))

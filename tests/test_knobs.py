@@ -35,6 +35,7 @@ TESTED = {  # by a check of method_checks.py or method_checks_runs.py
     "grad_clip": "optimizer", "tokens_per_micro_batch": "loss micro-batches", "resume": "resume",
     "eval_data": "held_out", "eval_every": "held_out", "eval_positions": "held_out",
     "eval_decoding": "held_out", "task": "task", "method": "task", "problem_request": "task",
+    "lora_rank": "loss lora_rank",
 }  # fmt: skip
 ELSEWHERE = {  # a test file with the reason why no step of one toy run shows it
     "weights": "a place on this machine: test_find", "data": "a file: test_corpus",

@@ -12,6 +12,7 @@ from toy_forests import (
     gradients,
     grouped_trees,
     sequences,
+    set_adapters,
     toy_model,
     toy_trees,
 )
@@ -79,15 +80,18 @@ def test_responses_are_those_of_the_sampler_with_a_cache(temperature):
     assert temperature == 0 or {r.finished for group in fast for r in group} == {True, False}
 
 
-def test_a_naive_step_is_the_step(tmp_path):
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_naive_step_is_the_step(tmp_path, rank):
     """Same responses, losses and gradients, in fp64."""
-    found = []
+    found, given = [], dict(batch_size=3, updates_per_batch=2, kl_beta=0.1, lora_rank=rank)
     for flag in (False, True):
-        run = prepared(tmp_path, naive=flag, batch_size=3, updates_per_batch=2, kl_beta=0.1)
-        for model in (run.model, run.reference):
+        run = prepared(tmp_path, naive=flag, **given)
+        for model in (run.model, *(() if rank else (run.reference,))):
             model.double()
+        set_adapters(run.model)
         row, samples = stepped(run, 0)
-        gradient = {name: p.grad.clone() for name, p in run.model.named_parameters()}
+        learnt = ((name, p) for name, p in run.model.named_parameters() if p.requires_grad)
+        gradient = {name: p.grad.clone() for name, p in learnt}
         found.append((row, samples, gradient))
     (fast, said, ours), (slow, told, theirs) = found
     assert said == told and len(said) == 3

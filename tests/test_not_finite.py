@@ -28,10 +28,11 @@ def place(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def poisoned(place):
+@pytest.fixture(params=[0, 3], ids=["weights", "adapters"])
+def poisoned(place, request):
     """A run of five documents a step whose model cannot read one character."""
-    short = dict(batch_size=5, group_size=2, max_response=4, budget=False, temperature=0.1)
+    short = dict(batch_size=5, group_size=2, max_response=4, budget=False, temperature=0.1,
+                 lora_rank=request.param)  # fmt: skip
     run = Prepared(*prepare(parse(arguments(place, **short), "", ""), dist.start()))
     stepped(run, 0)  # so that the optimiser has moments
     run.step = 1

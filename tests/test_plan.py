@@ -17,6 +17,7 @@ from toy_runs import WORLD
 from tracker import Tracker
 
 from models.config import REPOSITORIES, ModelConfig
+from models.lora import adapt
 from models.shapes import SHAPES
 from models.transformer import Block, Transformer, rotary_angles
 from rmt.config.config import Config
@@ -83,8 +84,10 @@ def test_published_shapes_have_the_published_number_of_parameters():
     [{}, {"tie_word_embeddings": True}, {"qk_norm": "all", "post_norm": True}],
     ids=["untied", "tied", "olmo2"],
 )
-def test_sums_agree_with_the_simulation_of_an_update(ranks, recompute, changes):
-    given = case("cuda", ranks, replace(SMALL, **changes), recompute=recompute)
+@pytest.mark.parametrize("rank", [0, 8])
+def test_sums_agree_with_the_simulation_of_an_update(ranks, recompute, changes, rank):
+    shape = replace(SMALL, **changes)
+    given = case("cuda", ranks, shape, recompute=recompute, lora_rank=rank)
     assert total(update(given)) == pytest.approx(total(simulated(given, "update")), rel=0.05)
 
 
@@ -119,25 +122,27 @@ def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
-simulation = Simulation(real_case(), WORLD, real=True)
+given = real_case(int(sys.argv[1]))
+simulation = Simulation(given, WORLD, real=True)
 simulation.optimizer.zero_grad(set_to_none=True)
 before = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-simulation.learn([row_of(64), row_of(real_case().row)], Tracker())
+simulation.learn([row_of(64), row_of(given.row)], Tracker())
 print(json.dumps(1024 * (kib("VmHWM") - before)))
 """
 
 
-def real_case():
+def real_case(rank):
     shape = replace(SMALL, hidden_size=512, intermediate_size=1536, num_attention_heads=8)
-    knobs = dict(tokens_per_micro_batch=2048, recompute="none")
+    knobs = dict(tokens_per_micro_batch=2048, recompute="none", lora_rank=rank)
     return case("cpu", 1, shape, torch.float32, **knobs)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 8])
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux")
-def test_simulation_of_an_update_agrees_with_resident_memory():
-    given = real_case()
+def test_simulation_of_an_update_agrees_with_resident_memory(rank):
+    given = real_case(rank)
     simulation = Simulation(given, WORLD)
     simulation.optimizer.zero_grad(set_to_none=True)
     states = total(simulation.tracker().held())
@@ -146,24 +151,31 @@ def test_simulation_of_an_update_agrees_with_resident_memory():
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     done = subprocess.run(
-        [sys.executable, "-c", GROWTH], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", GROWTH, str(rank)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert planned == pytest.approx(json.loads(done.stdout), rel=0.05)
 
 
-def test_sums_agree_with_the_simulation_of_a_rollout():
-    given = case()
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_sums_agree_with_the_simulation_of_a_rollout(ranks, rank):
+    given = case(ranks=ranks, lora_rank=rank)
     needs = rollout(given, given.config.max_branches)
     assert total(needs) == pytest.approx(total(simulated(given, "rollout")), rel=0.05)
 
 
-def kept_by_a_layer(n, shape, compute, recompute):
+def kept_by_a_layer(n, shape, compute, recompute, rank):
     """Bytes that a layer keeps, needs besides for backward, and holds without a gradient."""
     attend = lambda _layer, q, k, v: attend_flex(q, k, v)
     training, sampling = Tracker(), Tracker()
     with torch.device("meta"):
-        block = fuse_norms(Block(shape).to(compute))
+        block = fuse_norms(Block(shape).to(compute).requires_grad_(not rank))
+        adapt(block, rank, compute)
         x = torch.empty(n, shape.hidden_size, dtype=compute, requires_grad=True)
         rotary = rotary_angles(torch.empty(n), shape, compute)
     block.recompute = recompute
@@ -181,10 +193,12 @@ def kept_by_a_layer(n, shape, compute, recompute):
 @pytest.mark.parametrize(
     "name", ["qwen3-14b", "qwen3-0.6b", "r1-distill-qwen-7b", "smollm2-135m", "olmo-2-1b"]
 )
-def test_bytes_of_a_layer_are_those_that_its_tensors_have(name, recompute, compute):
-    given = layer(SHAPES[name], compute, recompute)
+@pytest.mark.parametrize("rank", [0, 16])
+def test_bytes_of_a_layer_are_those_that_its_tensors_have(name, recompute, compute, rank):
+    given = layer(SHAPES[name], compute, recompute, rank)
     # Two rows, so that what does not grow with them drops out.
-    small, large = (kept_by_a_layer(n, SHAPES[name], compute, recompute) for n in (8192, 16384))
+    known = (SHAPES[name], compute, recompute, rank)
+    small, large = (kept_by_a_layer(n, *known) for n in (8192, 16384))
     measured = [(b - a) / 8192 for a, b in zip(small, large)]
     assert [given.kept, given.backward, given.forward] == pytest.approx(measured, abs=4.01)
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,22 +35,23 @@ def run_on(place, world, count, **changes):
     return rows
 
 
-def leg(rank, port, place):
+def leg(rank, port, place, **changes):
     """Two steps of the run in `place`, on as many ranks as the environment says."""
     os.environ |= {"RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = dist.start()
     begun = steps(place / "out")
-    rows = run_on(place, world, 2, **({"resume": str(place / "out")} if begun else {}))
+    rows = run_on(place, world, 2, **({"resume": str(place / "out")} if begun else changes))
     torch.save(rows, place / f"rank{rank}.pt")
 
 
-def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, monkeypatch):
-    wanted = run_on(tmp_path, WORLD, STEPS, out=str(tmp_path / "alone"))
+@pytest.mark.parametrize("changes", [{}, dict(lora_rank=3, learning_rate=1e-2)], ids=str)
+def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, monkeypatch, changes):
+    wanted = run_on(tmp_path, WORLD, STEPS, out=str(tmp_path / "alone"), **changes)
     found = []
     for ranks, local in LEGS:
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
-        found += on_ranks(ranks, tmp_path, leg)[0]
+        found += on_ranks(ranks, tmp_path, partial(leg, **changes))[0]
     assert [row["step"] for row in found] == list(range(STEPS))
     assert len({row["length/response"] for row in wanted}) > 2, "responses are not ragged"
     for row, one in zip(found, wanted):
@@ -58,6 +60,9 @@ def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, mo
 
     write_model(newest(tmp_path / "out"), tmp_path / "hf")  # which four ranks have written
     state = prepared(tmp_path, resume=str(tmp_path / "out")).model.state_dict()
+    for low in [name.removesuffix("lora_A") for name in state if name.endswith("lora_A")]:
+        a, b = state.pop(low + "lora_A"), state.pop(low + "lora_B")
+        state[low + "weight"] = torch.addmm(state[low + "weight"], b, a, alpha=2)
     exported = load_file(tmp_path / "hf" / SINGLE)
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[name], state[name]) for name in state)

@@ -5,7 +5,9 @@ import torch
 from toy_models import causal
 
 from models.config import ModelConfig
+from models.lora import add_adapters, init_adapters
 from models.transformer import Transformer
+from models.weights import own_rows
 from rmt.trees import Branch, Tree
 
 TOKENS, ROWS = 97, 101  # ids of the tokenizer; rows of the head, the last four are padding
@@ -32,6 +34,25 @@ def toy_model(dtype=torch.float64, seed=0, **changes):
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + 0.2 * noise if name.endswith("norm.weight") else 0.15 * noise)
     return model.to(dtype)
+
+
+def adapted(model, rank, dtype=torch.float32):
+    """The model with adapters; itself for rank 0."""
+    add_adapters(model, rank, dtype)
+    return set_adapters(model)
+
+
+def set_adapters(model):
+    """Neither A nor B is 0 then; the same on any number of ranks."""
+    init_adapters(model, 1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("lora_B"):
+                first, local = own_rows(p)
+                values = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                local.copy_(0.1 * values[first : first + len(local)])
+    return model
 
 
 def ids(rng, count):

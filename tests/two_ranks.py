@@ -76,8 +76,11 @@ def fresh_model(run, dtype):
     return model
 
 
-def learn(run, share, dtype=torch.float64):
-    """One update on this rank's trees: metrics, gradients as they were stepped on, weights."""
+def learn(run, share, dtype=torch.float64, model=None):
+    """One update on this rank's trees: metrics, gradients as they were stepped on, weights.
+
+    model: in place of that of the run's directory.
+    """
     world, advantage, groups, trees = run.world, [], [], []
     documents = SHARES[share][world.rank] if world.size > 1 else RL + TEXT
     for tree in (tree for tree in toy_trees() if tree.document in documents):
@@ -87,14 +90,14 @@ def learn(run, share, dtype=torch.float64):
             branches.append(replace(branch, id=len(groups)))
             groups.append([Rollout(branch.response, [0.0] * len(branch.response))])
         trees.append(replace(tree, branches=branches))
-    model, metrics = fresh_model(run, dtype), Metrics()
+    model, metrics = model or fresh_model(run, dtype), Metrics()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     advantage = torch.tensor(advantage, dtype=torch.float64).view(-1, 1)
     run = run.having(model=model, optimizer=optimizer)
     toy_runs.learn(run, trees, groups, advantage, torch.zeros_like(advantage), metrics)
     return dict(
         metrics=metrics.reduce(world),
-        gradients={name: whole(p.grad) for name, p in model.named_parameters()},
+        gradients={n: whole(p.grad) for n, p in model.named_parameters() if p.requires_grad},
         weights={name: whole(p) for name, p in model.named_parameters()},
     )
 

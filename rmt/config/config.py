@@ -126,6 +126,9 @@ class Config:
     adam_betas: tuple[float, ...] = knob((0.9, 0.999), "of AdamW")
     weight_decay: float = knob(0.01, "of AdamW, on matrices; norms and biases do not decay")
     grad_clip: float = knob(1.0, "largest norm of the gradient")
+    lora_rank: int = knob(
+        0, "R: train adapters of this rank on the layers' matrices (LoRA), not the weights; 0: off"
+    )
     seed: int = knob(0, "seeds every random number of the run")
     max_tokens: int = knob(0, "end after so many tokens, sampled and trained on; 0: no limit")
     max_minutes: float = knob(0.0, "end after so many minutes of training; 0: no limit")

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "--lr": "--learning-rate", "--num-generations": "--group-size", "--beta": "--kl-beta",
     "--max-completion-length": "--max-response", "--max-steps": "--steps",
     "--output-dir": "--out", "--dataset": "--data", "--model-name-or-path": "--model",
+    "--lora-r": "--lora-rank",
 }  # fmt: skip
 
 

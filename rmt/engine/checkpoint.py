@@ -21,19 +21,22 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
 
+from models.config import REPOSITORIES
 from models.export import RUN as MODEL_RUN
-from models.export import SHARD_BYTES, export
+from models.export import SHARD_BYTES, export, whole_adapters, write_adapters
 from rmt.config.config import wrong_types
 from rmt.evaluation.summary import PROBLEMS
 from rmt.system.dist import World, gather_objects
 from rmt.system.records import blamed, read_lines
 
 CHECKSUMS, RUN = "checksums.json", "run.json"
+TRAINED = StateDictOptions(ignore_frozen_params=True)  # all there is, but of a LoRA run
 SAVED = {  # names in run.json -> type
     "config": dict, "total_steps": int, "step": int, "data": str, "refused_in_a_row": int,
     "tokens": (int, float), "seconds": (int, float),
@@ -145,7 +148,7 @@ def run_settings(path: Path) -> dict[str, Any] | None:
 
 def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) -> None:
     """Fill model, optimizer and tensors, in place, from a checkpoint. All ranks."""
-    model_state, optimizer_state = get_state_dict(model, optimizer)
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=TRAINED)
     state = {"model": model_state, "optimizer": optimizer_state, "tensors": tensors}
     try:
         with warnings.catch_warnings():  # a single process has no process group
@@ -161,23 +164,28 @@ def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) 
         raise CheckpointError(
             f"{checkpoint_dir} does not fit this model or data ({why}); {remedy}"
         ) from None
-    set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+    whole = get_model_state_dict(model) | state["model"]
+    set_state_dict(model, optimizer, model_state_dict=whole, optim_state_dict=state["optimizer"])
 
 
 def export_model(
     model, model_dir: Path, out: Path, dtype: torch.dtype, world: World,
     max_shard_bytes: int = SHARD_BYTES, run: dict[str, Any] | None = None, name: str = "model",
 ) -> Path:  # fmt: skip
-    """Write the Hugging Face directory OUT/name; CheckpointError if that fails. All ranks.
+    """Write the Hugging Face directory OUT/name, and of a LoRA run the adapters beside it.
+
+    All ranks. CheckpointError if that fails.
 
     model_dir: the initial model, whose configuration and tokenizer are copied. run: settings, for
     `run_settings`.
     """
     problem, state = None, get_model_state_dict(model)
+    adapters = whole_adapters(state)
     try:
         export(state, model_dir, out / name, dtype, max_shard_bytes, world.rank, run)
+        if adapters and world.rank == 0:
+            base = REPOSITORIES.get(run["config"]["model"] if run else "", str(model_dir))
+            write_adapters(adapters, base, out / name.replace("model", "adapter"))
     except (OSError, SafetensorError) as error:
         problem = reason(error)
     if problem := gather_objects(problem, world)[0]:

@@ -22,7 +22,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from models.export import export
 from models.fingerprint import fingerprint
-from models.weights import cache_directory, find, on_meta
+from models.lora import add_adapters
+from models.weights import ADAPTERS, cache_directory, find, load, on_meta
 from rmt.config.flags import make_parser, parse_known
 from rmt.engine import checkpoint
 from rmt.engine.checkpoint import CHECKSUMS, CheckpointError
@@ -107,19 +108,25 @@ def write_model(checkpoint_dir: Path, out: Path, weights: str = "", dtype: str =
     c = saved["config"]
     model_dir = find_model(c["model"], weights or c["weights"], ALONE)
     changed = changed_parts(saved, "--model", fingerprint(model_dir))
-    if changed := [part for part in changed if part != "weights"]:
+    rank = c.get("lora_rank", 0)  # older runs have none
+    if changed := [part for part in changed if part != "weights" or rank]:
         raise CheckpointError(
             f"the {' and '.join(changed)} of {model_dir}, from which the run of {checkpoint_dir} "
             "started, have changed since; put the old files back"
         )
     chosen = saved.get("compute", c["dtype"]) if dtype == "auto" else dtype
     compute = compute_dtype(chosen, ALONE)
-    model = on_meta(model_dir).to(compute).to_empty(device="cpu")
+    model = on_meta(model_dir).to(compute)
+    add_adapters(model, rank)
+    state = learnt = model.to_empty(device="cpu").state_dict()
+    if rank:
+        load(model, model_dir)
+        learnt = {name: tensor for name, tensor in state.items() if name.endswith(ADAPTERS)}
     try:
         with warnings.catch_warnings():  # torch warns about a single process
             warnings.simplefilter("ignore")
-            dcp.load({"model": model.state_dict()}, checkpoint_id=checkpoint_dir, no_dist=True)
-        export(model.state_dict(), model_dir, out, compute, run=saved)
+            dcp.load({"model": learnt}, checkpoint_id=checkpoint_dir, no_dist=True)
+        export(state, model_dir, out, compute, run=saved)
     except (SafetensorError, CheckpointException) as error:
         raise CheckpointError(
             f"{checkpoint_dir} could not be written to {out} ({checkpoint.reason(error)})"

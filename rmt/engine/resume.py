@@ -55,16 +55,17 @@ def resolve(
     """
     typed, out = typed or {}, config.resume or config.out
     if not config.resume:
-        begun, model_dir = bool(checkpoint.steps(Path(out))), Path(out) / "model"
+        begun, results = bool(checkpoint.steps(Path(out))), ("model", "adapter")
+        made = next((path for name in results if (path := Path(out) / name).exists()), None)
         if begun and not restarts():
             raise ValueError(
                 f"--out {out} holds a run already; continue it with --resume {out}, or choose "
                 "another directory"
             )
-        if not begun and model_dir.exists():  # the run would replace it at its end
+        if made and not begun:  # the run would replace it at its end
             raise ValueError(
-                f"--out {out} holds a model already, {model_dir}; choose another directory, or "
-                "move it away"
+                f"--out {out} holds a model already, {made}; choose another directory, or move it "
+                "away"
             )
         if not begun:
             return config, None, {}
@@ -72,6 +73,12 @@ def resolve(
     saved = checkpoint.read(checkpoint_dir, world)
     settings = {"holdout": 0} | saved["config"]  # older runs have no holdout
     kept = replace(from_json(settings), out=out, resume=out)
+    rank = typed.get("lora_rank", kept.lora_rank)
+    if rank != kept.lora_rank:
+        raise ValueError(
+            f"--lora-rank {rank}: the run of {checkpoint_dir} trains with --lora-rank "
+            f"{kept.lora_rank}; leave the flag out, or start anew"
+        )
     remark = f"torchrun restarts: continuing from {checkpoint_dir}"
     if config.resume:
         remark = _ignored(typed, kept)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from models.lora import without_adapters
 from rmt.config.config import Config
 from rmt.curriculum import Curriculum
 from rmt.data.corpus import Document
@@ -70,7 +71,7 @@ class Setup:
     world: World
     model_dir: Path  # of the initial model
     compute: torch.dtype
-    reference: Any  # frozen copy of the initial model, None when beta is 0
+    reference: Any  # the frozen initial model, None when beta is 0
     # --eval-data and the positions to predict there; for problems no positions: their ends.
     held_out: tuple[list[Document], Chosen] | None
     clock: Clock
@@ -98,7 +99,9 @@ def prepare(
     data, thresholds = make_training_set(*initial, documents, order, saved.get("thresholds"))
     chosen = choose_held_out(*initial, held_out) if held_out else None
     reference = None
-    if config.kl_beta:
+    if config.kl_beta and config.lora_rank:
+        reference = without_adapters(model)
+    elif config.kl_beta:
         reference = load_model(model_dir, world, compute, trainable=False)
     optimizer = adamw(model, config.learning_rate, config.adam_betas, config.weight_decay)
     curriculum = Curriculum(data.tiers, config.seed, config.noise_after)

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.utils._pytree import tree_map_only
 
 from rmt.engine import checkpoint
-from rmt.engine.checkpoint import CHECKSUMS, RUN, CheckpointError, step_dir, steps
+from rmt.engine.checkpoint import CHECKSUMS, RUN, TRAINED, CheckpointError, step_dir, steps
 from rmt.system.dist import World, background_group, gather_objects
 
 PATIENCE = 60  # seconds that a failed run waits for its last checkpoint to be complete
@@ -68,7 +68,7 @@ class Saver(AbstractContextManager):
         """
         self.wait()
         untouched = not optimizer.state
-        model_state, optimizer_state = get_state_dict(model, optimizer)
+        model_state, optimizer_state = get_state_dict(model, optimizer, options=TRAINED)
         if untouched:  # get_state_dict ran a dummy step; reset its counter
             for moments in optimizer.state.values():
                 moments["step"].zero_()

@@ -44,7 +44,10 @@ def load_trainable(
     config: Config, world: World, model_dir: Path, tokenizer: Tokenizer, compute: torch.dtype
 ) -> tuple[Config, Transformer]:
     """Load the model to train, and the config with the batch sizes that fit. All ranks."""
-    model = load_model(model_dir, world, compute, offload=config.offload)
+    model = load_model(
+        model_dir, world, compute, offload=config.offload, lora_rank=config.lora_rank,
+        seed=config.seed,
+    )  # fmt: skip
     # Saved with the run: the resumed run decodes as many responses at once, and rounds alike.
     config = autofit(config, longest_prompt(config, tokenizer), model, compute, world)
     compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]

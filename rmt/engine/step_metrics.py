@@ -91,9 +91,10 @@ def add_speed_metrics(
     # Tokens add up over ranks; their seconds are the same ones.
     metrics.add("speed/rollout_tokens_per_second", generated, seconds["rollout"] / world.size)
     metrics.add("speed/train_tokens_per_second", trained, seconds["update"] / world.size)
-    # A backward pass costs two forward passes; scoring is a forward pass alone.
+    # A backward pass costs two forward passes, of frozen weights one; scoring is a forward pass.
     scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
-    flops = (3 * c.updates_per_batch + scored) * forward_flops(run.model.config, updated.trees)
+    passes = (2 if c.lora_rank else 3) * c.updates_per_batch + scored
+    flops = passes * forward_flops(run.model.config, updated.trees)
     gpu = world.device.type == "cuda"
     peak = peak_flops(device_name(world.device), setup.compute) if gpu else None
     metrics.add("speed/mfu", flops if peak else 0.0, peak * seconds["update"] if peak else 0.0)

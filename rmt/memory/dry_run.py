@@ -43,7 +43,7 @@ def dry_run(config: Config) -> str:
     """
     case, phases = plan(config)
     c, machine = case.config, case.machine
-    labels = dict.fromkeys(label for parts in phases.values() for label in parts)
+    labels = dict.fromkeys(n for parts in phases.values() for n, size in parts.items() if size)
     sizes = {label: [parts.get(label, 0) for parts in phases.values()] for label in labels}
     line = lambda name, sizes: f"{name:<24}" + "".join(f"{s / 1e9:>12.2f}" for s in sizes)
     largest = max(map(total, phases.values()))

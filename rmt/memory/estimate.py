@@ -14,6 +14,7 @@ import torch
 from kernels.slices import CHUNK, SLICE
 from models.config import ModelConfig
 from models.kv_cache import KVCache
+from models.lora import adapt
 from models.transformer import Block
 from rmt.config.config import Config
 from rmt.forest import padded_length
@@ -30,7 +31,8 @@ ROW_TOKENS = 1 << 14  # of a micro-batch; longer ones are no faster
 CONTEXT = 0.6e9  # CUDA context, loaded kernels, cuBLAS workspace
 NCCL = 1.0e9  # buffers of NCCL, with several ranks
 FRAGMENTED = 0.05  # share of the rest that is lost to fragmentation
-HOST = ("master weights", "optimizer state", "gradients")  # in host memory with --offload
+# In host memory with --offload:
+HOST = ("master weights", "frozen weights", "optimizer state", "gradients")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Case:
 
     @property
     def sharded(self) -> bool:
-        special = self.config.offload or self.compute != torch.float32
+        masters = self.compute != torch.float32 and not self.config.lora_rank
+        special = self.config.offload or masters
         return self.machine.ranks > 1 or (self.trainable and special)
 
     @property
@@ -80,12 +83,22 @@ class Case:
 
 
 @cache
-def parameters(shape: ModelConfig) -> tuple[int, int]:
-    """Count the parameters of the root (embedding, head, last norm), and of each layer."""
+def parameters(shape: ModelConfig, rank: int = 0) -> tuple[int, int]:
+    """Count the parameters of the root (embedding, head, last norm), and of each layer.
+
+    rank: of the adapters that are counted, too. ValueError when it is too large for a layer.
+    """
     tables = 1 if shape.tie_word_embeddings else 2
     with torch.device("meta"):
-        layer = sum(p.numel() for p in Block(shape).parameters())
+        block = adapt(Block(shape), rank)
+    layer = sum(p.numel() for p in block.parameters())
     return (tables * shape.vocab_size + 1) * shape.hidden_size, layer
+
+
+def learnt(case: Case) -> tuple[int, int]:
+    """Count those that are trained: with LoRA the adapters, of layers alone."""
+    (root, each), rank = parameters(case.shape), case.config.lora_rank
+    return (0, parameters(case.shape, rank)[1] - each) if rank else (root, each)
 
 
 @dataclass(frozen=True)
@@ -97,34 +110,43 @@ class Layer:
     forward: float  # at most, in a pass without gradient
 
 
-def layer(shape: ModelConfig, compute: torch.dtype, recompute: str) -> Layer:
-    """Estimate the activations of a layer on a GPU, with FlexAttention and fused norms."""
+def layer(shape: ModelConfig, compute: torch.dtype, recompute: str, rank: int = 0) -> Layer:
+    """Estimate the activations of a layer on a GPU, with FlexAttention and fused norms.
+
+    rank: of adapters. Frozen weights keep the same inputs, and each B has one of its own.
+    """
     c, i, heads = shape.hidden_size, shape.intermediate_size, shape.num_attention_heads
     rows = heads + shape.num_key_value_heads
     hd, size, norms = rows * shape.head_dim, compute.itemsize, int(shape.qk_norm != "")
     normed = {"": 0, "head": rows, "all": 2}[shape.qk_norm]  # queries and keys, each with its norm
-    mlp = size * (c + 2 * i)  # gradients of its output, gate and up
+    adapted, low = int(rank > 0), size * 7 * rank  # the inputs of a layer's seven B
+    mlp = size * (c + 2 * i - rank)  # gradients of its output, gate and up
     # Inputs of norms and products, q, k, v, attention's output; fp32: norms and log-sum-exp.
-    whole = size * (4 * c + (2 + norms) * hd + 4 * i) + 4 * (2 + heads + normed)
-    products = size * (3 * c + 3 * hd + 2 * i) + 4 * heads
+    whole = size * (4 * c + (2 + norms) * hd + 4 * i) + 4 * (2 + heads + normed) + low
+    products = size * (3 * c + 3 * hd + 2 * i) + 4 * heads + low
+    products += adapted * size * shape.num_key_value_heads * shape.head_dim  # v, and before its B
     spared = size * c * shape.post_norm  # beside the MLP's input there is no norm of it
-    forward = size * (2 * c + 2 * hd + 3 * i) - spared
+    forward = size * (2 * c + 2 * hd + 3 * i + rank) - spared
+    selective = 2 * mlp - (size * (c - rank) if adapted else spared)
     return {
         "none": Layer(whole, mlp - spared, forward),
-        "selective": Layer(products, 2 * mlp - spared, forward),
+        "selective": Layer(products, selective, forward),
         "full": Layer(size * c, whole + mlp - spared, forward),
     }[recompute]
 
 
 def states(case: Case) -> Parts:
     """Return what stays from step to step, on device or host; gradients until the next rollouts."""
-    root, each = parameters(case.shape)
-    own = (root + each * case.shape.num_hidden_layers) // case.machine.shards
+    of_rank = lambda root, each: (root + each * case.shape.num_hidden_layers) // case.machine.shards
+    all_weights = case.compute.itemsize * of_rank(*parameters(case.shape))
     if not case.trainable:
-        return {"master weights": case.compute.itemsize * own}
+        return {"master weights": all_weights}
+    own = of_rank(*learnt(case))
     parts = {"master weights": 4 * own, "optimizer state": 8 * own, "gradients": 4 * own}
-    if case.config.kl_beta:
-        parts["reference weights"] = case.compute.itemsize * own
+    if case.config.lora_rank:
+        parts["frozen weights"] = all_weights  # the reference of KL, too
+    elif case.config.kl_beta:
+        parts["reference weights"] = all_weights
     return parts
 
 
@@ -138,7 +160,7 @@ def update(case: Case) -> Parts:
     held = device_states(case)
     if case.config.offload:  # the root is copied to the device, each tensor in fp32, then `compute`
         (root, _), head = parameters(case.shape), case.shape.vocab_size * case.shape.hidden_size
-        size = 4 * head + case.compute.itemsize * root
+        size = 4 * head * (not case.config.lora_rank) + case.compute.itemsize * root
         held["copies from the host"] = size // case.machine.shards
     return max((held | moment for moment in _moments(case)), key=total)
 
@@ -146,37 +168,41 @@ def update(case: Case) -> Parts:
 def _moments(case: Case) -> Iterator[Parts]:
     """Yield what is held besides, at each moment that may be the peak."""
     shape, size, n = case.shape, case.compute.itemsize, case.row
-    (root, each), layers = parameters(shape), shape.num_hidden_layers
-    own = layer(shape, case.compute, kept_by(case.config))
+    rank, layers = case.config.lora_rank, shape.num_hidden_layers
+    (root, each), (learnt_root, learnt_each) = parameters(shape, rank), learnt(case)
+    own = layer(shape, case.compute, kept_by(case.config), rank)
     kept, gathered = n * own.kept * layers, size * case.sharded
+    if rank and size < 4 and not case.sharded:  # adapters, cast where they are used
+        kept += size * learnt_each * (1 if case.config.recompute == "full" else layers)
     # The head: its gradient in fp32, the exponentials of a chunk, slices of logits.
     head, width = shape.vocab_size * shape.hidden_size, 2 if size == 2 else size
+    learnt_head = head * (learnt_root > 0)
     chunk = math.ceil(n / math.ceil(n / CHUNK["cuda"]))  # chunks have equal lengths
     exponentials = chunk * (width * shape.vocab_size + 16 * (SLICE + shape.hidden_size))
     hidden = 3 * n * shape.hidden_size * size
     yield {
         "gathered weights": gathered * (root + each),
         "activations": kept + hidden,
-        "head slices": 4 * head + exponentials,
+        "head slices": 4 * learnt_head + exponentials,
     }
     # Its backward pass begins: the root is gathered again, the last layer is prefetched.
     yield {
         "gathered weights": gathered * 2 * root,
         "activations": kept + hidden,
-        "head slices": (4 + size) * head,
+        "head slices": (4 + size) * learnt_head,
     }
     # The first layer of the backward pass: the next is gathered, the last one's gradients reduced.
     yield {
         "gathered weights": gathered * (root + 2 * each),
         "activations": kept + n * own.backward + hidden,
-        "gradients in reduction": 4 * each * case.sharded,
-        "temporary": size * (head * case.sharded + each),
+        "gradients in reduction": 4 * learnt_each * case.sharded,
+        "temporary": size * (learnt_head * case.sharded + learnt_each),
     }
     # The end: the root's gradients, and the same in fp32 for the reduction.
     yield {
         "gathered weights": gathered * root,
-        "gradients in reduction": 4 * root * case.sharded,
-        "temporary": size * max(root, head + head),
+        "gradients in reduction": 4 * learnt_root * case.sharded,
+        "temporary": size * max(learnt_root, 2 * learnt_head),
     }
     yield {"gathered weights": gathered * (root + each), "block mask": MASK_BYTES * n * n}
 
@@ -189,22 +215,30 @@ def kept_by(config: Config) -> str:
 
 def rollout(case: Case, branches: int = 0) -> Parts:
     """Return what sampling holds: weights, documents and their prefill, and `branches` branches."""
-    root, each = parameters(case.shape)
-    size, n = case.compute.itemsize, PREFILL_TOKENS
+    root, each = parameters(case.shape, case.config.lora_rank)
+    cached = cached_tokens(case)
+    size, n = case.compute.itemsize, min(PREFILL_TOKENS, cached)
     parts = device_states(case)
     parts.pop("gradients", None)  # freed before sampling
     if case.sharded:  # all layers, and one that is being gathered
         parts["gathered weights"] = size * (root + each * (case.shape.num_hidden_layers + 1))
-    tokens = case.documents * (len(case.prompt) + case.config.document_tokens)
-    cache = max(tokens, CACHED_TOKENS) * KVCache.bytes_per_token(case.shape, case.compute)
+    cache = cached * KVCache.bytes_per_token(case.shape, case.compute)
     mask = n * n * MASK_BYTES * (case.machine.kind == "cuda")
-    prefill = n * layer(case.shape, case.compute, "none").forward
+    prefill = n * layer(case.shape, case.compute, "none", case.config.lora_rank).forward
     own, logits = branch(case)
     return parts | {
         "KV cache": cache + branches * own,
         "temporary": max(mask, prefill),
         "sampler": branches * logits,
     }
+
+
+def cached_tokens(case: Case) -> int:
+    """Count the tokens of documents that are cached at one time, in a step or an evaluation."""
+    c, probed = case.config, case.config.probe_documents  # these by each rank
+    evaluates = bool(c.eval_data) or not case.trainable
+    step = max(case.documents, probed) * (len(case.prompt) + c.document_tokens)
+    return max(step, CACHED_TOKENS * evaluates)
 
 
 def branch(case: Case) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from torch.distributed.fsdp import (
 )
 
 from models.config import ModelConfig
+from models.lora import add_adapters, init_adapters, rank_of
 from models.transformer import Transformer
 from models.weights import check, load
 from rmt.system.env import proc_field
@@ -89,32 +90,34 @@ def compute_dtype(name: str, world: World) -> torch.dtype:
 
 
 def load_model(
-    directory: Path,
-    world: World,
-    compute: torch.dtype,
-    trainable: bool = True,
-    offload: bool = False,
-) -> Transformer:
+    directory: Path, world: World, compute: torch.dtype, trainable: bool = True,
+    offload: bool = False, lora_rank: int = 0, seed: int = 0,
+) -> Transformer:  # fmt: skip
     """Load a Hugging Face directory onto this rank's device; each rank reads its rows. All ranks.
 
     trainable: fp32 master weights, sharded, and `compute` in the forward and backward pass. If not,
-    weights are frozen in `compute`. offload: as in `shard`. ValueError on damaged weights.
+    weights are frozen in `compute`. offload: as in `shard`. lora_rank: freeze the weights in
+    `compute` and train adapters of this rank, whose first values have this seed. ValueError on
+    damaged weights.
     """
     with torch.device("meta"):
         model = Transformer(ModelConfig.from_directory(directory))
     check(model, Path(directory))  # shapes, before memory is allocated
-    model.to(torch.float32 if trainable else compute)
-    if sharded := world.size > 1 or (trainable and (offload or compute != torch.float32)):
+    model.to(torch.float32 if trainable and not lora_rank else compute)
+    add_adapters(model, lora_rank)
+    masters = compute != torch.float32 and not lora_rank  # adapters cast their own
+    if sharded := world.size > 1 or (trainable and (offload or masters)):
         shard(model, world, compute, offload)
     model.to_empty(device="cpu" if offload and sharded else world.device)
     load(model, directory)
+    init_adapters(model, seed)
     mine = [name for name, parameter in model.named_parameters() if not _finite(parameter)]
     if broken := sorted({name for part in gather_objects(mine, world) for name in part}):
         raise ValueError(
             f"{directory}: tensor {broken[0]} holds nan or infinity ({len(broken)} such); the "
             "weights are damaged, or --dtype overflows: fetch them again"
         )
-    return model.requires_grad_(trainable)
+    return model if lora_rank else model.requires_grad_(trainable)
 
 
 @torch.no_grad()
@@ -183,6 +186,7 @@ def rollout_mode(model: Transformer) -> Iterator[Transformer]:
 def _without_hooks(model: Transformer) -> Transformer:
     with torch.device("meta"):
         bare = Transformer(model.config)
+        add_adapters(bare, rank_of(model))
     bare.load_state_dict(dict(model.named_parameters()), assign=True)
     return bare.requires_grad_(False)
 

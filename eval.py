@@ -51,7 +51,7 @@ EPILOG = "Run it with torchrun to use several GPUs."
 SHARED = (  # flags of train.py that mean the same here
     "model", "weights", "data", "text_fields", "holdout", "document_tokens", "seed", "min_context",
     "entropy_top_k", "difficulty_model", "tiers", "tier_thresholds", "max_response", "temperature",
-    "max_branches", "tokens_per_micro_batch", "dtype", "problem_request",
+    "max_branches", "tokens_per_micro_batch", "dtype", "problem_request", "text_in",
 )  # fmt: skip
 CHOOSING = (  # flags that decide which positions are chosen
     "text_fields", "document_tokens", "seed", "min_context", "entropy_top_k", "tiers",
@@ -154,7 +154,7 @@ def evaluate(
             items = solve(*known, documents, budget, config.problem_request, sampling, *more)
         else:
             asking = (chosen.positions, budget, exponent, sampling)
-            items = predict_thinking(*known, documents, *asking, *more)
+            items = predict_thinking(*known, documents, *asking, *more, config.text_in)
     return report | {"tiers": chosen.summary(items), "items": items}
 
 

@@ -112,7 +112,9 @@ def asked_budget(options: Options, source: Path) -> int | None:
 def prompt_ids(options: Options, tokenizer: Tokenizer, text: str, source: Path) -> list[int]:
     """Return the tokens that the model continues."""
     if options.think_next:
-        around = next_token_prompt(tokenizer, asked_budget(options, source))
+        made = run_settings(source)
+        text_in = made["config"].get("text_in", "question") if made else "question"
+        around = next_token_prompt(tokenizer, asked_budget(options, source), text_in)
         return [*around.header, *tokenizer.encode(text), *around.footer]
     if options.chat:
         return tokenizer.chat(text)

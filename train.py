@@ -13,7 +13,10 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import torch
+
 from rmt import forest, naive, rollout
+from rmt.cold_start import given_responses
 from rmt.config.config import parse, typed
 from rmt.curriculum import low_entropy
 from rmt.dynamic_sampling import record_matches, replace_zero_variance
@@ -80,7 +83,10 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     with clock("rollout"), dist.rollout_mode(run.model) as sampler:
         with clock("sampling"):
             # 4. Rollouts: G responses to each question, a thought and then the token.
-            responses = generate(sampler, trees, c.group_size, sampling_at(c, tokenizer, step))
+            if c.traces:  # a cold start: they are given (Eq. 16)
+                responses = given_responses(c, data, sampler, generate, questions, step)
+            else:
+                responses = generate(sampler, trees, c.group_size, sampling_at(c, tokenizer, step))
             # 5. Rewards (P, G): the right token, and the length that was asked for.
             batch = reward_responses(c, tokenizer, questions, responses)
         record_matches(c, run.curriculum, batch, world)
@@ -95,7 +101,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     # 6. Advantages (P, G): each reward relative to those of its group.
     reward = batch.rewards["total"]
     scale = advantage_scale(reward, c.advantage_norm, c.advantage_delta, all_rewards)
-    advantage = advantages(reward, scale)
+    advantage = torch.ones_like(reward) if c.traces else advantages(reward, scale)
 
     # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, together:
     # a document is there twice, inside its prompt with the responses, and bare.

@@ -57,6 +57,7 @@ class Tokenizer:
             self._text = HFTokenizer.from_str(json.dumps(_without_control(raw)))
             self.begin_ids = self._find_begin()
         self._added = {entry["id"]: entry["content"] for entry in raw["added_tokens"]}
+        self.control_ids = {entry["id"] for entry in raw["added_tokens"] if _is_control(entry)}
         self._refuse_control_from_text(raw["added_tokens"], path)
         self.vocab_size = 1 + max(self._control.get_vocab(with_added_tokens=True).values())
         self.stop_ids = end_ids(directory, self._control.token_to_id)

@@ -33,7 +33,7 @@ def record_matches(
     """Record matches per position on every rank: for noise filter and adaptive rule. All ranks."""
     if attempt == 0:  # a new step
         curriculum.fade()
-    if c.task != "next-token":
+    if c.task != "next-token" or c.traces:
         return
     right = batch.rewards["match"].sum(dim=1).tolist()
     own = [(q.document, q.position, q.tier, int(n)) for q, n in zip(batch.questions, right)]

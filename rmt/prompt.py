@@ -7,9 +7,17 @@ that depends on the step comes after the document, so that the document is compu
 
     trunk    <user> INSTRUCTION ### Context ⏎ document tokens ...
     branch                            ... fork ⏎⏎ ### End of context ⏎⏎ budget sentence <assistant>
+
+A small model loses what it knows of the text on the way to the thought. With `--text-in thought`,
+ours, the thought begins with the document and goes on from it without a break:
+
+    trunk    <user> INSTRUCTION budget sentence <assistant> <think> ⏎ document tokens ...
+    branch                                                             ... fork
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from models.tokenizer import THINK_CLOSE, Tokenizer
 from rmt.budget import budget_sentence
@@ -23,7 +31,11 @@ Write a newline as \n and a tab as \t.
 """.replace("\\\n", "")
 
 END = "\n\n### End of context"  # else the request reads as part of the text
+IN_THOUGHT = INSTRUCTION.removesuffix("\n\n### Context\n").replace(
+    'under "### Context"', "that your thought begins with"
+)
 BOXED = r"\boxed{"
+THINK = "<think>"
 
 
 @dataclass(frozen=True)
@@ -31,18 +43,25 @@ class PromptIds:
     """Ids around a document."""
 
     header: tuple[int, ...]  # on the trunk, before the document
-    footer: tuple[int, ...]  # on each branch, after the context: budget and assistant header
+    footer: tuple[int, ...]  # on each branch, after the context; may be empty
 
     def __len__(self) -> int:
         return len(self.header) + len(self.footer)
 
 
-def next_token_prompt(tokenizer: Tokenizer, budget: int | None) -> PromptIds:
+def next_token_prompt(
+    tokenizer: Tokenizer, budget: int | None, text_in: str = "question"
+) -> PromptIds:
     """Return the ids around a text; budget None leaves the budget sentence out.
 
-    The document's own ids go between header and footer and are never decoded.
+    The document's own ids go between header and footer and are never decoded. text_in: "question",
+    or "thought".
     """
     before, after = tokenizer.chat_parts()
+    if text_in == "thought":
+        request = "" if budget is None else " " + budget_sentence(budget)
+        asked = tokenizer.encode(IN_THOUGHT + request)
+        return PromptIds((*before, *asked, *after, *think_ids(tokenizer)), ())
     request = "" if budget is None else "\n\n" + budget_sentence(budget)
     return PromptIds(
         header=tuple(before + tokenizer.encode(INSTRUCTION)),
@@ -58,10 +77,31 @@ def problem_prompt(tokenizer: Tokenizer, budget: int | None, request: str) -> Pr
     return PromptIds(header=tuple(before), footer=tuple(tokenizer.encode(asked) + after))
 
 
-def prompt_for(task: str, tokenizer: Tokenizer, budget: int | None, request: str) -> PromptIds:
+def think_ids(tokenizer: Tokenizer, text_in: str = "question") -> list[int]:
+    """Return the ids with which a response opens its thought; none where the prompt has."""
+    _, after = tokenizer.chat_parts()
+    opened = text_in == "thought" or THINK in tokenizer.decode(after)
+    return [] if opened else tokenizer.encode_with_control(THINK + "\n")
+
+
+def answer_ids(tokenizer: Tokenizer, answer: str, ids: Sequence[int] | None = None) -> list[int]:
+    """Return the ids that close a thought, give an answer and end the response.
+
+    answer: as it stands in the box; ids: its tokens, if it shall have others than its text has.
+    """
+    close = tokenizer.encode_with_control(THINK_CLOSE)
+    inside = tokenizer.encode(answer) if ids is None else ids
+    box = (tokenizer.encode("\n\n" + BOXED), inside, tokenizer.encode("}"))
+    return [*close, *chain(*box), tokenizer.stop_ids[0]]
+
+
+def prompt_for(
+    task: str, tokenizer: Tokenizer, budget: int | None, request: str, text_in: str = "question"
+) -> PromptIds:
+    """Return the prompt of a task; request: of problems, text_in: of next tokens."""
     if task == "problems":
         return problem_prompt(tokenizer, budget, request)
-    return next_token_prompt(tokenizer, budget)
+    return next_token_prompt(tokenizer, budget, text_in)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rmt.budget import budget_at, budget_of_position
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, Curriculum, Draw, adaptive_probabilities, tier_probabilities
 from rmt.data.corpus import Document
-from rmt.prompt import Answer, PromptIds, parse_response, prompt_for
+from rmt.prompt import Answer, PromptIds, parse_response, prompt_for, think_ids
 from rmt.rewards import reward_groups
 from rmt.sampling import Rollout, Sampling
 from rmt.trees import Branch, Tree
@@ -74,6 +74,17 @@ def budget_of_step(c: Config, step: int, total_steps: int) -> int | None:
     return budget_at(step, total_steps, c.budget_start, c.budget_decay, c.budget_min)
 
 
+def spread_budget(c: Config, index: int, total_steps: int) -> int:
+    """Return a document's budget in a cold start: uniformly from B_T to B_0, by the seed."""
+    lowest = budget_of_step(c, total_steps, total_steps)
+    return int(np.random.default_rng((c.seed, index)).integers(lowest, c.budget_start + 1))
+
+
+def asks_at_end(c: Config) -> bool:
+    """Whether a document has one question, where it ends: it is a problem, or has a trace."""
+    return c.task == "problems" or c.traces not in ("", "own")
+
+
 def tier_schedule(c: Config, progress: float, rates: np.ndarray) -> np.ndarray | None:
     """Return the probabilities of the tiers at progress = t/T; None without a curriculum.
 
@@ -98,7 +109,7 @@ def draw_positions(
     """
     if c.task == "nothing":
         return [], 0
-    if c.task == "problems":
+    if asks_at_end(c):
         return [Draw(len(data.documents[index].tokens), NO_TIER)], 0
     probabilities = tier_schedule(c, step / data.total_steps, curriculum.rates)
     return curriculum.draw(step, index, probabilities, count, taken, attempt)
@@ -107,9 +118,13 @@ def draw_positions(
 def ask(c: Config, data: TrainingSet, index: int, draw: Draw, budget: int | None) -> Question:
     """Make the question about a drawn position, with a budget of its own (Eq. 14)."""
     document = data.documents[index]
-    if c.task == "problems":
+    if asks_at_end(c):
+        if c.traces and budget is not None:  # as long as the thought that is given
+            budget = len(think_ids(data.tokenizer, c.text_in)) + len(document.thought)
         return Question(index, draw.position, draw.tier, (document.answer.encode("utf-8"),), budget)
-    if budget is not None:
+    if budget is not None and c.traces:
+        budget = spread_budget(c, index, data.total_steps)
+    elif budget is not None and c.budget_entropy:
         budget = budget_of_position(
             budget, float(data.entropies[index][draw.position]), c.budget_entropy
         )
@@ -124,7 +139,8 @@ def coming_tokens(tokenizer: Tokenizer, document: Document, position: int) -> tu
 
 def prompts_of(c: Config, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[PromptIds]:
     """Put each question into words: name the next token, or solve the problem, within B tokens."""
-    return [prompt_for(c.task, tokenizer, q.budget, c.problem_request) for q in questions]
+    known = (c.problem_request, c.text_in)
+    return [prompt_for(c.task, tokenizer, q.budget, *known) for q in questions]
 
 
 # ---- answers
@@ -164,7 +180,8 @@ def question_trees(
 ) -> list[Tree]:
     """Make one tree per document (its questions are adjacent): header and text on the trunk.
 
-    prompts: of each question; those of a document have one header.
+    prompts: of each question; those of a document have one header. Where nothing stands between
+    text and response, the branch begins with the last token of the text: it needs one.
     Without responses each question is one branch, a prompt to continue, with the question's index
     as id. With responses (G per question) each is a branch with id = index · G + number.
     """
@@ -177,6 +194,9 @@ def question_trees(
         branches = []
         for index, question in group:
             fork, footer = len(header) + question.position, prompts[index].footer
+            if not footer:
+                last = documents[document].tokens[question.position - 1]
+                fork, footer = fork - 1, (int(last),)
             said = [()] if responses is None else [r.tokens for r in responses[index]]
             for number, tokens in enumerate(said):
                 branches.append(Branch(index * len(said) + number, fork, footer, tokens))
@@ -205,7 +225,8 @@ def text_trees(
             low_entropy[index].copy() if scope == "low_entropy" else np.ones(len(tokens), bool)
         )
         if scope != "all":
-            targets[[q.position for q in excluded if q.document == index]] = False  # m, Eq. 10
+            asked = [q.position for q in excluded if q.document == index]
+            targets[[p for p in asked if p < len(tokens)]] = False  # m, Eq. 10; not of a trace
         targets = np.concatenate((np.zeros(len(begin_ids), dtype=bool), targets))
         targets[0] = False  # nothing precedes the first token of the row
         trees.append(Tree(index, (*begin_ids, *tokens.tolist()), targets=targets))

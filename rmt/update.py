@@ -185,12 +185,15 @@ def _bad_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: 
 def _add_losses(
     metrics: Metrics, sums: dict[str, Tensor], logprob: Tensor, targets: Targets, sampled: Tensor
 ) -> None:
-    """Log the losses of one forest; sampled (n_rl,): the sampler's log-probabilities."""
+    """Log the losses of one forest; sampled (n_rl,): the sampler's log-probabilities, if any."""
     response = targets.rollout >= 0
     count = int(response.sum())
     metrics.add("loss/ntp", sums["loss/ntp"], len(response) - count)
+    metrics.add("policy/logprob", logprob[response].double().sum(), count)
     metrics.add("policy/entropy", sums["entropy"], count)
     metrics.add("policy/kl", sums["kl"], count)
-    gap = (logprob[response].double() - sampled.double()).abs()
-    metrics.add("sampler_gap/mean", gap.sum(), count)
-    metrics.add_max("sampler_gap/max", gap.max() if count else 0.0)
+    gap = sampled.double().abs()  # empty where responses are given
+    if len(sampled):
+        gap = (logprob[response].double() - sampled.double()).abs()
+    metrics.add("sampler_gap/mean", gap.sum(), len(gap))
+    metrics.add_max("sampler_gap/max", gap.max() if len(gap) else 0.0)

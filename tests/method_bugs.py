@@ -1,6 +1,46 @@
 """Bugs in what is learnt: rewards, advantages, the loss, the optimiser. See method_mutants.py."""
 
 MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
+    # Cold start.
+    "given responses have advantages of their rewards": (
+        "train.py", "torch.ones_like(reward) if c.traces else ", "", "loss traces"),
+    "a cold start samples": (
+        "train.py", "if c.traces:  # a cold", "if False:  # a cold", "cold_start"),
+    "a cold start asks for B_t": (
+        "rmt/questions.py", "if budget is not None and c.traces:", "if False:", "cold_start"),
+    "no budget of a cold start is B_0": (
+        "rmt/questions.py", "c.budget_start + 1))", "c.budget_start))", "cold_start"),
+    "all documents of a cold start have one budget": (
+        "rmt/questions.py", "default_rng((c.seed, index)).integers", "default_rng(c.seed).integers",
+        "cold_start"),
+    "budgets of a cold start ignore the seed": (
+        "rmt/questions.py", "default_rng((c.seed, index)).integers", "default_rng(index).integers",
+        "cold_start"),
+    "guesses are drawn at temperature 1": (
+        "rmt/cold_start.py", "max_new_tokens=1)", "max_new_tokens=1, temperature=1.0)",
+        "cold_start"),
+    "guesses are drawn behind the question": (
+        "rmt/cold_start.py", "trees = question_trees(questions, data.documents, raw)",
+        "trees = question_trees(questions, data.documents, "
+        "__import__('rmt.questions').questions.prompts_of(c, data.tokenizer, questions))",
+        "cold_start"),
+    "the answer is the first guess": (
+        "rmt/cold_start.py", "Counter(guesses).most_common(1)[0][0]", "guesses[0]", "cold_start"),
+    "the answer is the last guess": (
+        "rmt/cold_start.py", "Counter(guesses).most_common(1)[0][0]", "guesses[-1]", "cold_start"),
+    "a guess repeats five tokens": ("rmt/cold_start.py", "TAIL = 4", "TAIL = 5", "cold_start"),
+    "no guess repeats more": ("rmt/cold_start.py", "longer * (i == 0)", "0", "cold_start"),
+    "all responses have the same guesses": (
+        "rmt/cold_start.py", "guesses[i * most :]", "guesses[:]", "cold_start"),
+    "the first guess is where the thought begins": (
+        "rmt/cold_start.py", 'continued = [0] * (c.text_in == "thought")', "continued = [0]",
+        "cold_start"),
+    "the text's last token is there twice": (
+        "rmt/questions.py", "fork, footer = fork - 1, (int(last),)", "footer = (int(last),)",
+        "loss text_in"),
+    "the text stands in the question": (
+        "rmt/questions.py", "known = (c.problem_request, c.text_in)",
+        'known = (c.problem_request, "question")', "loss text_in"),
     # Budget and rewards.
     "B_t stays B_0": (
         "rmt/budget.py", "decay ** (step / total_steps)", "decay**0", "loss budget_decay"),

@@ -120,6 +120,12 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/engine/step_metrics.py", " * c.updates_per_batch + scored", " + scored", "work"),
     "frozen weights have gradients": (
         "rmt/engine/step_metrics.py", "(2 if c.lora_rank else 3)", "3", "work"),
+    "a run's evaluation puts the text into the question": (
+        "rmt/engine/held_out.py", "world, 1, c.text_in", 'world, 1, "question"', "text_in_taken"),
+    "eval.py puts the text into the question": (
+        "eval.py", "*more, config.text_in)", '*more, "question")', "text_in_taken"),
+    "eval.py does not ask where the text stood": (
+        "rmt/engine/protocol.py", '\n    "text_in",\n', "\n", "text_in_taken"),
     # Scaled rotary frequencies.
     "a scaling multiplies": (
         "models/rope.py", "* frequency / scaling.factor", "* frequency * scaling.factor", "scaled"),

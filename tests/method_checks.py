@@ -3,14 +3,19 @@ tests/method_mutants.py on broken copies of it. Each takes a folder with a toy m
 """
 
 import math
+from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from method_logged import assert_logged
 from method_step import assert_by_hand, centred, copied, doubled, rewards, watched
+from toy_models import causal
 from toy_runs import draw, prepared, stepped
 
-from rmt.questions import reward_responses
+import rmt.cold_start
+from rmt.prompt import escape, parse_response
+from rmt.questions import reward_responses, spread_budget
 from rmt.sampling import Rollout
 
 MIXED = dict(temperature=1.0, group_size=3)  # some groups have right and wrong answers
@@ -41,6 +46,9 @@ LOSS = {  # settings of a step whose loss and gradient are checked by hand
     "drop": dict(zero_variance_groups="drop", **MIXED),
     "truncated": dict(mask_truncated=True, group_size=6),
     "truncated mean": dict(mask_truncated=True, group_size=6, aggregation="sequence-mean"),
+    "text_in": dict(text_in="thought", **MIXED),
+    "traces": dict(traces="own", positions_per_document=3, max_response=90),
+    "traces in the thought": dict(traces="own", text_in="thought", group_size=1, max_response=90),
     "no budget": dict(budget=False, **MIXED),
     "budget_start": dict(budget_start=3, step=1),
     "budget_decay": dict(budget_decay=0.8, step=2),
@@ -76,6 +84,58 @@ def check_loss(place, name) -> None:
     assert math.isclose(seen.row["length/response"], sum(lengths) / len(lengths))
     cut = [not r.finished for group in seen.groups for r in group]
     assert math.isclose(seen.row["share/cut_off"], sum(cut) / len(cut))
+
+
+def check_cold_start(place) -> None:
+    """Given responses (Eq. 16): plain guesses, what they repeat, the answer, the budgets."""
+    for text_in in ("thought", "question"):
+        _assert_given(place, text_in)
+
+
+def _assert_given(place, text_in) -> None:
+    run = prepared(place, traces="own", text_in=text_in, group_size=200, batch_size=4,
+                   budget_start=24, max_response=60, temperature=1.7)  # fmt: skip
+    drawn, draw_guesses = [], rmt.cold_start.plain_guesses
+    noting = lambda *known: drawn.append(draw_guesses(*known)) or drawn[0]
+    with patch.object(rmt.cold_start, "plain_guesses", noting):
+        seen = watched(run)
+    t, c = run.tokenizer, run.config
+    end, stop = (t.encode_with_control(x)[0] for x in ("</think>", "<|im_end|>"))
+    for question, group, guesses in zip(seen.questions, seen.groups, drawn[0]):
+        text = run.documents[question.document].tokens[: question.position].tolist()
+        logits = run.model(
+            torch.tensor(text), torch.arange(len(text)), causal,
+            lambda hidden, head: hidden[-1] @ head[: t.vocab_size].T,
+        ).detach()  # fmt: skip
+        found = torch.bincount(torch.tensor(guesses), minlength=t.vocab_size) / len(guesses)
+        assert (found - (logits / 1.7).softmax(-1)).abs().max() < 3 * 0.5 / len(guesses) ** 0.5
+        repeated = repeated_by_hand(question.budget, text_in == "thought")
+        each = len(guesses) // c.group_size
+        for number, rollout in enumerate(group):
+            own, by_hand = guesses[number * each :][: len(repeated)], []
+            for k, guess in zip(repeated, own):
+                control = guess in t.control_ids  # these are spelled in letters
+                spelled = t.encode(t.decode([guess])) if control else [guess]
+                by_hand += [*text[len(text) - k :], *spelled, *t.encode("\n")]
+            assert rollout.tokens[: len(by_hand) + 1] == [*by_hand, end]
+            assert rollout.tokens[-1] == stop and rollout.finished and not rollout.logprobs
+            most = max(own, key=lambda g: (own.count(g), -own.index(g)))
+            said = parse_response(t, rollout.tokens).text
+            assert said.encode() == t.bytes_of([most]) or said == escape(t.bytes_of([most]))
+            if not set(own) & t.control_ids:
+                assert len(by_hand) == question.budget
+    of_seed = lambda seed: [spread_budget(replace(c, seed=seed), i, 3) for i in range(300)]
+    budgets = of_seed(0)
+    assert all(budgets[q.document] == q.budget for q in seen.questions)
+    assert set(budgets) == set(range(12, 25)) and budgets != of_seed(1)
+
+
+def repeated_by_hand(budget, in_thought):
+    """How many tokens of the text each guess repeats: 4, and what is left the first that does."""
+    first = [0] if in_thought else []
+    room = budget - 2 * len(first)
+    count = room // 6
+    return first + [4 + room % 6] + [4] * (count - 1)
 
 
 def check_matches(place) -> None:

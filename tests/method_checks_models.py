@@ -179,6 +179,32 @@ def check_taken(place) -> None:
     assert [item["budget"] for item in found["items"]] == wanted and max(wanted) > 20
 
 
+def check_text_in_taken(place) -> None:
+    """Evaluations put the text where the run did."""
+    import eval as script
+
+    data = (str(place / "data.jsonl"),)
+    run = prepared(place, out=str(place / "made"), steps=1, probe_documents=0, text_in="thought",
+                   eval_data=data, eval_positions=2)  # fmt: skip
+    prompts, generate = [], rmt.evaluation.evaluate.generate
+
+    def watching(model, trees, samples, sampling):
+        prompts.extend(run.tokenizer.decode(list(tree.trunk)) for tree in trees)
+        return generate(model, trees, samples, sampling)
+
+    with patch.object(rmt.evaluation.evaluate, "generate", watching):
+        with RunLog(run.out, run.config, 0, 1, WORLD) as log:
+            train.run_to_end(*run, log)
+        known = len(prompts)
+        flags = ["--model", str(run.out / "model"), "--data", *data, "--per-tier", "2",
+                 "--positions", str(place / "positions.json")]  # fmt: skip
+        own, options = script.read_arguments(flags)
+        shared = {name: value for name, value in own.items() if name != "per_tier"}
+        script.evaluate(own, protocol(shared, ""), options, WORLD)
+    assert 0 < known < len(prompts)
+    assert all("assistant\n<think>\n" in p and "### Context" not in p for p in prompts)
+
+
 def check_curriculum_seed(place) -> None:
     """Tiers and positions of a document, and those of an evaluation, are drawn by the seed."""
     found = []

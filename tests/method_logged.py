@@ -10,7 +10,9 @@ def assert_logged(seen) -> None:
     match, paid, total = rewards(seen)
     advantage = centred(total) / scale_of(c, total)
     w = c.length_weight if c.budget else 0
-    share = (advantage * w * centred(paid) / scale_of(c, total)).sum() / (advantage**2).sum()
+    all_of_it = (advantage**2).sum()
+    from_length = (advantage * w * centred(paid) / scale_of(c, total)).sum()
+    share = from_length / all_of_it if all_of_it else None
     end = run.tokenizer.encode_with_control("</think>")[0]
     before, off, after = [], [], []
     for question, group in zip(seen.questions, seen.groups):
@@ -29,4 +31,5 @@ def assert_logged(seen) -> None:
         wanted[f"match/{name}"] = match[tiers == tier].mean() if tier in tiers else None
     for name, value in wanted.items():
         given = row[name]
+        assert (given is None) == (value is None), (name, given, value)
         assert given == value or abs(given - value) < 1e-9, (name, given, value)

@@ -136,6 +136,9 @@ def rewards(seen):
         coming = text[question.position :]
         entropy = run.entropies[question.document][question.position]
         asked = budget(c, seen.step, run.total_steps, entropy)
+        if c.traces:  # from B_T to B_0
+            assert budget(c, 1, 1, entropy) <= question.budget <= c.budget_start
+            asked = question.budget
         assert question.budget == asked
         for rollout in group:
             said = parse_response(run.tokenizer, rollout.tokens).text
@@ -186,7 +189,7 @@ def response_loss(seen, number):
     """Σ w (surrogate + β KL) before update `number`, as a function of the weights it has then."""
     run, c = seen.run, seen.run.config
     match, _, total = rewards(seen)
-    advantage = centred(total) / scale_of(c, total)
+    advantage = np.ones_like(total) if c.traces else centred(total) / scale_of(c, total)
     kept = np.ones_like(match)
     if c.zero_variance_groups == "drop":
         kept[np.ptp(match, axis=1) == 0] = 0
@@ -200,7 +203,8 @@ def response_loss(seen, number):
     first = with_weights(run, seen.initial) if c.kl_beta else None
     loss = torch.zeros((), dtype=torch.float64)
     for i, (question, group) in enumerate(zip(seen.questions, seen.groups)):
-        prompt = prompt_for(c.task, run.tokenizer, question.budget, c.problem_request)
+        known = (c.problem_request, c.text_in)
+        prompt = prompt_for(c.task, run.tokenizer, question.budget, *known)
         text = run.documents[question.document].tokens[: question.position].tolist()
         before = [*prompt.header, *text, *prompt.footer]
         for j, rollout in enumerate(group):

@@ -97,6 +97,23 @@ BAD_VALUE = {
         dict(keep_best=True, eval_data="x.jsonl", eval_every=50, save_every=20), "--eval-every 50",
         "--save-every 20", "not saved", "make it one",
     ),
+    "traces-of-problems": (
+        dict(task="problems", match="answer", ntp=False, traces="own"), "--traces own", "leave it",
+    ),
+    "traces-and-resampling": (
+        dict(traces="own", resample_from=3), "--resample-from 3 with --traces own", "are given",
+    ),
+    "traces-and-equal-groups": (
+        dict(traces="a.jsonl", zero_variance_groups="drop"), "--zero-variance-groups drop",
+    ),
+    "budgets-by-position-before-the-text": (
+        dict(text_in="thought", budget_entropy=1.0, max_response=2048), "--budget-entropy 1.0",
+        "--text-in thought", "leave one",
+    ),
+    "problems-in-the-thought": (
+        dict(method="grpo", task="problems", match="answer", ntp=False, text_in="thought"),
+        "--text-in thought with --task problems",
+    ),
     "documents-too-short": (dict(document_tokens=8), "--document-tokens 8", "--min-context 16"),
 }  # fmt: skip
 LIMITS = {  # the first value that is refused

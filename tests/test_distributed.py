@@ -96,7 +96,7 @@ def test_ragged_decoding_gives_the_samples_of_one_process(answers):
     assert ranks == [one, one]
 
 
-@pytest.mark.parametrize("name", ["steps", "knowing"])
+@pytest.mark.parametrize("name", ["steps", "knowing", "given"])
 def test_metrics_of_whole_steps_are_those_of_one_process(answers, name):
     one, *ranks = (a[name]["rows"] for a in answers)
     for rank in ranks:

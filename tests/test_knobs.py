@@ -11,7 +11,7 @@ from rmt.config.config import Config
 CHECKS = all_checks()
 TESTED = {  # by a check of method_checks.py or method_checks_runs.py
     "batch_size": "counts", "document_tokens": "counts", "epochs": "counts",
-    "data_weights": "mixture",
+    "data_weights": "mixture", "text_in": "loss text_in", "traces": "loss traces",
     "positions_per_document": "counts", "group_size": "counts", "max_response": "counts",
     "samples_per_step": "counts", "steps": "schedule", "seed": "seed", "max_tokens": "ends",
     "max_minutes": "ends", "min_context": "tiers", "tiers": "tiers", "tier_thresholds": "tiers",

@@ -32,6 +32,11 @@ KNOWING = STEPS | dict(curriculum_rule="adaptive", noise_after=3, group_size=3, 
                        zero_variance_groups="drop", kl_beta=0.1, updates_per_batch=2)  # fmt: skip
 
 
+# A cold start, whose guesses and budgets are drawn.
+GIVEN = dict(batch_size=5, steps=3, traces="own", text_in="thought", group_size=1,
+             positions_per_document=2, max_response=90)  # fmt: skip
+
+
 def on_two_ranks(place, work=None):
     """[results of rank 0, of rank 1] of `everything`, or of work(rank, port, place)."""
     return on_ranks(2, place, work or _work)
@@ -61,6 +66,7 @@ def everything(world, place):
         "evaluation": evaluation(run),
         "steps": steps(prepared(place, world, **STEPS)),
         "knowing": steps(prepared(place, world, **KNOWING)),
+        "given": steps(prepared(place, world, **GIVEN)),
         "run": whole_run(place, world),
     }
     return results

@@ -117,6 +117,14 @@ class Config:
         ("not_in_C", "low_entropy", "all"),
     )  # fmt: skip
     ntp_reduction: str = knob("mean", "mean over tokens, or the paper's sum", ("mean", "sum"))
+    text_in: str = knob(
+        "question", "where the text stands; thought: each thought begins with it and goes on from "
+        "it, which a small model does better", ("question", "thought"),
+    )  # fmt: skip
+    traces: str = knob(
+        "", "cold start (Eq. 16): responses are given, not sampled; own: guesses of the model, or "
+        "a .jsonl file of context, thought and answer, in place of --data"
+    )  # fmt: skip
     problem_request: str = knob(SOLVE, "what is asked after a problem")
     warmup_steps: int = knob(10, "updates over which the learning rate rises")
     lr_schedule: str = knob(

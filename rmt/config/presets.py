@@ -11,6 +11,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "rpt": dict(match="prefix", budget=False, curriculum=False, ntp=False, resample_from=500),
     # Continual pretraining on the same text. ntp_weight only matters next to another loss.
     "ntp": dict(task="nothing", budget=False, curriculum=False, ntp_weight=1.0),
+    # Before RMT, for a model that never closes a thought (ours): given responses, Eq. 16.
+    "cold-start": dict(traces="own", text_in="thought", group_size=1, positions_per_document=20),
     # Post-training on problems with an answer (GRPO, arXiv 2402.03300).
     "grpo": dict(task="problems", match="answer", budget=False, curriculum=False, ntp=False),
 }
@@ -31,8 +33,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         learning_rate=1e-4, budget_start=90, max_response=192, document_tokens=512,
         entropy_top_k=0, save_every=50, max_branches=256, recompute="none",
     ),
-    "small": dict(  # a real model on a CPU: few, short responses
-        batch_size=4, group_size=4, budget_start=64, max_response=96, document_tokens=512,
-        tokens_per_micro_batch=4096, learning_rate=1e-5,
+    "small": dict(  # a small model on a CPU: short texts, short thoughts
+        batch_size=8, text_in="thought", budget_start=24, budget_decay=0.5, max_response=48,
+        document_tokens=128, tokens_per_micro_batch=4096, learning_rate=1e-5,
     ),
 }  # fmt: skip

@@ -91,7 +91,7 @@ def _reward_problems(c) -> Iterator[str]:
         )
     if c.max_response < 4:
         yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
-    if c.group_size < 2:
+    if c.group_size < 2 and not c.traces:
         yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
     if not c.temperature > 0:
         yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
@@ -141,6 +141,28 @@ def _curriculum_problems(c) -> Iterator[str]:
 
 
 def _task_problems(c) -> Iterator[str]:
+    if c.traces and c.task != "next-token":
+        yield f"--traces {c.traces} with --task {c.task}: they are about next tokens; leave it out"
+    by_own = {
+        "resample_from": -1, "noise_after": 0, "curriculum_rule": "schedule",
+        "zero_variance_groups": "keep",
+    }  # fmt: skip
+    for name, unset in by_own.items():
+        if c.traces and getattr(c, name) != unset:
+            yield (
+                f"{flag(name)} {getattr(c, name)} with --traces {c.traces}: it goes by the model's "
+                "own responses, but these are given; leave one of them out"
+            )
+    if c.text_in == "thought" and c.budget_entropy:
+        yield (
+            f"--budget-entropy {c.budget_entropy} with --text-in thought: there all positions of a "
+            "document share the sentence before it, and so the budget; leave one of them out"
+        )
+    if c.text_in == "thought" and c.task != "next-token":
+        yield (
+            f"--text-in thought with --task {c.task}: it says where the text of a next token "
+            "stands; leave it out"
+        )
     if (c.task == "problems") != (c.match == "answer"):
         yield (
             f"--task {c.task} with --match {c.match}: a problem is right by its answer, a next "

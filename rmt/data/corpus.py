@@ -8,7 +8,7 @@ import numpy as np
 
 from models.tokenizer import Tokenizer
 from rmt.data.files import by_reason, shown
-from rmt.data.inputs import Record, as_problem, as_text, read_records
+from rmt.data.inputs import Record, as_problem, as_text, as_trace, read_records
 
 BAD_SHARE = 0.01  # more unreadable records than this are an error
 
@@ -20,8 +20,9 @@ class Document:
     index: int
     source: str  # file:line
     tokens: np.ndarray  # (T,) int64
-    answer: str = ""  # of a problem
+    answer: str = ""  # of a problem or a trace
     part: int = 0  # which path of --data it is from
+    thought: tuple[int, ...] = ()  # of a trace, with a newline at its end
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,18 @@ def read(
     shortest: int | None,
     part: str = "all",
     holdout: int = 0,
+    traces: bool = False,
 ) -> Corpus:
     """Read the documents of files and folders: "all", those to "train" on or those "held_out".
 
     Texts of more than document_tokens are cut into pieces; those of fewer than `shortest` tokens
     are left out. Without `shortest` records are problems, longer ones left out: a text (`problem`
     or `question`, unless `fields` names others) and its `answer`, of which what follows the last
-    #### counts (GSM8K); or verl's `prompt` and `reward_model`. More than 1 % unreadable records,
-    or nothing left, is a ValueError.
+    #### counts (GSM8K); or verl's `prompt` and `reward_model`. With `traces` they are `context`,
+    `thought` and `answer`. More than 1 % unreadable records, or nothing left, is a ValueError.
     """
     make, many = (as_text, "texts") if shortest is not None else (as_problem, "problems")
+    make, many = (as_trace, "traces") if traces else (make, many)
     records, remarks = read_records(paths, make, fields)
     remarks += _check_readable(records, paths)
     records, chosen = _select(records, part, holdout, many)
@@ -58,7 +61,8 @@ def read(
         ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
         pieces, trouble = _pieces(ids, document_tokens, shortest)
         for piece in pieces:
-            known = (len(documents), record.source, piece, record.answer, record.part)
+            thought = tuple(tokenizer.encode(record.thought + "\n") if record.thought else ())
+            known = (len(documents), record.source, piece, record.answer, record.part, thought)
             documents.append(Document(*known))
         if not pieces:
             left_out.append(replace(record, trouble=trouble))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.tokenizer import THINK_CLOSE
 from rmt.data import hub
 from rmt.data.files import KINDS, Files, by_reason, find_files, printable, shown, suffix_of
 
@@ -33,6 +34,7 @@ class Record:
     text: str | None  # None: could not be read
     trouble: str = ""  # why it is in no document
     answer: str = ""
+    thought: str = ""  # of a trace
     problem: str = ""  # identifies the problem, or else the text, for --holdout
     part: int = 0  # which path of --data it is from
 
@@ -42,7 +44,7 @@ def read_records(
 ) -> tuple[list[Record], list[str]]:
     """Read the records of files, folders and data sets of the Hub; return them, and remarks.
 
-    make: `as_text` or `as_problem`.
+    make: `as_text`, `as_problem` or `as_trace`.
     """
     files, sources = Files(), []  # sources: a file, or the name of a data set, and its path's index
     places = [hub.download(path) if path in hub.FILES else path for path in paths]
@@ -110,7 +112,7 @@ def _read_rows(
     for source, row in rows:
         try:
             record = make(source, parse(row), fields)
-            if LONE_SURROGATE.search(record.text + record.answer):
+            if LONE_SURROGATE.search(record.text + record.answer + record.thought):
                 raise ValueError("half a surrogate pair, which is no character")
             yield record
         except ValueError as error:
@@ -192,6 +194,16 @@ def as_problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Recor
     if not answer:
         raise ValueError("its answer is empty: every response would be wrong")
     return replace(record, answer=answer)
+
+
+def as_trace(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
+    """Read a text so far, a thought about what comes next, and the answer; ValueError without."""
+    for name in ("context", "thought", "answer"):
+        if not isinstance(raw.get(name), str) or not raw[name]:
+            raise ValueError(f"no text field {name!r}; it has: {_names(raw)}")
+    if THINK_CLOSE in raw["thought"]:
+        raise ValueError(f"its thought holds {THINK_CLOSE}; give what stands before it alone")
+    return Record(source, raw["context"], "", raw["answer"], raw["thought"], raw["context"])
 
 
 def _names(raw: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
         items = plainly()
     else:
         items = predict_thinking(
-            *known, chosen.positions, budget, c.budget_entropy, sampling, world
+            *known, chosen.positions, budget, c.budget_entropy, sampling, world, 1, c.text_in
         )
     found = {"tiers": chosen.summary(items), "items": answered(items)}
     message = f"held-out accuracy after {run.step} steps\n{table(found['tiers'])}"

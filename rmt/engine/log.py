@@ -25,12 +25,21 @@ from rmt.system.env import commit, device_name
 from rmt.system.records import append, as_json, blamed, set_aside, write_json, write_whole
 
 WATCHED = 5  # bad steps in a row before the run says why it learns nothing
-NOTHING_LEARNT = {
-    "share/well_formed": "no response had a readable answer, \\boxed{} after </think>: look at "
-    "samples.jsonl; does this model think and follow instructions?",
-    "share/cut_off": "most responses were cut off at --max-response: raise it, or lower "
-    "--budget-start",
-}
+NOTHING_LEARNT = {  # metric -> when it is bad, and what to do
+    "share/well_formed": (
+        lambda share: share == 0, "no response had a readable answer, \\boxed{} after </think>: look "
+        "at samples.jsonl; a model that does not close thoughts needs --method cold-start first",
+    ),
+    "share/cut_off": (
+        lambda share: share > 0.5, "most responses were cut off at --max-response: raise it, lower "
+        "--budget-start, or begin with --method cold-start",
+    ),
+    "share/zero_variance_groups": (
+        lambda share: share == 1, "the responses of each group were all right or all wrong, so "
+        "nothing was learnt about tokens: take easier or harder ones (--tier-thresholds, "
+        "--curriculum-early), or begin with --method cold-start",
+    ),
+}  # fmt: skip
 LINE = {  # metric -> how the progress line shows it
     "loss/rl": "rl {:+.3f}", "loss/ntp": "ntp {:.3f}", "reward/mean": "reward {:.2f}",
     "reward/match": "match {:.0%}", "length/thinking": "think {:.0f}", "budget": "of {:.0f}",
@@ -56,7 +65,10 @@ class RunLog(AbstractContextManager):
         described = describe(config, total, world, step)
         described["lengths"] = _lengths(out / "run.json", step, total)
         write_json(out / "run.json", described)
-        self.streaks = dict.fromkeys(NOTHING_LEARNT, 0)  # bad steps in a row
+        # The given responses of a cold start are right or wrong by chance.
+        self.streaks = dict.fromkeys(
+            () if config.traces else NOTHING_LEARNT, 0
+        )  # bad steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
         self.tracker = Tracker(config, step, self.message)
 
@@ -81,10 +93,11 @@ class RunLog(AbstractContextManager):
         """Say once why rewards, and with them the loss, are 0."""
         for name, streak in list(self.streaks.items()):
             value = metrics.get(name)
-            bad = value is not None and (value == 0 if name == "share/well_formed" else value > 0.5)
+            bad, reason = NOTHING_LEARNT[name]
+            bad = value is not None and bad(value)
             self.streaks[name] = streak + 1 if bad else 0
             if self.streaks[name] == WATCHED:
-                self.message(f"for {WATCHED} steps {NOTHING_LEARNT[name]}")
+                self.message(f"for {WATCHED} steps {reason}")
                 del self.streaks[name]
 
     def documents(self, records: list[dict[str, Any]]) -> None:

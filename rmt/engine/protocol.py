@@ -16,6 +16,7 @@ from rmt.engine.checkpoint import run_settings
 TAKEN = (
     "weights", "text_fields", "document_tokens", "min_context", "entropy_top_k", "tiers",
     "tier_thresholds", "max_response", "temperature", "problem_request", "budget_entropy",
+    "text_in",
 )  # fmt: skip
 MODES = {"problems": "problems", "nothing": "ntp"}  # by the task of the run; else rmt
 

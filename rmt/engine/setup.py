@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from models.config import ModelConfig
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from rmt.budget import budget_of_position
+from rmt.cold_start import trace_ids
 from rmt.config.config import Config, in_repository
 from rmt.curriculum import NO_TIER, TIERS, assign_tiers, quantile_thresholds
 from rmt.data import corpus
@@ -23,7 +25,7 @@ from rmt.engine.export import find_model
 from rmt.evaluation.positions import Chosen, choose_positions
 from rmt.memory.autofit import autofit
 from rmt.prompt import PromptIds, prompt_for
-from rmt.questions import TrainingSet
+from rmt.questions import TrainingSet, asks_at_end
 from rmt.system.dist import World, compute_dtype, current, load_model, rollout_mode
 
 # ---- the model
@@ -61,7 +63,8 @@ def longest_prompt(config: Config, tokenizer: Tokenizer, budget: int | None = No
         budget = config.budget_start
     if budget is not None:
         budget = budget_of_position(budget, math.inf, config.budget_entropy)
-    return prompt_for(config.task, tokenizer, budget, config.problem_request)
+    known = (config.problem_request, config.text_in)
+    return prompt_for(config.task, tokenizer, budget, *known)
 
 
 # ---- the documents
@@ -71,11 +74,12 @@ def read_texts(
     config: Config, tokenizer: Tokenizer, shape: ModelConfig, world: World
 ) -> tuple[list[Document], list[Document]]:
     """Read the documents to train on, and those of --eval-data; warn about common ones."""
-    documents, held_out = (
+    read = lambda paths: (
         read_corpus(config, paths, tokenizer, shape, config.max_response, "train").documents
-        if paths else []
-        for paths in (config.data, config.eval_data)
-    )  # fmt: skip
+    )
+    traced = config.traces and asks_at_end(config)
+    documents = read_traces(config, tokenizer, shape) if traced else read(config.data)
+    held_out = read(config.eval_data) if config.eval_data else []
     known = {document.tokens.tobytes() for document in documents}
     both = sum(document.tokens.tobytes() in known for document in held_out)
     if both and world.rank == 0:
@@ -88,6 +92,25 @@ def read_texts(
     return documents, held_out
 
 
+def read_traces(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> list[Document]:
+    """Read the documents of --traces; ValueError if none has a response within --max-response."""
+    _check_context(config, tokenizer, shape, config.max_response)
+    path = str(in_repository(config.traces))
+    found = corpus.read([path], tokenizer, (), config.document_tokens, None, traces=True)
+    room = config.max_response
+    fitting = [d for d in found.documents if len(trace_ids(config, tokenizer, d)) <= room]
+    if long := len(found.documents) - len(fitting):
+        found.remarks.append(
+            f"left out {long:,} of {found.total:,} traces: more than --max-response {room} tokens"
+        )
+    for remark in found.remarks if current().rank == 0 else ():
+        print(remark, file=sys.stderr)
+    if not fitting:
+        raise ValueError(f"--traces {path}: no trace has {room} tokens or less; raise "
+                         "--max-response")  # fmt: skip
+    return [replace(document, index=i) for i, document in enumerate(fitting)]
+
+
 def read_corpus(
     config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig, response: int,
     part: str = "all",
@@ -97,6 +120,19 @@ def read_corpus(
     With --eval-data nothing is held out. Prints what was left out. ValueError when document, prompt
     and `response` tokens exceed the context.
     """
+    _check_context(config, tokenizer, shape, response)
+    found = corpus.read(
+        [str(in_repository(path)) for path in paths], tokenizer,
+        config.text_fields, config.document_tokens,
+        None if config.task == "problems" else config.min_context + 1,
+        part, 0 if config.eval_data else config.holdout,
+    )  # fmt: skip
+    for remark in found.remarks if current().rank == 0 else ():
+        print(remark, file=sys.stderr)
+    return found
+
+
+def _check_context(config: Config, tokenizer: Tokenizer, shape: ModelConfig, response: int) -> None:
     prompt = longest_prompt(config, tokenizer)
     needed = config.document_tokens + len(prompt) + response
     if needed > shape.max_position_embeddings:
@@ -107,15 +143,6 @@ def read_corpus(
             + ", or use --preset demo, whose sizes are the tiny model's"
             * (config.model == "tiny")
         )
-    found = corpus.read(
-        [str(in_repository(path)) for path in paths], tokenizer,
-        config.text_fields, config.document_tokens,
-        None if config.task == "problems" else config.min_context + 1,
-        part, 0 if config.eval_data else config.holdout,
-    )  # fmt: skip
-    for remark in found.remarks if current().rank == 0 else ():
-        print(remark, file=sys.stderr)
-    return found
 
 
 def order_of(config: Config, documents: Sequence[Document], steps: int) -> np.ndarray:
@@ -140,7 +167,8 @@ def make_training_set(
     """
     tiers = [np.full(len(document.tokens), NO_TIER) for document in documents]
     thresholds, measured = config.tier_thresholds, {}
-    if config.task == "next-token" or config.ntp_scope == "low_entropy":
+    tiered = config.task == "next-token" and not asks_at_end(config)
+    if tiered or config.ntp_scope == "low_entropy":
         drawn = np.unique(order).tolist()
         entropies, thresholds = measure_difficulty(
             config, world, model_dir, tokenizer, model, [documents[i] for i in drawn]

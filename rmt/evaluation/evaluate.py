@@ -83,10 +83,12 @@ def nats_per_token(
 def predict_thinking(
     model, tokenizer: Tokenizer, documents: Sequence[Document], positions: Sequence[Position],
     budget: int | None, budget_entropy: float, sampling: Sampling, world: World, samples: int = 1,
+    text_in: str = "question",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Think, then predict (modes ntr and rmt): `samples` responses per position. All ranks.
 
     budget_entropy: exponent of the budget of a position (Eq. 14); 0 gives each the same budget.
+    text_in: see rmt/prompt.py.
     """
     own = [p for group in _share(positions, world).values() for p in group]
     questions = []
@@ -94,7 +96,7 @@ def predict_thinking(
         asked = budget and budget_of_position(budget, p.entropy, budget_entropy)
         coming = coming_tokens(tokenizer, documents[p.document], p.position)
         questions.append(Question(p.document, p.position, TIERS.index(p.tier), coming, asked))
-    prompts = [next_token_prompt(tokenizer, question.budget) for question in questions]
+    prompts = [next_token_prompt(tokenizer, question.budget, text_in) for question in questions]
     known, items = (model, tokenizer, documents, questions, prompts, sampling, samples), []
     for number, answer, item in _answer(*known):
         position, question = own[number], questions[number]

@@ -20,6 +20,7 @@ from rmt.questions import (
     RolloutBatch,
     TrainingSet,
     ask,
+    asks_at_end,
     budget_of_step,
     prompts_of,
     question_trees,
@@ -39,7 +40,7 @@ def probe_steps(run: Run) -> set[int]:
 def probed_documents(c: Config, data: TrainingSet) -> list[int]:
     """Return the first documents of the run; none unless it reasons about next tokens."""
     met = dict.fromkeys(data.order.flatten().tolist())
-    return list(met)[: c.probe_documents if c.task == "next-token" else 0]
+    return list(met)[: c.probe_documents if c.task == "next-token" and not asks_at_end(c) else 0]
 
 
 def probe_questions(c: Config, data: TrainingSet, step: int) -> list[Question]:

@@ -1,0 +1,101 @@
+"""Cold start: responses that are given, for a model that would never be rewarded for its own.
+
+Reinforcement needs responses that sometimes succeed; a small model never closes a thought. So it
+is first taught the form of a response by its own knowledge: a thought is a few guesses drawn from
+its plain next-token distribution, and the answer is the commonest of them. After the first guess,
+each repeats the end of the context and goes on from it without a break:
+
+     the sum of the two is| 12⏎ of the two is 12⏎ of the two is 15⏎</think>⏎⏎\\boxed{ 12}
+
+With more tokens there are more guesses, so a longer budget is worth more. All else is a step of
+the method, with advantage 1 (Eq. 16).
+
+Departures: the paper has no cold start, so all of this is ours.
+
+Shapes: P questions, G responses to each.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from models.tokenizer import Tokenizer
+from rmt.config.config import Config
+from rmt.data.corpus import Document
+from rmt.prompt import PromptIds, answer_ids, escape, parse_response, think_ids
+from rmt.questions import Question, TrainingSet, asks_at_end, question_trees, sampling_at
+from rmt.sampling import Rollout
+
+TAIL = 4  # tokens of the context that a guess repeats
+MORE = 3  # room for one more guess: a token of the context, the guess, a newline
+
+
+def given_responses(
+    c: Config, data: TrainingSet, sampler, generate: Callable, questions: Sequence[Question],
+    step: int,
+) -> list[list[Rollout]]:  # fmt: skip
+    """Return G responses to each question: its trace, or thoughts of the model's own guesses."""
+    tokenizer, opening = data.tokenizer, think_ids(data.tokenizer, c.text_in)
+    if asks_at_end(c):
+        traces = [trace_ids(c, tokenizer, data.documents[q.document]) for q in questions]
+        return [[Rollout(trace, finished=True)] * c.group_size for trace in traces]
+    tails = [guess_tails(c, q, len(opening)) for q in questions]
+    most = max(map(len, tails), default=0)
+    drawn = plain_guesses(c, data, sampler, generate, questions, step, c.group_size * most)
+    groups = []
+    for question, tail, guesses in zip(questions, tails, drawn):
+        context = data.documents[question.document].tokens[: question.position].tolist()
+        groups.append([
+            own_response(tokenizer, context, tail, guesses[i * most :][: len(tail)], opening)
+            for i in range(c.group_size)
+        ])  # fmt: skip
+    return groups
+
+
+def trace_ids(c: Config, tokenizer: Tokenizer, document: Document) -> list[int]:
+    """Return the response to a document that has a trace."""
+    answer = answer_ids(tokenizer, escape(document.answer.encode("utf-8")))
+    return [*think_ids(tokenizer, c.text_in), *document.thought, *answer]
+
+
+def guess_tails(c: Config, question: Question, opening: int) -> list[int]:
+    """Return how many tokens of the context each guess repeats, so that a thought has B tokens."""
+    continued = [0] * (c.text_in == "thought")  # the first guess is right behind the text
+    room = (question.budget or c.budget_start) - opening - 2 * len(continued)
+    more = max(room // (TAIL + 2), int(room >= MORE or not continued))
+    longer = max(1 - TAIL, room - more * (TAIL + 2))
+    return continued + [TAIL + longer * (i == 0) for i in range(more)]
+
+
+def plain_guesses(
+    c: Config, data: TrainingSet, sampler, generate: Callable, questions: Sequence[Question],
+    step: int, count: int,
+) -> list[list[int]]:  # fmt: skip
+    """Draw `count` next tokens at each position from what the model predicts of the raw text."""
+    raw = [PromptIds(tuple(data.tokenizer.begin_ids), ())] * len(questions)
+    sampling = replace(sampling_at(c, data.tokenizer, step), max_new_tokens=1)
+    trees = question_trees(questions, data.documents, raw)
+    return [[r.tokens[0] for r in group] for group in generate(sampler, trees, count, sampling)]
+
+
+def own_response(
+    tokenizer: Tokenizer, context: Sequence[int], tails: Sequence[int], guesses: Sequence[int],
+    opening: Sequence[int],
+) -> Rollout:  # fmt: skip
+    """Write down guesses, each behind a tail of the context, and the commonest as the answer."""
+    newline, thought = tokenizer.encode("\n"), list(opening)
+    for tail, guess in zip(tails, guesses):
+        repeated = context[max(0, len(context) - tail) :]
+        thought += [*repeated, *(spelled(tokenizer, guess) or [guess]), *newline]
+    if parse_response(tokenizer, thought).thinking_length is not None:
+        thought = list(opening)  # the text itself has a </think>: repeat none of it
+    answer = Counter(guesses).most_common(1)[0][0]  # of several, the first
+    text = tokenizer.bytes_of([answer])
+    as_it_is = escape(text).encode("utf-8") == text and not spelled(tokenizer, answer)
+    said = answer_ids(tokenizer, escape(text), [answer] if as_it_is else None)
+    return Rollout(thought + said, finished=True)
+
+
+def spelled(tokenizer: Tokenizer, guess: int) -> list[int]:
+    """Return a control token, such as the end of a text, in letters; [] for all others."""
+    return tokenizer.encode(tokenizer.decode([guess])) if guess in tokenizer.control_ids else []

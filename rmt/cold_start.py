@@ -2,10 +2,10 @@
 
 Reinforcement needs responses that sometimes succeed; a small model never closes a thought. So it
 is first taught the form of a response by its own knowledge: a thought is a few guesses drawn from
-its plain next-token distribution, and the answer is the commonest of them. After the first guess,
-each repeats the end of the context and goes on from it without a break:
+its plain next-token distribution, and the answer is the commonest of them. All guesses but the
+first stand behind the end of the context, repeated, and an invisible mark (here |):
 
-     the sum of the two is| 12⏎ of the two is 12⏎ of the two is 15⏎</think>⏎⏎\\boxed{ 12}
+    ... the sum of the two is| 12⏎ of the two is| 12⏎ of the two is| 15⏎</think>⏎⏎\\boxed{ 12}
 
 With more tokens there are more guesses, so a longer budget is worth more. All else is a step of
 the method, with advantage 1 (Eq. 16).
@@ -22,12 +22,11 @@ from dataclasses import replace
 from models.tokenizer import Tokenizer
 from rmt.config.config import Config
 from rmt.data.corpus import Document
-from rmt.prompt import PromptIds, answer_ids, escape, parse_response, think_ids
+from rmt.prompt import SEAM, PromptIds, answer_ids, escape, parse_response, think_ids
 from rmt.questions import Question, TrainingSet, asks_at_end, question_trees, sampling_at
 from rmt.sampling import Rollout
 
 TAIL = 4  # tokens of the context that a guess repeats
-MORE = 3  # room for one more guess: a token of the context, the guess, a newline
 
 
 def given_responses(
@@ -39,7 +38,8 @@ def given_responses(
     if asks_at_end(c):
         traces = [trace_ids(c, tokenizer, data.documents[q.document]) for q in questions]
         return [[Rollout(trace, finished=True)] * c.group_size for trace in traces]
-    tails = [guess_tails(c, q, len(opening)) for q in questions]
+    seam = tokenizer.encode(SEAM)
+    tails = [guess_tails(c, q, len(opening), len(seam)) for q in questions]
     most = max(map(len, tails), default=0)
     drawn = plain_guesses(c, data, sampler, generate, questions, step, c.group_size * most)
     groups = []
@@ -58,13 +58,16 @@ def trace_ids(c: Config, tokenizer: Tokenizer, document: Document) -> list[int]:
     return [*think_ids(tokenizer, c.text_in), *document.thought, *answer]
 
 
-def guess_tails(c: Config, question: Question, opening: int) -> list[int]:
-    """Return how many tokens of the context each guess repeats, so that a thought has B tokens."""
-    continued = [0] * (c.text_in == "thought")  # the first guess is right behind the text
-    room = (question.budget or c.budget_start) - opening - 2 * len(continued)
-    more = max(room // (TAIL + 2), int(room >= MORE or not continued))
-    longer = max(1 - TAIL, room - more * (TAIL + 2))
-    return continued + [TAIL + longer * (i == 0) for i in range(more)]
+def guess_tails(c: Config, question: Question, opening: int, seam: int) -> list[int]:
+    """Return how many tokens of the context each guess repeats, so that a thought has B tokens.
+
+    opening, seam: how many tokens these have.
+    """
+    first = [0] * (c.text_in == "thought")  # a guess right behind the text, and a newline
+    room, around = (question.budget or c.budget_start) - opening - 2 * len(first), seam + 2
+    more = max(room // (TAIL + around), int(room > around or not first))
+    longer = max(1 - TAIL, room - more * (TAIL + around))
+    return first + [TAIL + longer * (i == 0) for i in range(more)]
 
 
 def plain_guesses(
@@ -83,10 +86,10 @@ def own_response(
     opening: Sequence[int],
 ) -> Rollout:  # fmt: skip
     """Write down guesses, each behind a tail of the context, and the commonest as the answer."""
-    newline, thought = tokenizer.encode("\n"), list(opening)
+    newline, seam, thought = tokenizer.encode("\n"), tokenizer.encode(SEAM), list(opening)
     for tail, guess in zip(tails, guesses):
-        repeated = context[max(0, len(context) - tail) :]
-        thought += [*repeated, *(spelled(tokenizer, guess) or [guess]), *newline]
+        thought += [*context[max(0, len(context) - tail) :], *seam] if tail else []
+        thought += [*(spelled(tokenizer, guess) or [guess]), *newline]
     if parse_response(tokenizer, thought).thinking_length is not None:
         thought = list(opening)  # the text itself has a </think>: repeat none of it
     answer = Counter(guesses).most_common(1)[0][0]  # of several, the first

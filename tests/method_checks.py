@@ -109,14 +109,15 @@ def _assert_given(place, text_in) -> None:
         ).detach()  # fmt: skip
         found = torch.bincount(torch.tensor(guesses), minlength=t.vocab_size) / len(guesses)
         assert (found - (logits / 1.7).softmax(-1)).abs().max() < 3 * 0.5 / len(guesses) ** 0.5
-        repeated = repeated_by_hand(question.budget, text_in == "thought")
+        repeated = repeated_by_hand(question.budget, text_in == "thought", 3)
         each = len(guesses) // c.group_size
         for number, rollout in enumerate(group):
             own, by_hand = guesses[number * each :][: len(repeated)], []
             for k, guess in zip(repeated, own):
                 control = guess in t.control_ids  # these are spelled in letters
                 spelled = t.encode(t.decode([guess])) if control else [guess]
-                by_hand += [*text[len(text) - k :], *spelled, *t.encode("\n")]
+                mark = t.encode("\u200e") if k else []
+                by_hand += [*text[len(text) - k :], *mark, *spelled, *t.encode("\n")]
             assert rollout.tokens[: len(by_hand) + 1] == [*by_hand, end]
             assert rollout.tokens[-1] == stop and rollout.finished and not rollout.logprobs
             most = max(own, key=lambda g: (own.count(g), -own.index(g)))
@@ -130,12 +131,12 @@ def _assert_given(place, text_in) -> None:
     assert set(budgets) == set(range(12, 25)) and budgets != of_seed(1)
 
 
-def repeated_by_hand(budget, in_thought):
+def repeated_by_hand(budget, in_thought, mark):
     """How many tokens of the text each guess repeats: 4, and what is left the first that does."""
-    first = [0] if in_thought else []
+    first, line = [0] if in_thought else [], 4 + mark + 2
     room = budget - 2 * len(first)
-    count = room // 6
-    return first + [4 + room % 6] + [4] * (count - 1)
+    count = max(1, room // line)
+    return first + [4 + room - count * line] + [4] * (count - 1)
 
 
 def check_matches(place) -> None:

@@ -27,8 +27,8 @@ from rmt.system.records import append, as_json, blamed, set_aside, write_json, w
 WATCHED = 5  # bad steps in a row before the run says why it learns nothing
 NOTHING_LEARNT = {  # metric -> when it is bad, and what to do
     "share/well_formed": (
-        lambda share: share == 0, "no response had a readable answer, \\boxed{} after </think>: look "
-        "at samples.jsonl; a model that does not close thoughts needs --method cold-start first",
+        lambda share: share == 0, "no response had a readable answer, \\boxed{} after </think>: "
+        "look at samples.jsonl; a model that closes no thought begins with --method cold-start",
     ),
     "share/cut_off": (
         lambda share: share > 0.5, "most responses were cut off at --max-response: raise it, lower "
@@ -66,9 +66,8 @@ class RunLog(AbstractContextManager):
         described["lengths"] = _lengths(out / "run.json", step, total)
         write_json(out / "run.json", described)
         # The given responses of a cold start are right or wrong by chance.
-        self.streaks = dict.fromkeys(
-            () if config.traces else NOTHING_LEARNT, 0
-        )  # bad steps in a row
+        watched = () if config.traces else NOTHING_LEARNT
+        self.streaks = dict.fromkeys(watched, 0)  # bad steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
         self.tracker = Tracker(config, step, self.message)
 

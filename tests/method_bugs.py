@@ -33,11 +33,11 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "all responses have the same guesses": (
         "rmt/cold_start.py", "guesses[i * most :]", "guesses[:]", "cold_start"),
     "the first guess is where the thought begins": (
-        "rmt/cold_start.py", 'continued = [0] * (c.text_in == "thought")', "continued = [0]",
+        "rmt/cold_start.py", 'first = [0] * (c.text_in == "thought")', "first = [0]",
         "cold_start"),
     "the text's last token is there twice": (
         "rmt/questions.py", "fork, footer = fork - 1, (int(last),)", "footer = (int(last),)",
-        "loss text_in"),
+        "cold_start"),
     "the text stands in the question": (
         "rmt/questions.py", "known = (c.problem_request, c.text_in)",
         'known = (c.problem_request, "question")', "loss text_in"),
@@ -165,8 +165,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/update.py", "r.finished for r in rollouts", "not r.finished for r in rollouts",
         "loss truncated"),
     "truncated responses leave their group's mean": (
-        "train.py", "advantage = advantages(reward, scale)",
-        "advantage = advantages(reward * reward.new_tensor([[r.finished for r in group] for group "
+        "train.py", "else advantages(reward, scale)",
+        "else advantages(reward * reward.new_tensor([[r.finished for r in group] for group "
         "in batch.responses]), scale)", "loss truncated"),
     "mixed groups are dropped": (
         "rmt/update.py", "kept &= has_both_outcomes(match)",

@@ -91,7 +91,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/questions.py", "prompt_for(c.task, tokenizer", 'prompt_for("next-token", tokenizer',
         "task"),
     "the request is ours": (
-        "rmt/questions.py", "q.budget, c.problem_request)", 'q.budget, "Solve it.")', "task"),
+        "rmt/questions.py", "(c.problem_request, c.text_in)", '("Solve it.", c.text_in)', "task"),
     "problems are asked in their middle": (
         "rmt/questions.py", "[Draw(len(data.documents[index].tokens), NO_TIER)]",
         "[Draw(4, NO_TIER)]",

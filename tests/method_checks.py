@@ -95,14 +95,26 @@ def check_cold_start(place) -> None:
 def _assert_given(place, text_in) -> None:
     run = prepared(place, traces="own", text_in=text_in, group_size=200, batch_size=4,
                    budget_start=24, max_response=60, temperature=1.7)  # fmt: skip
-    drawn, draw_guesses = [], rmt.cold_start.plain_guesses
-    noting = lambda *known: drawn.append(draw_guesses(*known)) or drawn[0]
+    drawn, contexts, draw_guesses = [], [], rmt.cold_start.plain_guesses
+
+    def noting(c, data, sampler, generate, *known):
+        def seeing(model, trees, *how):
+            branches = [(tree.trunk, branch) for tree in trees for branch in tree.branches]
+            contexts.extend([*trunk[: b.fork], *b.prompt] for trunk, b in branches)
+            return generate(model, trees, *how)
+
+        drawn.append(draw_guesses(c, data, sampler, seeing, *known))
+        return drawn[0]
+
     with patch.object(rmt.cold_start, "plain_guesses", noting):
         seen = watched(run)
     t, c = run.tokenizer, run.config
     end, stop = (t.encode_with_control(x)[0] for x in ("</think>", "<|im_end|>"))
-    for question, group, guesses in zip(seen.questions, seen.groups, drawn[0]):
+    for question, group, guesses, seen_text in zip(
+        seen.questions, seen.groups, drawn[0], contexts, strict=True
+    ):
         text = run.documents[question.document].tokens[: question.position].tolist()
+        assert seen_text == text  # raw, without a prompt
         logits = run.model(
             torch.tensor(text), torch.arange(len(text)), causal,
             lambda hidden, head: hidden[-1] @ head[: t.vocab_size].T,

@@ -110,10 +110,6 @@ BAD_VALUE = {
         dict(text_in="thought", budget_entropy=1.0, max_response=2048), "--budget-entropy 1.0",
         "--text-in thought", "leave one",
     ),
-    "problems-in-the-thought": (
-        dict(method="grpo", task="problems", match="answer", ntp=False, text_in="thought"),
-        "--text-in thought with --task problems",
-    ),
     "documents-too-short": (dict(document_tokens=8), "--document-tokens 8", "--min-context 16"),
 }  # fmt: skip
 LIMITS = {  # the first value that is refused

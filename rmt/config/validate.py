@@ -158,11 +158,6 @@ def _task_problems(c) -> Iterator[str]:
             f"--budget-entropy {c.budget_entropy} with --text-in thought: there all positions of a "
             "document share the sentence before it, and so the budget; leave one of them out"
         )
-    if c.text_in == "thought" and c.task != "next-token":
-        yield (
-            f"--text-in thought with --task {c.task}: it says where the text of a next token "
-            "stands; leave it out"
-        )
     if (c.task == "problems") != (c.match == "answer"):
         yield (
             f"--task {c.task} with --match {c.match}: a problem is right by its answer, a next "

@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo report paper beyond test test-cpus check smollm2 bench gpu aot namesake clean
+.PHONY: help setup demo real report paper beyond test test-cpus check smollm2 bench gpu aot namesake clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ demo: setup  ## reinforcement mid-training of the tiny model, before and after (
 	$(EVAL) --model $(RUN)/model --mode ntp --json $(RUN)/after-ntp.json
 	$(THINK) --model $(RUN)/model --json $(RUN)/after.json
 	$(BIN)/python -m rmt.report $(RUN)
+
+real: setup smollm2  ## SmolLM2-135M on real text: cold start, RMT, before and after (3 hours, 2 cores)
+	$(BIN)/python -m experiments.real
 
 # Several runs are drawn over each other: make report RUN="runs/a runs/b"
 report: setup  ## the page about a run, RUN=runs/demo

@@ -30,8 +30,9 @@ from models.config import TINY, ModelConfig
 from models.export import export
 from models.tokenizer import Tokenizer
 from models.transformer import Attend, Transformer
+from rmt.boxed import escape
 from rmt.forest import Forest, pack
-from rmt.prompt import PromptIds, escape, next_token_prompt
+from rmt.prompt import PromptIds, next_token_prompt
 from rmt.trees import Branch, Tree
 
 STEPS, ROWS, BRANCHES = 900, 6, 4  # optimiser steps, documents a step, thoughts a document

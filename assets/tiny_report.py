@@ -21,9 +21,10 @@ from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import build
 from rmt import curriculum
+from rmt.boxed import escape
 from rmt.config.config import Config
 from rmt.forest import pack
-from rmt.prompt import escape, next_token_prompt, parse_response
+from rmt.prompt import next_token_prompt, parse_response
 from rmt.rollout import generate
 from rmt.sampling import Sampling
 from rmt.trees import Branch, Tree

@@ -18,11 +18,13 @@ Shapes: P questions, G responses to each.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
-from models.tokenizer import Tokenizer
+from models.tokenizer import THINK_CLOSE, Tokenizer
+from rmt.boxed import BOXED, escape
 from rmt.config.config import Config
 from rmt.data.corpus import Document
-from rmt.prompt import SEAM, PromptIds, answer_ids, escape, parse_response, think_ids
+from rmt.prompt import SEAM, PromptIds, parse_response, think_ids
 from rmt.questions import Question, TrainingSet, asks_at_end, question_trees, sampling_at
 from rmt.sampling import Rollout
 
@@ -36,7 +38,7 @@ def given_responses(
     """Return G responses to each question: its trace, or thoughts of the model's own guesses."""
     tokenizer, opening = data.tokenizer, think_ids(data.tokenizer, c.text_in)
     if asks_at_end(c):
-        traces = [trace_ids(c, tokenizer, data.documents[q.document]) for q in questions]
+        traces = [trace_ids(tokenizer, data.documents[q.document]) for q in questions]
         return [[Rollout(trace, finished=True)] * c.group_size for trace in traces]
     seam = tokenizer.encode(SEAM)
     tails = [guess_tails(c, q, len(opening), len(seam)) for q in questions]
@@ -52,10 +54,9 @@ def given_responses(
     return groups
 
 
-def trace_ids(c: Config, tokenizer: Tokenizer, document: Document) -> list[int]:
+def trace_ids(tokenizer: Tokenizer, document: Document) -> list[int]:
     """Return the response to a document that has a trace."""
-    answer = answer_ids(tokenizer, escape(document.answer.encode("utf-8")))
-    return [*think_ids(tokenizer, c.text_in), *document.thought, *answer]
+    return [*document.thought, *answer_ids(tokenizer, escape(document.answer.encode("utf-8")))]
 
 
 def guess_tails(c: Config, question: Question, opening: int, seam: int) -> list[int]:
@@ -102,3 +103,14 @@ def own_response(
 def spelled(tokenizer: Tokenizer, guess: int) -> list[int]:
     """Return a control token, such as the end of a text, in letters; [] for all others."""
     return tokenizer.encode(tokenizer.decode([guess])) if guess in tokenizer.control_ids else []
+
+
+def answer_ids(tokenizer: Tokenizer, answer: str, ids: Sequence[int] | None = None) -> list[int]:
+    """Return the ids that close a thought, give an answer and end the response.
+
+    answer: as it stands in the box; ids: its tokens, if it shall have others than its text has.
+    """
+    close = tokenizer.encode_with_control(THINK_CLOSE)
+    inside = tokenizer.encode(answer) if ids is None else ids
+    box = (tokenizer.encode("\n\n" + BOXED), inside, tokenizer.encode("}"))
+    return [*close, *chain(*box), tokenizer.stop_ids[0]]

@@ -15,11 +15,10 @@ ours, the thought begins with the document; an invisible mark, SEAM, says where 
     branch                                                                  ... fork SEAM
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from models.tokenizer import THINK_CLOSE, Tokenizer
+from rmt.boxed import boxed_content
 from rmt.budget import budget_sentence
 
 INSTRUCTION = r"""Predict the next token of the text under "### Context". Reason step by step \
@@ -35,7 +34,6 @@ IN_THOUGHT = INSTRUCTION.removesuffix("\n\n### Context\n").replace(
     'under "### Context"', "that your thought begins with"
 )
 SEAM = "\u200e"  # a left-to-right mark: it may stand anywhere in a text and changes nothing in it
-BOXED = r"\boxed{"
 THINK = "<think>"
 
 
@@ -84,17 +82,6 @@ def think_ids(tokenizer: Tokenizer, text_in: str = "question") -> list[int]:
     _, after = tokenizer.chat_parts()
     opened = text_in == "thought" or THINK in tokenizer.decode(after)
     return [] if opened else tokenizer.encode_with_control(THINK + "\n")
-
-
-def answer_ids(tokenizer: Tokenizer, answer: str, ids: Sequence[int] | None = None) -> list[int]:
-    """Return the ids that close a thought, give an answer and end the response.
-
-    answer: as it stands in the box; ids: its tokens, if it shall have others than its text has.
-    """
-    close = tokenizer.encode_with_control(THINK_CLOSE)
-    inside = tokenizer.encode(answer) if ids is None else ids
-    box = (tokenizer.encode("\n\n" + BOXED), inside, tokenizer.encode("}"))
-    return [*close, *chain(*box), tokenizer.stop_ids[0]]
 
 
 def prompt_for(
@@ -146,67 +133,3 @@ def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
         end += len(pieces[position])
         position += 1
     return position, text[start + len(THINK_CLOSE) :].decode("utf-8", errors="replace")
-
-
-def boxed_content(text: str, unpaired: bool = True) -> str | None:
-    r"""Return the content of the last \boxed{...}, unstripped; None if there is none.
-
-    Examples: \boxed{\frac{1}{2}} is `\frac{1}{2}`, \boxed{^{} is `^{`, \boxed{}$} is `}$`. If the
-    braces from the box on pair, the one that closes the box ends the answer; if they do not, or the
-    answer would be empty, the last brace of the text does. With unpaired=False the brace that
-    closes the box always does: \boxed{5}} is `5`.
-    """
-    last = text.rfind("}")
-    start = text.rfind(BOXED, 0, max(last, 0))
-    if start < 0:
-        return None
-    start += len(BOXED)
-    depth, closed, surplus = 1, None, 0
-    for index in range(start, last + 1):
-        if text[index] == "{":
-            depth += 1
-        elif text[index] == "}" and depth:
-            depth -= 1
-            closed = index if depth == 0 and closed is None else closed
-        elif text[index] == "}":
-            surplus += 1  # closes what was opened before the box, if anything was
-    pair = depth == 0 and (surplus == 0 or surplus <= _open_braces(text[: start - len(BOXED)]))
-    if closed is not None and (not unpaired or (pair and closed != start)):
-        last = closed
-    return text[start:last]
-
-
-def _open_braces(text: str) -> int:
-    """Count the braces that are open where the text ends."""
-    depth = 0
-    for character in text:
-        if character in "{}":
-            depth = depth + 1 if character == "{" else max(0, depth - 1)
-    return depth
-
-
-def escape(token: bytes, braces: bool = False) -> str:
-    r"""Write a token as it stands inside \boxed{}: as it is, except what cannot be seen or parsed.
-
-    Newline, tab and carriage return become \n, \t, \r; other invisible characters and bytes that
-    are no character of their own become \xhh or \uhhhh. Braces become \x7b, \x7d where they would
-    be read as another answer, as in `a}{b`, or where `braces` asks for it.
-    """
-    text = token.decode("utf-8", errors="surrogateescape")
-    braces = braces or boxed_content(BOXED + text + "}") != text
-    return "".join(_escape_character(character, braces) for character in text)
-
-
-def _escape_character(character: str, braces: bool) -> str:
-    named = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
-    if character in named:
-        return named[character]
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    if character in "{}":
-        return f"\\x{code:02x}" if braces else character
-    if character.isprintable():
-        return character
-    # From 128 on \x is a lone byte, above: the character U+00A0 is not the byte A0.
-    return f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}"

@@ -16,7 +16,7 @@ from rmt.budget import budget_at, budget_of_position
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, Curriculum, Draw, adaptive_probabilities, tier_probabilities
 from rmt.data.corpus import Document
-from rmt.prompt import Answer, PromptIds, parse_response, prompt_for, think_ids
+from rmt.prompt import Answer, PromptIds, parse_response, prompt_for
 from rmt.rewards import reward_groups
 from rmt.sampling import Rollout, Sampling
 from rmt.trees import Branch, Tree
@@ -120,7 +120,7 @@ def ask(c: Config, data: TrainingSet, index: int, draw: Draw, budget: int | None
     document = data.documents[index]
     if asks_at_end(c):
         if c.traces and budget is not None:  # as long as the thought that is given
-            budget = len(think_ids(data.tokenizer, c.text_in)) + len(document.thought)
+            budget = len(document.thought)
         return Question(index, draw.position, draw.tier, (document.answer.encode("utf-8"),), budget)
     if budget is not None and c.traces:
         budget = spread_budget(c, index, data.total_steps)

@@ -6,9 +6,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from rmt.boxed import escape
 from rmt.budget import length_reward
 from rmt.data.math_answers import same_answer
-from rmt.prompt import Answer, escape
+from rmt.prompt import Answer
 
 
 def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -> float:

@@ -14,7 +14,8 @@ from toy_models import causal
 from toy_runs import draw, prepared, stepped
 
 import rmt.cold_start
-from rmt.prompt import escape, parse_response
+from rmt.boxed import escape
+from rmt.prompt import parse_response
 from rmt.questions import reward_responses, spread_budget
 from rmt.sampling import Rollout
 

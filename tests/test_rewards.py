@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rmt.prompt import Answer, boxed_content
+from rmt.boxed import boxed_content
+from rmt.prompt import Answer
 from rmt.rewards import match_reward, reward_groups, thinking_reward, total_reward
 
 

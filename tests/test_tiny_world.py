@@ -10,8 +10,9 @@ from assets.tiny_tokenizer import VOCABULARY, marks_by_position
 from assets.tiny_world import CAREFUL, COMPUTED, CORPUS, Habits, make_thought
 from models.config import ASSETS, TINY
 from models.tokenizer import Tokenizer
+from rmt.boxed import escape
 from rmt.evaluation.positions import Chosen, Position, write_positions
-from rmt.prompt import escape, next_token_prompt, parse_response
+from rmt.prompt import next_token_prompt, parse_response
 
 ALWAYS_CAREFUL = Habits(careful=1.0, hasty=0.0, before=2.0, after=2.0)
 

@@ -22,7 +22,7 @@ class Document:
     tokens: np.ndarray  # (T,) int64
     answer: str = ""  # of a problem or a trace
     part: int = 0  # which path of --data it is from
-    thought: tuple[int, ...] = ()  # of a trace, with a newline at its end
+    thought: tuple[int, ...] = ()  # of a trace: all ids before </think>
 
 
 @dataclass(frozen=True)

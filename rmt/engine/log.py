@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from rmt.boxed import escape
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.data.math_answers import verifier
 from rmt.engine.track import Tracker
-from rmt.prompt import escape
 from rmt.questions import RolloutBatch, TrainingSet
 from rmt.system.dist import World
 from rmt.system.env import commit, device_name

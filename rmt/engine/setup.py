@@ -24,7 +24,7 @@ from rmt.difficulty import document_entropies
 from rmt.engine.export import find_model
 from rmt.evaluation.positions import Chosen, choose_positions
 from rmt.memory.autofit import autofit
-from rmt.prompt import PromptIds, prompt_for
+from rmt.prompt import PromptIds, prompt_for, think_ids
 from rmt.questions import TrainingSet, asks_at_end
 from rmt.system.dist import World, compute_dtype, current, load_model, rollout_mode
 
@@ -97,9 +97,10 @@ def read_traces(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> lis
     _check_context(config, tokenizer, shape, config.max_response)
     path = str(in_repository(config.traces))
     found = corpus.read([path], tokenizer, (), config.document_tokens, None, traces=True)
-    room = config.max_response
-    fitting = [d for d in found.documents if len(trace_ids(config, tokenizer, d)) <= room]
-    if long := len(found.documents) - len(fitting):
+    room, opening = config.max_response, think_ids(tokenizer, config.text_in)
+    documents = [replace(d, thought=(*opening, *d.thought)) for d in found.documents]
+    fitting = [d for d in documents if len(trace_ids(tokenizer, d)) <= room]
+    if long := len(documents) - len(fitting):
         found.remarks.append(
             f"left out {long:,} of {found.total:,} traces: more than --max-response {room} tokens"
         )

@@ -12,6 +12,7 @@ import torch
 
 from kernels import linear_topk
 from models.tokenizer import Tokenizer
+from rmt.boxed import escape
 from rmt.budget import budget_of_position
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.data.corpus import Document
@@ -20,7 +21,7 @@ from rmt.evaluation.summary import PROBLEMS
 from rmt.forest import pack
 from rmt.memory.estimate import CACHED_TOKENS
 from rmt.objective import target_logprobs
-from rmt.prompt import Answer, PromptIds, escape, next_token_prompt, parse_response, problem_prompt
+from rmt.prompt import Answer, PromptIds, next_token_prompt, parse_response, problem_prompt
 from rmt.questions import Question, coming_tokens, question_trees, text_trees
 from rmt.rewards import match_reward
 from rmt.rollout import generate

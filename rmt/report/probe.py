@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from rmt.boxed import escape
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, TIERS, Draw
 from rmt.engine.run import Run, Setup
 from rmt.grpo import advantage_scale, advantages
-from rmt.prompt import escape
 from rmt.questions import (
     Question,
     RolloutBatch,

@@ -30,7 +30,7 @@ demo: setup  ## reinforcement mid-training of the tiny model, before and after (
 	$(THINK) --model $(RUN)/model --json $(RUN)/after.json
 	$(BIN)/python -m rmt.report $(RUN)
 
-real: setup smollm2  ## SmolLM2-135M on real text: cold start, RMT, before and after (3 hours, 2 cores)
+real: setup smollm2  ## SmolLM2-135M on real text: cold start, RMT, before and after (hours, 2 cores)
 	$(BIN)/python -m experiments.real
 
 # Several runs are drawn over each other: make report RUN="runs/a runs/b"

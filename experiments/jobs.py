@@ -122,7 +122,7 @@ def _claims(s: Setting, seed: int, place: Path) -> list[Job]:
     found = [
         _rmt_job(s, seed, place),
         job("rpt", rpt, freely),
-        job("rpt-tokens", lambda: (*rpt, "--max-tokens", _tokens(rmt)), freely, needs=(rmt,)),
+        job("rpt-tokens", lambda: (*rpt, "--max-tokens", tokens_of(rmt)), freely, needs=(rmt,)),
         job("without-budget", (*steps, *s.freely), {"text": s.ask_freely}),
         job("without-curriculum", (*steps, "--no-curriculum"), text),
         job("without-ntp", (*steps, "--no-ntp"), text),
@@ -216,11 +216,11 @@ def _commands(s: Setting, seed: int, out: Path, model: str, train, evals) -> lis
 def _matched(s: Setting, rmt: Path, flag: str) -> Flags:
     """Return flags of next-token training with the tokens or minutes of the seed's RMT run."""
     minutes = sum(row["time/step"] for row in _metrics(rmt)) / 60
-    spent = {"--max-tokens": _tokens(rmt), "--max-minutes": f"{minutes:.3f}"}
+    spent = {"--max-tokens": tokens_of(rmt), "--max-minutes": f"{minutes:.3f}"}
     return (*s.train, "--method", "ntp", "--steps", str(1000 * s.steps), flag, spent[flag])
 
 
-def _tokens(rmt: Path) -> str:
+def tokens_of(rmt: Path) -> str:
     """Return the number of tokens that a run sampled and trained on."""
     rows = _metrics(rmt)
     return f"{sum(row['tokens/step'] + row['tokens/dropped'] for row in rows):.0f}"

@@ -1,6 +1,6 @@
 """A real model on real text: SmolLM2-135M on Omni-MATH, cold start and RMT, before and after.
 
-    make real                             three hours on two CPU cores; a stopped one goes on
+    make real                             hours on two CPU cores; a stopped one goes on
     python -m experiments.real --study    beside RMT: baselines and RMT without each part, two seeds
     python -m experiments.real --table    the table of all runs so far
 
@@ -13,11 +13,12 @@ import json
 import sys
 from pathlib import Path
 
+from experiments.jobs import tokens_of
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side
 from rmt.evaluation.compare import differences, read_report, verdict
-from rmt.system.env import about
+from rmt.system.env import proc_field
 from rmt.system.lock import held
-from rmt.system.records import read_lines, write_whole
+from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
 
 MODEL, OUT = "smollm2-135m", Path("runs/real")
@@ -25,7 +26,7 @@ LOCAL = Path("../shared/data")
 TEXT = LOCAL / "omni-math" / "train.jsonl"
 DATA = ("--data", str(TEXT) if TEXT.exists() else "KbsdJames/Omni-MATH", "--holdout", "200")
 # On a CPU layers are faster in bf16 only where it has instructions for their products.
-FAST = "amx_bf16" in about()["instructions"]
+FAST = "amx_bf16" in (proc_field("cpuinfo", "flags") or "")
 SMALL = ("--preset", "small", "--dtype", "bfloat16" if FAST else "auto", *DATA)
 TRAIN = (*SMALL, "--batch-size", "4", "--probe-documents", "0", "--save-every", "10")
 COLD = (
@@ -103,9 +104,12 @@ def evaluations(model: str, out: Path) -> list[Command]:
 
 def same_tokens(rmt: Path) -> Command:
     """Return flags that end a run when it has sampled and trained on as many tokens as RMT."""
-    rows = read_lines(rmt / "metrics.jsonl")
-    tokens = sum(row["tokens/step"] + row["tokens/dropped"] for row in rows)
-    return ("--max-tokens", f"{tokens:.0f}", "--steps", str(100 * STUDY_STEPS))
+    return ("--max-tokens", tokens_of(rmt), "--steps", str(100 * STUDY_STEPS))
+
+
+def cell(number: float | None, form: str) -> str:
+    """Format a number; – where nothing was measured, as the length where no thought is closed."""
+    return "–" if number is None else form.format(number)
 
 
 def table() -> str:
@@ -125,7 +129,7 @@ def table() -> str:
         cells = (
             place.name, f"{plain['accuracy']:.1%}", f"{thought['accuracy']:.1%}",
             f"{thought['majority']:.1%}", f"{found['plain']['nats_per_token']:.4f}",
-            f"{thought['thinking_length']:.1f}", f"{thought['budget_error']:.2f}",
+            cell(thought["thinking_length"], "{:.1f}"), cell(thought["budget_error"], "{:.2f}"),
             f"{thought['well_formed']:.1%}", *solved, f"{minutes:.0f}",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")

@@ -2,8 +2,9 @@
 
 Reinforcement needs responses that sometimes succeed; a small model never closes a thought. So it
 is first taught the form of a response by its own knowledge: a thought is a few guesses drawn from
-its plain next-token distribution, and the answer is the commonest of them. All guesses but the
-first stand behind the end of the context, repeated, and an invisible mark (here |):
+its plain next-token distribution, and the answer is the commonest of them. With
+--text-in thought the first is right behind the text; all others stand behind the end of the
+context, repeated, and an invisible mark (here |):
 
     ... the sum of the two is| 12⏎ of the two is| 12⏎ of the two is| 15⏎</think>⏎⏎\\boxed{ 12}
 

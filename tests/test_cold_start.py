@@ -122,6 +122,15 @@ def test_traces_of_a_file_are_given_as_they_are(place, tmp_path, capsys):
     assert "left out 3 of 12 traces: more than --max-response 30" in capsys.readouterr().err
 
 
+def test_other_traces_are_refused_at_resume(place, tmp_path, capsys):
+    path, out = write(tmp_path / "traces.jsonl", TRACES * 3), tmp_path / "run"
+    changes = COLD | dict(traces=path, batch_size=4, steps=3, max_minutes=1e-9, out=out)
+    run_here(*arguments(place, **changes))
+    for name, other in (("thought", "another thought"), ("answer", " five")):
+        write(path, [TRACES[0] | {name: other}, *TRACES[1:], *TRACES * 2])
+        refusal(train, ["--resume", out], ["--data"], capsys)
+
+
 BAD = {
     "no-thought": ({"context": "a", "answer": "b"}, "no text field 'thought'", "context, answer"),
     "empty-answer": (TRACES[0] | {"answer": ""}, "no text field 'answer'"),

@@ -70,10 +70,12 @@ def choose_positions(
 
 
 def data_key(documents: Sequence[Document]) -> str:
-    """Hash the tokens of a data set, so that all models find the same stored positions."""
+    """Hash a data set, so that all models find the same stored positions."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(document.tokens.tobytes() + b"|")
+        if document.answer:  # of a problem or a trace
+            digest.update(repr((document.answer, document.thought)).encode("utf-8"))
     return digest.hexdigest()[:12]
 
 

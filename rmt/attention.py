@@ -38,7 +38,8 @@ def attend_flex(
         # N alone varies. Left to itself, PyTorch takes dimensions that are equal by chance in the
         # first forest, such as heads and blocks of the mask, for equal always.
         torch._dynamo.mark_static(x, [1, 3])
-        torch._dynamo.mark_static(x._base, list(range(1, x._base.ndim)))
+        if x._base is not None:  # a view made in inference mode does not know its base
+            torch._dynamo.mark_static(x._base, list(range(1, x._base.ndim)))
     flex = _compiled_flex(backend) if backend else flex_attention
     out = flex(*heads_first, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1)

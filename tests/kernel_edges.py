@@ -145,7 +145,7 @@ def check_merge(kernels):
     tiles = math.Tiles(few, *(torch.zeros_like(few) for _ in range(2)), few[:, 0], [], 1)
     found, _ = math.merge(tiles, torch.ones(1, device=DEVICE))
     for name, value in (("log_sum", found.log_sum), ("entropy", found.entropy / 21)):
-        close(name, value * torch.tensor(20.0).exp().item(), torch.ones(1), 1e-5)
+        close(name, value.cpu() * torch.tensor(20.0).exp().item(), torch.ones(1), 1e-5)
 
 
 def check_sums(kernels):

@@ -147,7 +147,8 @@ def no_compiler():
         ]),
     ],
 )  # fmt: skip
-def test_flex_attention_is_compiled_once_for_all_forests(backend):
+@pytest.mark.parametrize("without_gradient", [torch.no_grad, torch.inference_mode])
+def test_flex_attention_is_compiled_once_for_all_forests(backend, without_gradient):
     rng, lengths = np.random.default_rng(0), set()
     torch._dynamo.reset()
     counters.clear()
@@ -158,8 +159,8 @@ def test_flex_attention_is_compiled_once_for_all_forests(backend):
             trees.append(Tree(document, ids(rng, 150 + 97 * document), group))
         forest = pack(trees, pad=True)
         lengths.add(len(forest))
-        q, k, v, _ = vectors(forest, 4, 2, 16, torch.float32)
-        with torch.no_grad():
+        with without_gradient():  # vectors made there have no base
+            q, k, v, _ = vectors(forest, 4, 2, 16, torch.float32)
             given = attend_flex(forest.block_mask, q, k, v, backend)
         real = forest.tree >= 0
         torch.testing.assert_close(given[real], by_call(forest, q, k, v)[real])

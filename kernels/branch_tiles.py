@@ -98,15 +98,13 @@ class Seen:
 
     Branch i sees the fork[i] trunk tokens from start[i] on, and its first length[i] own tokens.
     start, fork, length (n,) int64 on the device may be changed in place between calls.
-    tiles must be of the same starts. longest: an upper bound of all lengths. ValueError for shapes,
-    dtypes and devices that do not fit.
+    tiles must be of the same starts. ValueError for shapes, dtypes and devices that do not fit.
     """
 
     start: Tensor
     fork: Tensor
     length: Tensor
     tiles: TrunkGroups
-    longest: int | None = None
     checked: set = field(default_factory=set, repr=False)  # by kernels/refuse.py
 
     def __post_init__(self):

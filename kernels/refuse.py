@@ -180,24 +180,18 @@ def require_reach(seen, tokens: int, capacity: int, look: bool) -> None:
     ValueError. Otherwise assert on the device, once for each `Seen`; a CUDA graph replays the
     assertions that it captured.
     """
-    n, longest = len(seen.start), seen.longest
+    n = len(seen.start)
     if len(seen.tiles.start) != n:
         raise ValueError(
             f"tiles are of {len(seen.tiles.start)} branches, lengths of {n}; make tiles again when "
             "branches come or go"
-        )
-    if longest is not None and longest > capacity:
-        raise ValueError(
-            f"longest = {longest} own tokens are more than the {capacity} that a slot has room "
-            "for; give a bound within it"
         )
     known = (tokens, capacity)
     if look:  # changed in place, they are checked again
         known += (*seen.values(), tuple(seen.tiles.table.flatten().tolist()))
     if known in seen.checked:
         return
-    room = capacity if longest is None else longest
-    for fits, whose, said in _reach(seen, tokens, room):
+    for fits, whose, said in _reach(seen, tokens, capacity):
         if not look:
             torch._assert_async(fits.all(), said)
         elif not fits.all():
@@ -209,7 +203,7 @@ def require_reach(seen, tokens: int, capacity: int, look: bool) -> None:
     seen.checked.add(known)
 
 
-def _reach(seen, tokens: int, room: int) -> list[tuple[Tensor, Tensor, str]]:
+def _reach(seen, tokens: int, capacity: int) -> list[tuple[Tensor, Tensor, str]]:
     """Return each condition, the branches that it is about, and its error message."""
     start, fork, length, n = seen.start, seen.fork, seen.length, len(seen.start)
     table = seen.tiles.table.long()
@@ -221,10 +215,10 @@ def _reach(seen, tokens: int, room: int) -> list[tuple[Tensor, Tensor, str]]:
     common = start[slot].masked_fill(~reads, 0).amax(dim=1, keepdim=True)
     each = torch.arange(n, device=start.device)
     trunk = (fork == 0) | ((start >= 0) & (fork > 0) & (start + fork <= tokens))
-    own, once = (length >= 0) & (length <= room), (count[:n] == 1) & (count[n] == 0)
+    own, once = (length >= 0) & (length <= capacity), (count[:n] == 1) & (count[n] == 0)
     return [
         (trunk, each, f"the trunk from start to start + fork is not within its {tokens} tokens"),
-        (own, each, f"a length must be from 0 to {room}"),
+        (own, each, f"a length must be from 0 to {capacity}"),
         (once, each, "each branch must be in exactly one tile; make tiles again"),
         (~reads | (start[slot] == common), slot, "a tile has one start; make tiles again"),
     ]

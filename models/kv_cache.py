@@ -78,16 +78,16 @@ class KVCache:
         self.own[:, :, targets, :longest] = self.own[:, :, sources, :longest]
 
     def begin_step(
-        self, start: Tensor, fork: Tensor, length: Tensor, tiles: TrunkGroups, longest: int
+        self, start: Tensor, fork: Tensor, length: Tensor, tiles: TrunkGroups
     ) -> None:
         """Set the trunk, its visible part and the own length of the n active slots for a step.
 
         start, fork, length (n,) int64: `length` tokens are in the slot, and this step appends one.
-        longest: an upper bound of lengths after it.
+        Nothing here depends on values: a recorded step is replayed with others.
         """
         slot = torch.arange(len(length), device=length.device)
         self._place = slot * self.capacity + length  # of the new token in the flattened slots
-        self._seen = Seen(start, fork, length + 1, tiles, min(longest, self.capacity))
+        self._seen = Seen(start, fork, length + 1, tiles)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Append k, v (n, K, D) to the branches and attend with q (n, H, D) -> (n, H, D)."""

@@ -161,7 +161,7 @@ class DecodeLoop:
         """One token for each of the first n slots; no shape depends on what is computed."""
         # Views of self.state: what is written to them stays.
         start, fork, length, request, offset, token, done = self.state[:, :n]
-        self.cache.begin_step(start, fork, length, self.tiles, self.longest)
+        self.cache.begin_step(start, fork, length, self.tiles)
         choose = lambda hidden, _head: sample(
             matmul(hidden.to(self.head.dtype), self.head.t()),
             self.uniform[request, offset],

@@ -82,10 +82,6 @@ def check_bounds(kernels):
         getattr(case, field)[1] = value
         with refused("branch ", said):
             kernels.branch_attention(*case[:5], seen)
-    for longest, said in ((3, "from 0 to 3"), (room + 1, f"longest = {room + 1}")):
-        case, _ = few(kernels)
-        with refused(said):
-            kernels.branch_attention(*case[:5], seen_of(kernels, case, longest))
     for place, value in (((0, 0), 4), ((0, 0), -1), ((0, 0), 1), ((0, -1), 4)):
         case, seen = few(kernels)
         kernels.branch_attention(*case[:5], seen)

@@ -101,11 +101,11 @@ def case_of(name: str, dtype: torch.dtype) -> Case:
     return Case(*numbers, *(x.to(DEVICE) for x in drawn(name)[5:]))
 
 
-def seen_of(kernels, case: Case, longest: int | None = None, rows: int | None = None):
+def seen_of(kernels, case: Case, rows: int | None = None):
     heads, kv_heads = case.q.shape[1], case.trunk_k.shape[1]
     where = case.start.tolist(), case.fork.tolist(), case.q.device
     tiles = kernels.TrunkGroups.of(*where, heads, kv_heads, rows)
-    return kernels.Seen(case.start, case.fork, case.length, tiles, longest)
+    return kernels.Seen(case.start, case.fork, case.length, tiles)
 
 
 def attend(kernels, case: Case, programs: int | None = None, rows: int | None = None) -> Tensor:

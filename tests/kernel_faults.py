@@ -121,9 +121,7 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
         "branch_attention.py", "groups_of(start, fork,", "groups_of(start, seen.tiles.fork,"),
     "counts are looked at once": ("refuse.py", "if look:  # changed", "if False:  # changed"),
     "a fork may end anywhere": ("refuse.py", " & (start + fork <= tokens)", ""),
-    "a length may be above the room": ("refuse.py", " & (length <= room)", ""),
-    "a bound of lengths is a guess": (
-        "refuse.py", "capacity if longest is None else longest", "capacity"),
+    "a length may be above the room": ("refuse.py", " & (length <= capacity)", ""),
     "a tile may have two starts": (
         "refuse.py", "~reads | (start[slot] == common)", "~reads | True"),
     "tiles are looked at once": (

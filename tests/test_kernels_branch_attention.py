@@ -47,14 +47,6 @@ def test_a_gpu_without_triton_computes_the_same(monkeypatch, dtype):
 
 
 @both_tiers
-def test_the_bound_of_lengths_may_be_known_or_not(kind):
-    case = case_of("nothing to see", torch.float32)
-    given = [kernels.branch_attention(*case[:5], seen_of(kernels, case, x)) for x in (None, 2, 7)]
-    assert torch.equal(given[0], given[1])
-    torch.testing.assert_close(given[0], given[2], rtol=1e-6, atol=1e-6)
-
-
-@both_tiers
 def test_no_branches_are_no_rows(kind):
     case = Case(*(x[:0] for x in case_of("one branch", torch.float32)))
     assert kernels.branch_attention(*case[:5], seen_of(kernels, case)).shape == (0, 1, 64)
@@ -132,14 +124,6 @@ def test_tiles_of_other_branches_are_refused(monkeypatch):
     with pytest.raises(ValueError) as error:
         kernels.branch_attention(*case[:5], kernels.Seen(*case[5:], tiles))
     assert_holds(error, "4 branches", "lengths of 1", "make tiles again")
-
-
-def test_a_bound_of_lengths_beyond_the_cache_is_refused(monkeypatch):
-    monkeypatch.setenv("RMT_KERNELS", "reference")
-    case = case_of("one branch", torch.float32)
-    with pytest.raises(ValueError) as error:
-        kernels.branch_attention(*case[:5], seen_of(kernels, case, longest=11))
-    assert_holds(error, "longest = 11", "10 that a slot")
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CUDA graph needs a GPU")

@@ -101,7 +101,7 @@ def _gradient(tiles: ModuleType, fused: ModuleType) -> Iterator[Launch]:
         arguments = dict(
             VALUES=values, OUT=out, ROWS="*i64" if width else None,
             OFFSET="*fp32" if width else None, row_stride=SLICE, column_stride=1, columns=SLICE,
-            first=0, offset_stride=SLICE if width else 0, WIDTH=width,
+            out_stride=SLICE, first=0, offset_stride=SLICE if width else 0, WIDTH=width,
         )  # fmt: skip
         source = f"exp(x) by {width}" if width else "logits"
         variant = f"{values[1:]} {source} to {out[1:]}"

@@ -19,6 +19,7 @@ from kernels.slices import (
     chunks,
     from_logits,
     products,
+    sum_of,
 )
 from kernels.tile_math import LossGrads, Statistics, merge
 
@@ -125,10 +126,11 @@ def _statistics_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return gradients of hidden (N, C) and weight (V, C); one that is not wanted is empty."""
     grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
-    grad_weight = torch.zeros_like(weight, dtype=wide(weight)) if want_weight else None
+    parts = chunks(targets.where((g != 0) | (h != 0), IGNORE), chunk)
+    grad_weight = sum_of(weight, len(parts)) if want_weight else None
     slopes = LossGrads.of(Statistics(*saved), inverse_t, g, h)
-    head, learns = weight[:vocab_size], (g != 0) | (h != 0)
-    for rows in chunks(targets.where(learns, IGNORE), chunk):
+    head = weight[:vocab_size]
+    for rows in parts:
         x = hidden[rows]
         gradients = from_logits(x, head, targets[rows], slopes.choose(rows))
         dx = products(gradients, x, head, want_hidden, grad_weight)

@@ -17,7 +17,7 @@ from kernels.refuse import (
     require_targets,
     require_values,
 )
-from kernels.slices import chunk_of, chunk_tiles, chunks, from_exponentials, products
+from kernels.slices import chunk_of, chunk_tiles, chunks, from_exponentials, products, sum_of
 from kernels.tile_math import LossGrads, Statistics, merge
 
 
@@ -61,18 +61,19 @@ class _LinearObjective(torch.autograd.Function):
         head, dtype = weight[:vocab_size], wide(hidden)
         want_hidden, want_weight = (enabled and wanted for wanted in ctx.needs_input_grad[:2])
         grad_hidden = torch.zeros_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if want_weight else None
+        parts = chunks(targets, chunk)
+        grad_weight = sum_of(weight, len(parts)) if want_weight else None
         learns = want_hidden or want_weight
         loss = hidden.new_zeros((), dtype=dtype)
         logprobs, entropies = (hidden.new_zeros(len(hidden), dtype=dtype) for _ in range(2))
-        for rows in chunks(targets, chunk):
+        for rows in parts:
             x, y, t = hidden[rows], targets[rows], inverse_t[rows]
             tiles = chunk_tiles(x, head, y, t, keep=learns)
             statistics, offset = merge(tiles, t)
             # Store them before the loss, which may overwrite its arguments.
             logprobs[rows], entropies[rows] = statistics.logprob, statistics.entropy
-            part, g, h = _slopes(token_loss, statistics, rows, enabled)
-            loss += part
+            value, g, h = _slopes(token_loss, statistics, rows, enabled)
+            loss += value
             alive = ((g != 0) | (h != 0)).nonzero()[:, 0] if learns else rows[:0]
             if len(alive):
                 slopes = LossGrads.of(statistics, t, g, h).choose(alive)
@@ -96,7 +97,7 @@ class _LinearObjective(torch.autograd.Function):
             grad_hidden = (grad_hidden * grad.view(1, 1)).to(grad_hidden.dtype)
         if grad_weight is not None:
             out = torch.empty_like(grad_weight, dtype=ctx.dtype)
-            grad_weight = torch.mul(grad_weight, grad, out=out)  # rounds without a temporary
+            grad_weight = torch.mul(grad_weight, grad.view(1, 1), out=out)  # without a temporary
         return grad_hidden, grad_weight, None, None, None, None, None, None
 
 

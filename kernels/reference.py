@@ -170,6 +170,14 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         return a.to(wide(a)) @ b.to(wide(a))
 
 
+def write_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Write a @ b to out, accumulated in fp32 (fp64 for fp64) and rounded once to out's dtype."""
+    if a.is_cuda and a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(matmul(a, b))
+
+
 def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a @ b to out, in out's fp32 or fp64, so that a sum over many chunks stays exact."""
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):

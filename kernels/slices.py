@@ -27,15 +27,18 @@ ms in one pass, where computing logits twice needs 64.5. Adding a chunk to grad_
 writes it (6.2 GB, 1.4 ms), so chunks have some thousand tokens, not some hundred.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from kernels.dispatch import choice, tiles_of
-from kernels.reference import IGNORE, add_matmul, matmul, wide
+from kernels.reference import IGNORE, add_matmul, matmul, wide, write_matmul
 from kernels.refuse import require_chunk
 from kernels.tile_math import SLICE, LossGrads, Tiles
 
-CHUNK = {"cuda": 3072, "cpu": 1024}  # most tokens whose exponentials exist at one time
+CHUNK = {"cuda": 8192, "cpu": 1024}  # most tokens whose exponentials exist at one time
+TOGETHER = {"cuda": 4, "cpu": 1}  # slices of dz that one product multiplies
 
 
 def chunk_of(hidden: Tensor, chunk: int | None) -> int:
@@ -72,32 +75,52 @@ def chunk_tiles(x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool) -> Ti
 def from_exponentials(
     tiles: Tiles, offset: Tensor, rows: Tensor, y: Tensor, slopes: LossGrads, dtype: torch.dtype
 ):
-    """Yield (first, dz (n', S)) of each slice, from the kept exponentials."""
-    first = 0
-    for e in tiles.exponentials:
+    """Yield (first, dz (n', W)) of some slices at a time, from the kept exponentials."""
+
+    def write(first: int, e: Tensor, out: Tensor) -> None:
         own = offset[:, first // tiles.width : -(-(first + e.shape[1]) // tiles.width)]
         make = tiles_of(e).gradient_of_exponentials
-        yield first, make(e, own, tiles.width, rows, y, first, slopes, dtype)
-        first += e.shape[1]
+        make(e, own, tiles.width, rows, y, first, slopes, out)
+
+    return _by_slices(tiles.exponentials, len(rows), dtype, write)
 
 
 def from_logits(x: Tensor, head: Tensor, y: Tensor, slopes: LossGrads):
-    """Yield (first, dz (n, S)) of each slice, from logits that are computed again."""
-    first = 0
-    for part in head.split(SLICE):
-        z = matmul(x, part.t())
-        dz = torch.empty_like(z, dtype=x.dtype)
-        yield first, tiles_of(x).gradient_of_logits(z, y, first, slopes, dz)
-        first += len(part)
+    """Yield (first, dz (n, W)) of some slices at a time, from logits that are computed again."""
+
+    def write(first: int, part: Tensor, out: Tensor) -> None:
+        tiles_of(x).gradient_of_logits(matmul(x, part), y, first, slopes, out)
+
+    return _by_slices(head.t().split(SLICE, dim=1), len(x), x.dtype, write)
+
+
+def _by_slices(slices: Sequence[Tensor], n: int, dtype: torch.dtype, write: Callable):
+    """Let write(first, slice, out (n, S)) fill dz; yield (first, dz (n, W)) of some slices."""
+    first, many = 0, TOGETHER.get(slices[0].device.type, 1)
+    for i in range(0, len(slices), many):
+        widths = [part.shape[1] for part in slices[i : i + many]]
+        dz = slices[i].new_empty(n, sum(widths), dtype=dtype)
+        place = first
+        for part, out in zip(slices[i : i + many], dz.split(widths, dim=1)):
+            write(place, part, out)
+            place += part.shape[1]
+        yield first, dz
+        first = place
+
+
+def sum_of(weight: Tensor, parts: int) -> Tensor:
+    """Return zeros for the sum of `parts` gradients of weight: one alone is rounded only once."""
+    return torch.zeros_like(weight, dtype=weight.dtype if parts <= 1 else wide(weight))
 
 
 def products(gradients, x: Tensor, head: Tensor, want_hidden: bool, grad_weight: Tensor | None):
-    """Add Σ dz.T @ x to grad_weight; return Σ dz @ head (n', C) in fp32 or wider."""
+    """Add Σ dz.T @ x to grad_weight (`sum_of`); return Σ dz @ head (n', C) in fp32 or wider."""
     dx = torch.zeros_like(x, dtype=wide(x)) if want_hidden else None
     for first, dz in gradients:
         rows = slice(first, first + dz.shape[1])
         if want_hidden:
             add_matmul(dx, dz, head[rows])
         if grad_weight is not None:
-            add_matmul(grad_weight[rows], dz.t(), x)
+            add = write_matmul if grad_weight.dtype != wide(x) else add_matmul
+            add(grad_weight[rows], dz.t(), x)
     return dx

@@ -153,9 +153,9 @@ def gradient_of_exponentials(
     targets: Tensor,
     first: int,
     slopes: LossGrads,
-    dtype: torch.dtype,
+    out: Tensor,
 ) -> Tensor:
-    """Return ∂loss/∂logits of some rows (n', S), from SCALE · exp(x) (n, S) and offset (n, t).
+    """Write ∂loss/∂logits of some rows to out (n', S), from SCALE · exp(x) (n, S), offset (n, t).
 
     exponentials and offset have all rows; targets and slopes those of `rows` (n',). Tiles are
     `width` columns wide: here all columns, and t = 1.
@@ -172,7 +172,7 @@ def gradient_of_exponentials(
     else:
         gradient = e * (factor * _slope(factor, s))
     _set_targets(gradient, targets, first, s)
-    return gradient.to(dtype)
+    return out.copy_(gradient)
 
 
 def _slope(log_p: Tensor, s: LossGrads) -> Tensor:

@@ -77,9 +77,7 @@ class KVCache:
         sources, targets = (torch.tensor(x, device=self.own.device) for x in (sources, targets))
         self.own[:, :, targets, :longest] = self.own[:, :, sources, :longest]
 
-    def begin_step(
-        self, start: Tensor, fork: Tensor, length: Tensor, tiles: TrunkGroups
-    ) -> None:
+    def begin_step(self, start: Tensor, fork: Tensor, length: Tensor, tiles: TrunkGroups) -> None:
         """Set the trunk, its visible part and the own length of the n active slots for a step.
 
         start, fork, length (n,) int64: `length` tokens are in the slot, and this step appends one.

@@ -120,7 +120,7 @@ class Block(nn.Module):
 
     def _run(self, part: Callable, *tensors: Tensor):
         """Run `pre_attention` or `post_attention`, compiled or checkpointed if so configured."""
-        if self.compiled and torch.is_grad_enabled():
+        if self.compiled:
             return _compiled(part)(self, *tensors)  # the compiler chooses what to recompute
         if self.recompute == "selective" and torch.is_grad_enabled():
             keep = partial(create_selective_checkpoint_contexts, PRODUCTS)

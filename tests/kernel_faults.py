@@ -2,7 +2,7 @@
 
 LOAD = 'mask=there, other=float("-inf")).to(tl.float32)\n\n'
 INSIDE = "there = column < columns\n    place = LOGITS"
-REST = "tl.sum(tl.where(likeliest, 0.0, e), axis=0) + (ties - 1.0)"
+OTHERS = "tl.where(tl.arange(0, TILE) == likeliest, x, e)"
 LINE = "        tl.store(place, tl.zeros"
 PRODUCT = "tile_statistics(matmul(x, part.t()),"
 BASE = 'tl.where(top == float("-inf"), 0.0, top)'
@@ -15,11 +15,12 @@ MUTANTS = {  # name: (file, text to replace, with what)
     # In the Triton kernels over logits.
     "phantom columns count as logits of 0": ("tiles.py", LOAD, LOAD.replace("-inf", "0")),
     "the maximum starts at 0": (
-        "tiles.py", "tl.max(z, axis=0)", "tl.maximum(tl.max(z, axis=0), 0.0)"),
-    "0 times minus infinity": ("tiles.py", "tl.where(x < NEGLIGIBLE, NEGLIGIBLE, x)", "x"),
+        "tiles.py", "base = tl.where(top ==", "top = tl.maximum(top, 0.0); base = tl.where(top =="),
+    "0 times minus infinity": (
+        "tiles.py", "tl.maximum(x, NEGLIGIBLE, propagate_nan=tl.PropagateNan.ALL)", "x"),
     "a tile of minus infinity has a nan for a base": ("tiles.py", BASE, "top"),
     "statistics ignore the temperature": (
-        "tiles.py", "(z - base) * tl.load(INVERSE_T + row)", "z - base"),
+        "tiles.py", "(tl.load(INVERSE_T + row) * LOG2_E)", "LOG2_E"),
     "the gradient is not divided by the temperature": (
         "tiles.py", "+ tilt) * inverse_t", "+ tilt)"),
     "the gradient's entropy term has the wrong sign": ("tiles.py", "+ tilt)", "- tilt)"),
@@ -28,15 +29,22 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "the last column is left out": (
         "tiles.py", INSIDE, INSIDE.replace("columns\n", "columns - 1\n")),
     "the target of the next tile": (
-        "tiles.py", "first == target  # at", "first == target + (target % TILE == 0)  # at"),
+        "tiles.py", "own // TILE == tile", "own // TILE == tile + (own % TILE == 0)"),
     "the target's gradient is that of any other column": (
         "tiles.py", "dz = tl.where(column + first == target", "dz = tl.where(column + first == -1"),
     "ignored rows are read": (
         "tiles.py", "if target == IGNORE:\n" + LINE, "if target == IGNORE - 1:\n" + LINE),
     "gradients go by the number of the kept row": (
         "tiles.py", "tl.load(ROWS + out_row)", "out_row"),
-    "ties count once": ("tiles.py", "+ (ties - 1.0)", "+ 0.0 * ties"),
-    "the sum keeps the likeliest token": ("tiles.py", REST, "tl.sum(e, axis=0) - 1.0"),
+    "ties count once": ("tiles.py", OTHERS, "tl.where(x == 0.0, x, e)"),
+    "the sum keeps the likeliest token": (
+        "tiles.py", f"tl.sum({OTHERS}, axis=0)", "tl.sum(e, axis=0) - 1.0"),
+    "a tile of minus infinity has its likeliest": (
+        "tiles.py", 'tl.where(top == float("-inf"), -1.0, rest)', "rest"),
+    "a broken row hides in its likeliest": (
+        "tiles.py", OTHERS, "tl.where(tl.arange(0, TILE) == likeliest, 0.0, e)"),
+    "s in bits": ("tiles.py", "tl.sum(e * x, axis=0) / LOG2_E", "tl.sum(e * x, axis=0)"),
+    "the logarithm is left out": ("tiles.py", "if h != 0.0:", "if h == 123.0:"),
     # In the fused kernel.
     "fused kernel, phantom columns": ("fused.py", BEYOND, "z"),
     "fused kernel, the maximum starts at 0": (
@@ -65,9 +73,12 @@ MUTANTS = {  # name: (file, text to replace, with what)
         "mul_(shift.exp()).log_().clamp_(min=NEGLIGIBLE)"),
     "logits rounded to bf16": ("slices.py", PRODUCT, PRODUCT[:-1] + ".bfloat16().float(),"),
     "the weight's gradient is summed in bf16": (
-        "one_pass.py", "torch.zeros_like(weight, dtype=dtype)", "torch.zeros_like(weight)"),
+        "slices.py", "weight.dtype if parts <= 1 else wide(weight)", "weight.dtype"),
     "the weight's gradient of a recomputed head is summed in bf16": (
-        "head.py", "torch.zeros_like(weight, dtype=wide(weight))", "torch.zeros_like(weight)"),
+        "head.py", "sum_of(weight, len(parts))", "sum_of(weight, 1)"),
+    "the next group of slices begins where this one did": ("slices.py", "first = place", "pass"),
+    "a slice's place within its group is forgotten": (
+        "slices.py", "place += part.shape[1]", "place += 0"),
     "exponentials kept in bf16": ("slices.py", "torch.float16 if half", "torch.bfloat16 if half"),
     "padding of the vocabulary counts": ("one_pass.py", "weight[:vocab_size]", "weight"),
     "rows with an entropy slope alone are dropped": (

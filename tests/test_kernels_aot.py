@@ -77,7 +77,7 @@ aot.main()
 """
     result = run("-c", program)
     assert result.returncode == 1, result.stderr
-    assert "shared memory 32, the GPU has 31" in result.stdout and "0 of 4 pass" in result.stdout
+    assert "shared memory 64, the GPU has 31" in result.stdout and "0 of 4 pass" in result.stdout
 
 
 def test_the_interpreter_is_refused(monkeypatch):

@@ -92,6 +92,7 @@ def what_is_kept_for_a_gradient():
     same(kept.float() / kept.amax(dim=1, keepdim=True), (z.float() - m[:, None]).exp(), 1e-3)
     slopes = (m, r.log1p(), 0 * t, t, t, 0 * t, 0 * t + 0.5)
     known = constants(tiles, tiles.gradient) | {"WIDTH": tiles.TILE}
+    where = (APART, 1, APART, APART, 0)  # and the stride of the gradient
     tiles.gradient[(3, 1)](z, out, None, y, None, *slopes, *where, 0, **known)
     expected = -z.float().softmax(dim=1)
     expected[y, y] = 0.5

@@ -91,14 +91,18 @@ class _LinearObjective(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if torch.is_grad_enabled():  # create_graph; once_differentiable would drop it silently
             raise RuntimeError("linear_objective has no second derivative; drop create_graph=True")
-        grad_hidden, grad_weight = ctx.saved_tensors
-        if grad_hidden is not None:
-            # `grad` is not rounded: 1/3 in bf16 would make the gradient 1.002 times as long.
-            grad_hidden = (grad_hidden * grad.view(1, 1)).to(grad_hidden.dtype)
-        if grad_weight is not None:
-            out = torch.empty_like(grad_weight, dtype=ctx.dtype)
-            grad_weight = torch.mul(grad_weight, grad.view(1, 1), out=out)  # without a temporary
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+        # A number: as a tensor, 1/3 would be rounded to bf16, and 1 would cost a pass over dW. The
+        # forward pass has waited for the GPU already.
+        factor = grad.item()
+        gradients = (x if x is None else _times(x, factor, ctx.dtype) for x in ctx.saved_tensors)
+        return *gradients, None, None, None, None, None, None
+
+
+def _times(x: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """Return factor · x, computed in fp32 or wider and rounded to dtype without a temporary."""
+    if factor == 1:
+        return x.to(dtype)
+    return torch.mul(x, factor, out=torch.empty_like(x, dtype=dtype))
 
 
 def _slopes(token_loss: TokenLossFunction, statistics: Statistics, index: Tensor, enabled: bool):

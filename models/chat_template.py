@@ -6,9 +6,10 @@ The environment is that of transformers/utils/chat_template_utils.py.
 import json
 import re
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
+from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 REMEDY = "mend it or take another instruct checkpoint"
@@ -49,21 +50,25 @@ def _read(path: Path) -> str:
 
 def render_template(directory: Path, template: str, **arguments) -> str:
     """Render a template, in a sandbox: others wrote it. ValueError whatever goes wrong in it."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
-        template = GENERATION.sub(r"\1\2with", template)
-        return environment.from_string(template).render(**arguments)
+        return _compiled(template).render(**arguments)
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
             f"the chat template of {directory} fails, or refuses these messages ({reason}); "
             f"{REMEDY}"
         ) from None
+
+
+@lru_cache(maxsize=8)  # 10 ms, and every prompt of a step needs it
+def _compiled(template: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(GENERATION.sub(r"\1\2with", template))
 
 
 def _refuse(message):

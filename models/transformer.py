@@ -176,7 +176,7 @@ class Transformer(nn.Module):
         return readout(self.model.norm(x), self.head)
 
     def configure_training(self, recompute: str = "none", compiled: bool = False) -> None:
-        """Set activation checkpointing and compilation of passes with a gradient.
+        """Set activation checkpointing and compilation.
 
         recompute: activations that the backward pass computes again instead of keeping them (Chen
         et al. 2016, arXiv 1604.06174): "none"; "selective", all but matrix products and attention;

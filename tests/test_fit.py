@@ -65,7 +65,7 @@ def test_qwen3_8b_with_adapters_fits_a_card_of_24_gb(capsys):
              "--max-response", 1024]  # fmt: skip
     run_here("--model", "qwen3-8b", "--lora-rank", 16, "--dry-run", *small)
     printed = capsys.readouterr().out
-    assert "fits: 21.5 of 22.2 GB" in printed
+    assert "fits: 20.8 of 22.2 GB" in printed
     assert printed in (ROOT / "docs/memory.md").read_text(encoding="utf-8")
     refusal(train, ["--model", "qwen3-8b", "--dry-run", *small], ["What fits: --"], capsys)
 

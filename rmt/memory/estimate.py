@@ -174,22 +174,24 @@ def _moments(case: Case) -> Iterator[Parts]:
     kept, gathered = n * own.kept * layers, size * case.sharded
     if rank and size < 4 and not case.sharded:  # adapters, cast where they are used
         kept += size * learnt_each * (1 if case.config.recompute == "full" else layers)
-    # The head: its gradient in fp32, the exponentials of a chunk, slices of logits.
+    # The head: its gradient (in fp32 if it is a sum), exponentials of a chunk, slices of logits.
     head, width = shape.vocab_size * shape.hidden_size, 2 if size == 2 else size
     learnt_head = head * (learnt_root > 0)
-    chunk = math.ceil(n / math.ceil(n / CHUNK["cuda"]))  # chunks have equal lengths
+    chunks = math.ceil(n / CHUNK["cuda"])
+    summed = size if chunks == 1 else 4
+    chunk = math.ceil(n / chunks)  # chunks have equal lengths
     exponentials = chunk * (width * shape.vocab_size + 16 * (SLICE + shape.hidden_size))
     hidden = 3 * n * shape.hidden_size * size
     yield {
         "gathered weights": gathered * (root + each),
         "activations": kept + hidden,
-        "head slices": 4 * learnt_head + exponentials,
+        "head slices": summed * learnt_head + exponentials,
     }
     # Its backward pass begins: the root is gathered again, the last layer is prefetched.
     yield {
         "gathered weights": gathered * 2 * root,
         "activations": kept + hidden,
-        "head slices": (4 + size) * learnt_head,
+        "head slices": (summed + size * (chunks > 1)) * learnt_head,
     }
     # The first layer of the backward pass: the next is gathered, the last one's gradients reduced.
     yield {

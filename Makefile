@@ -37,12 +37,11 @@ real: setup smollm2  ## SmolLM2-135M on real text: cold start, RMT, before and a
 report: setup  ## the page about a run, RUN=runs/demo
 	$(BIN)/python -m rmt.report $(RUN)
 
-MODEL ?= tiny
-paper: setup  ## the paper's tables in miniature, three seeds (45 minutes, 2 cores); MODEL=... on a GPU
-	$(BIN)/python -m experiments.paper $(MODEL)
+paper: setup  ## the paper's tables in miniature, three seeds (45 minutes, 2 cores)
+	$(BIN)/python -m experiments.paper
 
 beyond: setup  ## what is not in the paper, each flag beside RMT, three seeds (minutes)
-	$(BIN)/python -m experiments.paper $(MODEL) --part beyond
+	$(BIN)/python -m experiments.paper --part beyond
 
 # One thread each: OpenMP's threads wait for each other where tests share the cores.
 test: setup  ## all tests, one process per core

@@ -1,22 +1,26 @@
 """All checks that need a GPU: `make gpu`, or without a network `make gpu PY=python3`.
 
-    tests       every kernel test, compiled instead of interpreted; addresses beyond 31 bits with
-                real memory; opcheck, torch.compile, FSDP; tests/test_gpu.py
-    kernels     python -m benchmarks.kernels: ours against PyTorch and against installed peers
+    tests       kernel tests, compiled instead of interpreted; addresses beyond 31 bits with real
+                memory; opcheck, torch.compile; tests/test_gpu.py
     training    20 steps of the tiny model
+    rl_step, rollout     side by side in bf16, smollm2-135m (with its weights if present, see
+                `make smollm2`). Lists peers that are not installed
+    kernels     python -m benchmarks.kernels: ours against PyTorch and against installed peers
     memory      python -m benchmarks.memory_check: the dry run's plan against the measured peak
-    rollout, rl_step, forest, scaling     side by side in bf16, smollm2-135m (with its weights if
-                present, see `make smollm2`); -4b: qwen3-4b with random weights. Lists peers that
-                are not installed. Goals: rollouts at 256 branches at 60 % of the roofline,
-                training at an MFU of 45 %
+    real        ten minutes of train.py --preset one-gpu --model qwen3-0.6b; without a network its
+                weights are random
+    forest, scaling, rollout-4b, rl_step-4b     more side by side; -4b: qwen3-4b, random weights.
+                Goals: rollouts at 256 branches at 60 % of the roofline, training at an MFU of 45 %
+    slow        the slow kernel tests: FSDP, broken copies of the kernels
 
     python -m benchmarks.gpu tests        one part alone, where a command's time is limited
 
+The most valuable first: on one H200 the first three took four minutes. A part that takes longer
+than LIMIT is asked to stop.
 Writes benchmarks/results/<gpu>-<date>.json after each part, with versions, commit and clocks; parts
 of the same day and commit that ran before are kept. Exit status 1 if a part failed.
 """
 
-import argparse
 import json
 import os
 import re
@@ -24,21 +28,28 @@ import shutil
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from datetime import date
 from pathlib import Path
 
 import torch
 
 from benchmarks import machine
+from benchmarks.inputs import TEXT, directory
+from models.weights import find
 
 OUT = Path("runs/gpu")
+LIMIT = 600  # seconds of a part
 TESTS = ["tests/test_gpu.py", *map(str, sorted(Path("tests").glob("test_kernels*.py")))]
+PYTEST = ["-m", "pytest", "-rs", "-n", "8", "--dist", "worksteal", *TESTS]  # compiling takes CPUs
 PARTS = {
-    "tests": ["-m", "pytest", "-rs", "--durations=20", f"--junitxml={OUT}/tests.xml", *TESTS],
-    "kernels": ["-m", "benchmarks.kernels", "--json", f"{OUT}/kernels.json"],
+    "tests": [*PYTEST, "-m", "not slow", f"--junitxml={OUT}/tests.xml"],
     "training": ["train.py", "--model", "tiny", "--preset", "demo", "--steps", "20",
                  "--out", f"{OUT}/training"],
+    "kernels": ["-m", "benchmarks.kernels", "--json", f"{OUT}/kernels.json"],
     "memory": ["-m", "benchmarks.memory_check", "--json", f"{OUT}/memory.json"],
+    "real": ["train.py", "--preset", "one-gpu", "--data", str(TEXT), "--out", f"{OUT}/real"],
+    "slow": [*PYTEST, "-m", "slow", f"--junitxml={OUT}/slow.xml"],
 }  # fmt: skip
 SIZE_4B = "--random qwen3-4b --no-check --apart --rounds 3"  # two trainers of it need 170 GB
 BENCHES = {  # side by side with peers; each writes OUT/<name>.json and a plot beside it
@@ -49,14 +60,28 @@ BENCHES = {  # side by side with peers; each writes OUT/<name>.json and a plot b
     "rollout-4b": "rollout --random qwen3-4b --sequences 256 32 --response 128 --rounds 5",
     "rl_step-4b": f"rl_step {SIZE_4B} --documents 8 --prefix 512 --response 256 --micro 8",
 }
-RESULTS = {"tests": "tests.xml", "kernels": "kernels.json", "training": "training/metrics.jsonl"}
+FIRST = ("tests", "training", "rl_step", "rollout", "kernels", "memory", "real")
+ORDER = [*FIRST, *(name for name in (*BENCHES, *PARTS) if name not in FIRST)]
+STEPS = ("training", "real")
+RESULTS = {"tests": "tests.xml", "slow": "slow.xml"}
+RESULTS |= {name: f"{name}/metrics.jsonl" for name in STEPS}
 
 
 def command(name: str) -> list[str]:
     """Return the arguments of Python for a part."""
+    if name == "real":
+        return [*PARTS[name], "--model", str(real_model())]
     if name in PARTS:
         return PARTS[name]
     return ["-m", *f"benchmarks.{BENCHES[name]} --json {OUT / file_of(name)}".split()]
+
+
+def real_model() -> Path:
+    """Return the directory of Qwen3-0.6B; one with random weights where it cannot be had."""
+    try:
+        return find("qwen3-0.6b")
+    except FileNotFoundError:
+        return directory(Namespace(random="qwen3-0.6b", model="", layers=0))
 
 
 def file_of(name: str) -> str:
@@ -66,13 +91,19 @@ def file_of(name: str) -> str:
 def run(name: str, device: torch.device) -> dict:
     """Run one part in its own process; return command, seconds, exit status and results."""
     (OUT / file_of(name)).unlink(missing_ok=True)  # remove an older run's result
-    if name == "training":
-        shutil.rmtree(OUT / "training", ignore_errors=True)
+    if name in STEPS:
+        shutil.rmtree(OUT / name, ignore_errors=True)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     before, started = machine.state(device), time.perf_counter()
-    process = subprocess.run([sys.executable, *command(name)], env=environment)
+    words = command(name)
+    process = subprocess.Popen([sys.executable, *words], env=environment)
+    try:
+        process.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # train.py saves and ends
+        process.wait()
     return {
-        "command": " ".join(["python", *command(name)]),
+        "command": " ".join(["python", *words]),
         "exit_status": process.returncode,
         "seconds": round(time.perf_counter() - started, 1),
         "state": {"before": before, "after": machine.state(device)},
@@ -88,7 +119,7 @@ def results(name: str):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         return json.loads(text)
-    if name == "training":
+    if name in STEPS:
         return [json.loads(line) for line in text.strip().split("\n")]
     suite = re.search(r"<testsuite ([^>]*)>", text).group(1)
     counts = re.findall(r'\b(tests|failures|errors|skipped)="(\d+)"', suite)
@@ -96,10 +127,8 @@ def results(name: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, *BENCHES, []], help="default: all")
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*ORDER, []], help="default: all")
     o = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("PyTorch sees no GPU; `make test` runs the kernels in Triton's interpreter")
@@ -112,7 +141,7 @@ def main() -> None:
         found = {"parts": {}}
     found |= about
     OUT.mkdir(parents=True, exist_ok=True)
-    for name in o.parts or [*PARTS, *BENCHES]:
+    for name in o.parts or ORDER:
         found["parts"][name] = run(name, device)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -34,70 +34,40 @@ class Setting:
 # The tiny model knows only its own world: it has never seen the usual request.
 PLAINLY = ("--problem-request", "")
 
-SETTINGS = {
-    "tiny": Setting(
-        model="tiny",
-        train=("--preset", "demo"),
-        post=(
-            "--preset", "demo", "--data", "assets/tiny_problems/train.jsonl", *PLAINLY,
-            "--budget", "--budget-start", "40", "--budget-decay", "1", "--length-weight", "0",
-        ),
-        eval=(
-            "--data", "assets/tiny_corpus/eval.jsonl", "--document-tokens", "512",
-            "--entropy-top-k", "0", "--per-tier", "200", "--max-response", "192",
-            "--decoding", "sampled", "--max-branches", "256",
-        ),
-        other=(
-            "--data", "assets/tiny_problems/text.jsonl", "--document-tokens", "512",
-            "--entropy-top-k", "0", "--per-tier", "100", "--max-response", "192",
-            "--decoding", "sampled", "--max-branches", "256",
-        ),
-        problems=(
-            "--data", "assets/tiny_problems/eval.jsonl", "--document-tokens", "512",
-            "--max-response", "192", "--decoding", "sampled", "--max-branches", "256", *PLAINLY,
-            "--budget", "40",
-        ),
-        few=(
-            "--data", "assets/tiny_corpus/few.jsonl", "--batch-size", "4",
-            "--positions-per-document", "3",
-        ),
-        new=("--data", "assets/tiny_problems/text_train.jsonl"),
-        # It has never seen a prompt without a length and fails there (7 % right): ask for B_0 at
-        # every step, and reward the match alone.
-        freely=(
-            "--budget", "--budget-start", "90", "--budget-decay", "1", "--length-weight", "0",
-        ),
-        ask_freely=("--mode", "rmt", "--budget", "90"),
+TINY = Setting(
+    model="tiny",
+    train=("--preset", "demo"),
+    post=(
+        "--preset", "demo", "--data", "assets/tiny_problems/train.jsonl", *PLAINLY,
+        "--budget", "--budget-start", "40", "--budget-decay", "1", "--length-weight", "0",
     ),
-    # For a GPU: a real model on Omni-MATH text, and GSM8K afterwards.
-    "smollm2-135m": Setting(
-        model="smollm2-135m",
-        train=(
-            "--data", "../shared/data/omni-math/train.jsonl", "--batch-size", "32",
-            "--budget-start", "256", "--max-response", "544", "--document-tokens", "1024",
-            "--learning-rate", "1e-5",
-        ),
-        post=(
-            "--data", "../shared/data/gsm8k/train.jsonl", "--batch-size", "32",
-            "--max-response", "512", "--learning-rate", "1e-5",
-        ),
-        eval=(
-            "--data", "../shared/data/omni-math/eval.jsonl", "--document-tokens", "1024",
-            "--per-tier", "400", "--max-response", "512", "--decoding", "sampled",
-        ),
-        other=(
-            "--data", "../shared/data/text/python_docs.jsonl", "--document-tokens", "1024",
-            "--per-tier", "200", "--max-response", "512", "--decoding", "sampled",
-        ),
-        problems=(
-            "--data", "../shared/data/gsm8k/test.jsonl", "--limit", "400",
-            "--max-response", "512", "--decoding", "sampled",
-        ),
-        seeds=(0,),
-        steps=60,
-        post_steps=40,
+    eval=(
+        "--data", "assets/tiny_corpus/eval.jsonl", "--document-tokens", "512",
+        "--entropy-top-k", "0", "--per-tier", "200", "--max-response", "192",
+        "--decoding", "sampled", "--max-branches", "256",
     ),
-}  # fmt: skip
+    other=(
+        "--data", "assets/tiny_problems/text.jsonl", "--document-tokens", "512",
+        "--entropy-top-k", "0", "--per-tier", "100", "--max-response", "192",
+        "--decoding", "sampled", "--max-branches", "256",
+    ),
+    problems=(
+        "--data", "assets/tiny_problems/eval.jsonl", "--document-tokens", "512",
+        "--max-response", "192", "--decoding", "sampled", "--max-branches", "256", *PLAINLY,
+        "--budget", "40",
+    ),
+    few=(
+        "--data", "assets/tiny_corpus/few.jsonl", "--batch-size", "4",
+        "--positions-per-document", "3",
+    ),
+    new=("--data", "assets/tiny_problems/text_train.jsonl"),
+    # It has never seen a prompt without a length and fails there (7 % right): ask for B_0 at
+    # every step, and reward the match alone.
+    freely=(
+        "--budget", "--budget-start", "90", "--budget-decay", "1", "--length-weight", "0",
+    ),
+    ask_freely=("--mode", "rmt", "--budget", "90"),
+)  # fmt: skip
 
 
 def jobs(setting: Setting, out: Path, part: str) -> list[Job]:

@@ -1,9 +1,10 @@
 """Measure the paper's claims: every baseline, every ablation and post-training in one command.
 
     make paper                          the tiny world: two CPU cores, three seeds
-    make paper MODEL=smollm2-135m       the same with a real model, for a GPU
     make beyond                         not in the paper: each of our own flags beside RMT
-    python -m experiments.paper tiny --tables     the tables of all runs so far
+    python -m experiments.paper --tables     the tables of all runs so far
+
+A real model has a study of its own: python -m experiments.real --study.
 
 Runs are saved in runs/paper/MODEL/SEED/JOB and not repeated; a stopped one is resumed. The tables
 go into docs/paper-MODEL.md, and into docs/results.md between the markers that name the model.
@@ -14,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.jobs import SETTINGS, jobs
+from experiments.jobs import TINY, jobs
 from experiments.runner import JobFailed, run_all, side_by_side
 from experiments.tables import write_tables
 from rmt.system.lock import held
@@ -26,21 +27,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=SETTINGS, nargs="?", default="tiny")
     parser.add_argument("--part", choices=("claims", "beyond"), default="claims")
     parser.add_argument("--tables", action="store_true", help="run nothing")
     many = side_by_side()
     parser.add_argument("--jobs", type=int, default=many, help=f"at one time (here {many})")
     o = parser.parse_args()
-    setting, out, started = SETTINGS[o.model], Path("runs/paper") / o.model, time.perf_counter()
+    out, started = Path("runs/paper") / TINY.model, time.perf_counter()
     if not o.tables:
         try:
             with held("the experiment's", out):
-                run_all(jobs(setting, out, o.part), max(1, o.jobs))
+                run_all(jobs(TINY, out, o.part), max(1, o.jobs))
         except (JobFailed, ValueError) as failure:
             sys.exit(f"error: {failure}")
         print(f"all jobs are done, after {(time.perf_counter() - started) / 60:.1f} minutes")
-    print(write_tables(setting, o.model, out))
+    print(write_tables(TINY, out))
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def record(out: Path) -> dict[str, dict]:
     return found
 
 
-def provenance(setting: Setting, name: str, jobs: dict[str, dict]) -> str:
+def provenance(setting: Setting, jobs: dict[str, dict]) -> str:
     """Return hardware, versions, seeds and time, as a note below the tables."""
     trained = [about for about in jobs.values() if "commit" in about]
     if not trained:
@@ -213,24 +213,24 @@ def provenance(setting: Setting, name: str, jobs: dict[str, dict]) -> str:
     about, minutes = trained[0], sum(about["minutes"] for about in jobs.values())
     commits = ", ".join(dict.fromkeys(about["commit"] for about in trained))
     return (
-        f"<sub>`make paper{'' if name == 'tiny' else f' MODEL={name}'}`: seeds "
+        f"<sub>`make paper`: seeds "
         f"{', '.join(map(str, setting.seeds))}; {setting.steps} steps, {setting.post_steps} of "
         f"post-training; {about['device']}, torch {about['torch']}, commits {commits}; "
         f"{len(jobs)} jobs, those of `make beyond` too, with {minutes:.0f} minutes together. "
-        f"Commands, versions, minutes and rows of each: docs/paper-{name}.json</sub>"
+        f"Commands, versions, minutes and rows of each: docs/paper-{setting.model}.json</sub>"
     )
 
 
-def write_tables(setting: Setting, name: str, out: Path) -> str:
+def write_tables(setting: Setting, out: Path) -> str:
     """Write all tables to docs/paper-NAME.md and their numbers to docs/paper-NAME.json.
 
     Tables of the paper's claims also go into docs/results.md, between the model's markers.
     """
-    results, jobs = Results(setting, out), record(out)
+    results, jobs, name = Results(setting, out), record(out), setting.model
     main = "\n\n".join([
         accuracy_table(results, MAIN), accuracy_table(results, ABLATIONS),
         length_table(results, LENGTHS), post_table(results), NOTE, claims(results),
-        new_claims(results), provenance(setting, name, jobs),
+        new_claims(results), provenance(setting, jobs),
     ])  # fmt: skip
     page = "\n\n".join([
         f"# The paper in miniature: {name}", "Written by `make paper` and `make beyond`.", main,

@@ -70,6 +70,23 @@ def test_qwen3_8b_with_adapters_fits_a_card_of_24_gb(capsys):
     refusal(train, ["--model", "qwen3-8b", "--dry-run", *small], ["What fits: --"], capsys)
 
 
+@pytest.mark.parametrize(
+    "model, memory, flags, fits",
+    [
+        ("qwen3-0.6b", "24GB", [], "21.9 of 22.2 GB"),
+        ("qwen3-1.7b", "80GB", [], "60.4 of 75.4 GB"),
+        ("qwen3-1.7b", "24GB", ["--lora-rank", 32, "--learning-rate", "2e-5"], "22.0 of 22.2 GB"),
+    ],
+)
+def test_the_preset_for_one_gpu_fits_as_the_docs_say(model, memory, flags, fits, capsys):
+    known = ("--preset", "one-gpu", "--model", model, *flags)
+    run_here(*known, "--dry-run", "--gpus", 1, "--gpu-memory", memory)
+    assert f"fits: {fits}" in capsys.readouterr().out
+    (line,) = [x for x in (ROOT / "docs/running.md").read_text(encoding="utf-8").splitlines()
+               if x.split("#")[0].split() == ["python", "train.py", *map(str, known)]]  # fmt: skip
+    assert line.endswith(f"{memory[:2]} GB, {fits}")
+
+
 def test_given_knobs_are_kept_and_refused_when_they_do_not_fit():
     given = qwen3_14b(recompute="full", tokens_per_micro_batch=8192, max_branches=8)
     assert fit(given).config == given.config

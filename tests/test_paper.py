@@ -8,7 +8,7 @@ import pytest
 
 import eval as evaluation
 from experiments import tables
-from experiments.jobs import SETTINGS, jobs
+from experiments.jobs import TINY, jobs
 from experiments.results import Results, Value, value, verdict
 from experiments.runner import JobFailed
 from rmt.config.config import parse
@@ -26,9 +26,8 @@ def spent(place, budget=18):
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("name", SETTINGS)
-def test_every_command_is_understood(tmp_path, name, part):
-    setting = replace(SETTINGS[name], seeds=(0,))
+def test_every_command_is_understood(tmp_path, part):
+    setting = replace(TINY, seeds=(0,))
     spent(tmp_path / "0/rmt")
     configs, before = {}, set()
     for job in jobs(setting, tmp_path, part):
@@ -51,7 +50,7 @@ def test_every_command_is_understood(tmp_path, name, part):
 
 def test_rmt_is_the_same_run_in_both_parts(tmp_path):
     commands = [
-        next(job.commands() for job in jobs(SETTINGS["tiny"], tmp_path, part)
+        next(job.commands() for job in jobs(TINY, tmp_path, part)
              if job.out == tmp_path / "1/rmt")
         for part in PARTS
     ]  # fmt: skip
@@ -77,7 +76,7 @@ def test_a_difference_is_paired_by_seed_and_question(tmp_path):
     for seed, right in enumerate((40, 50, 60)):
         for job, more in (("rmt", 8), ("rpt", 0)):
             evaluated(tmp_path / f"{seed}/{job}/text.json", right + more, 10)
-    results = Results(SETTINGS["tiny"], tmp_path)
+    results = Results(TINY, tmp_path)
     rmt, rpt = (results.accuracy(job, "text", "average") for job in ("rmt", "rpt"))
     assert rmt.low < rpt.high, "intervals overlap"
     found = results.difference(("rmt", "text"), ("rpt", "text"), "average")
@@ -112,14 +111,14 @@ def written(tmp_path, monkeypatch):
     text = "before\n<!-- paper tiny -->\nold\n<!-- /paper tiny -->\nafter\n"
     (tmp_path / "docs/results.md").write_text(text)
     monkeypatch.chdir(tmp_path)
-    page = tables.write_tables(SETTINGS["tiny"], "tiny", tmp_path / "out")
+    page = tables.write_tables(TINY, tmp_path / "out")
     record = json.loads((tmp_path / "docs/paper-tiny.json").read_text())
     return page, (tmp_path / "docs/results.md").read_text(), record
 
 
 def test_tables_tell_the_numbers_of_the_evaluations(written, tmp_path):
     page, readme, record = written
-    found = Results(SETTINGS["tiny"], tmp_path / "out").accuracy("rmt", "text", "average")
+    found = Results(TINY, tmp_path / "out").accuracy("rmt", "text", "average")
     assert found.mean == pytest.approx(81) and found.low < 79 < 83 < found.high
     line = next(line for line in page.splitlines() if line.startswith("| **RMT**"))
     assert f"{found} · *59.12*" in line
@@ -141,6 +140,6 @@ def test_a_failed_job_ends_the_command_with_its_reason(tmp_path, monkeypatch, ca
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paper, "run_all", fail)
-    monkeypatch.setattr("sys.argv", ["paper", "tiny"])
+    monkeypatch.setattr("sys.argv", ["paper"])
     with pytest.raises(SystemExit, match="why it failed"):
         paper.main()

@@ -33,6 +33,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         learning_rate=1e-4, budget_start=90, max_response=192, document_tokens=512,
         entropy_top_k=0, save_every=50, max_branches=256, recompute="none",
     ),
+    # Qwen3-0.6B on a card of 24 GB; Qwen3-1.7B on one of 80 GB, or of 24 GB with --lora-rank 32.
+    "one-gpu": dict(
+        batch_size=32, document_tokens=512, budget_start=512, max_response=1024, learning_rate=2e-6,
+    ),
     "small": dict(  # a small model on a CPU: short texts, short thoughts
         batch_size=8, text_in="thought", budget_start=24, budget_decay=0.5, max_response=48,
         document_tokens=128, tokens_per_micro_batch=4096, learning_rate=1e-5,

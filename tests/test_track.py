@@ -72,7 +72,7 @@ def numbers(out):
     """Step -> name -> number, as the files have them."""
     found = {}
     for row in read_lines(out / "metrics.jsonl"):
-        known = {name: x for name, x in row.items() if x is not None}
+        known = {name: x for name, x in row.items() if x is not None and name != "step"}
         found.setdefault(row["step"], {}).update(known)
     for record in read_lines(out / "eval.jsonl"):
         for row in (

@@ -40,10 +40,10 @@ class Tracker:
             self._attempt(self._open, config, step)
 
     def send(self, step: int, values: Mapping[str, Any]) -> None:
-        """Send those values that are finite numbers."""
+        """Send those values that are finite numbers; the step is the axis, not a value."""
         numbers = {
             name: float(value) for name, value in values.items()
-            if isinstance(value, Real) and math.isfinite(value)
+            if name != "step" and isinstance(value, Real) and math.isfinite(value)
         }  # fmt: skip
         if self.write:
             self._attempt(self.write, step, numbers)

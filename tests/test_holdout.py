@@ -2,12 +2,15 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from small_run import write_small_model
 from toy_runs import prepared
 
 from rmt.config.config import Config
+from rmt.data import corpus
+from rmt.data.inputs import Record
 from rmt.engine.setup import read_corpus, read_model_directory
 
 
@@ -73,6 +76,48 @@ def test_at_most_a_tenth_is_held_out_and_a_line_says_so(tmp_path, model, records
     said = capsys.readouterr().err
     assert f"{held} of {records:,} texts" in said
     assert ("more than a tenth" in said) == (held < 200)
+
+
+def test_so_many_records_are_used_whatever_their_order_and_the_same_are_held_out(tmp_path, model):
+    records = problems(300)
+    path = write(tmp_path / "a.jsonl", records)
+    known = dict(holdout=7, max_records=63, data=(str(path),))
+    train, held = (texts(model, path, part, **known) for part in ("train", "held_out"))
+    assert len(train) == 63 and len(held) == 7 and not set(train) & set(held)
+    assert held == texts(model, path, "held_out", holdout=7)
+    place = {f"{r['problem']}\n\n{r['solution']}": i for i, r in enumerate(records)}
+    assert [place[text] for text in train] == sorted(place[text] for text in train)
+    more = texts(model, path, "train", **known | dict(max_records=64))
+    assert set(train) < set(more) and not set(more) & set(held)
+    random.Random(1).shuffle(records)
+    again = write(tmp_path / "b.jsonl", records)
+    assert set(texts(model, again, "train", **known | dict(data=(str(again),)))) == set(train)
+    assert len(texts(model, path, "all", **known)) == 63
+    other = write(tmp_path / "c.jsonl", problems(99))  # as --eval-data: all of it
+    assert len(texts(model, other, "all", **known)) == 99
+
+
+def test_records_that_are_not_wanted_do_not_stay_in_memory(monkeypatch):
+    alive = set()
+
+    class Counted(Record):
+        def __init__(self, number):
+            super().__init__(f"file:{number}", f"text {number}", problem=str(number))
+            alive.add(number)
+
+        def __del__(self):
+            alive.discard(int(self.source.split(":")[1]))
+
+    def read(*_):
+        for number in range(5000):
+            yield Counted(number)
+            assert len(alive) <= 2 * (5 + 20) + 1
+
+    monkeypatch.setattr(corpus, "read_records", read)
+    tokenizer = SimpleNamespace(encode=lambda text: list(text.encode()))
+    found = corpus.read(["a"], tokenizer, (), 64, 1, "train", holdout=5, most=20)
+    assert len(found.documents) == 20 and found.total == 20
+    assert "of 5,000 records the first 20 texts" in "".join(found.remarks)
 
 
 def test_with_evaluation_data_or_a_hold_out_of_0_all_is_trained_on(tmp_path, model):

@@ -1,5 +1,6 @@
 """Whatever is in the data: each record is a document, or left out with a word, or refused."""
 
+import io
 import json
 import os
 import random
@@ -91,7 +92,7 @@ def test_no_record_is_lost_without_a_word(tmp_path, tokenizer, seed, monkeypatch
 def test_lines_end_at_newline_only():
     text = "".join(map(chr, (0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029)))
     line = json.dumps({"text": text}, ensure_ascii=False)
-    lines = [line for _, line in split_lines(f"{line}\r\n\n{line}".encode())]
+    lines = [line for _, line in split_lines(io.BytesIO(f"{line}\r\n\n{line}".encode()))]
     assert [parse_json(line) for line in lines] == [{"text": text}] * 2
 
 

@@ -1,13 +1,14 @@
 """Turn records into token documents: cut, held out, or left out with a remark."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from models.tokenizer import Tokenizer
-from rmt.data.files import by_reason, shown
+from rmt.data.files import Files, by_reason, remarks_of, shown
 from rmt.data.inputs import Record, as_problem, as_text, as_trace, read_records
 
 BAD_SHARE = 0.01  # more unreadable records than this are an error
@@ -41,10 +42,12 @@ def read(
     shortest: int | None,
     part: str = "all",
     holdout: int = 0,
+    most: int = 0,
     traces: bool = False,
 ) -> Corpus:
     """Read the documents of files and folders: "all", those to "train" on or those "held_out".
 
+    Records are read one at a time; with `most`, only so many are kept (and those held out).
     Texts of more than document_tokens are cut into pieces; those of fewer than `shortest` tokens
     are left out. Without `shortest` records are problems, longer ones left out: a text (`problem`
     or `question`, unless `fields` names others) and its `answer`, of which what follows the last
@@ -53,11 +56,12 @@ def read(
     """
     make, many = (as_text, "texts") if shortest is not None else (as_problem, "problems")
     make, many = (as_trace, "traces") if traces else (make, many)
-    records, remarks = read_records(paths, make, fields)
-    remarks += _check_readable(records, paths)
-    records, chosen = _select(records, part, holdout, many)
+    files = Files()
+    read_ones = read_records(paths, make, fields, files)
+    records, unreadable, total, chosen = _select(read_ones, part, holdout, most, many)
+    remarks = remarks_of(files) + _check_readable(unreadable, total, paths)
     documents, left_out, ends = [], [], []  # ends: tokens left out of texts that are used
-    for record in (record for record in records if record.text is not None):
+    for record in records:
         ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
         pieces, trouble = _pieces(ids, document_tokens, shortest)
         for piece in pieces:
@@ -68,61 +72,77 @@ def read(
             left_out.append(replace(record, trouble=trouble))
         elif (end := len(ids) - sum(map(len, pieces))) > 0:
             ends.append(end)
-    unreadable = [record for record in records if record.text is None]
+    count = len(records) + len(unreadable)
     if not documents:
-        why = (unreadable + left_out)[-1].trouble if records else "there are none"
-        raise ValueError(f"{shown(paths)}: none of {len(records)} {many} can be used: {why}")
+        why = (unreadable + left_out)[-1].trouble if count else "there are none"
+        raise ValueError(f"{shown(paths)}: none of {count} {many} can be used: {why}")
     remarks += chosen
     for reason, names in by_reason((r.source, r.trouble) for r in left_out).items():
-        remarks.append(
-            f"left out {len(names):,} of {len(records):,} {many}: {reason}: {shown(names)}"
-        )
+        remarks.append(f"left out {len(names):,} of {count:,} {many}: {reason}: {shown(names)}")
     if ends:
         remarks.append(
             f"left out the last {sum(ends):,} tokens of {len(ends):,} texts: pieces of fewer than "
             f"{shortest} tokens"
         )
-    return Corpus(documents, unreadable + left_out, len(records), remarks)
+    return Corpus(documents, unreadable + left_out, count, remarks)
 
 
-def _check_readable(records: Sequence[Record], paths: Sequence[str]) -> list[str]:
+def _check_readable(bad: Sequence[Record], total: int, paths: Sequence[str]) -> list[str]:
     """Return a remark on unreadable records; ValueError if there are too many, or no record."""
-    if not records:
+    if not total:
         raise ValueError(f"--data {', '.join(map(str, paths))} is empty; give a file with text")
-    bad = [record for record in records if record.text is None]
     first = "\n".join(f"  {record.source}: {record.trouble}" for record in bad[:5])
-    if len(bad) > BAD_SHARE * len(records):
+    if len(bad) > BAD_SHARE * total:
         raise ValueError(
-            f"{len(bad)} of {len(records)} records are unreadable (more than {BAD_SHARE:.0%}):\n"
+            f"{len(bad)} of {total} records are unreadable (more than {BAD_SHARE:.0%}):\n"
             f"{first}\nmend the file, or name its fields with --text-fields"
         )
-    return [f"skipped {len(bad)} of {len(records)} records:\n{first}"] if bad else []
+    return [f"skipped {len(bad)} of {total} records:\n{first}"] if bad else []
 
 
 def _select(
-    records: list[Record], part: str, holdout: int, many: str
-) -> tuple[list[Record], list[str]]:
-    """Return the records of a part, and a remark on how many are held out.
+    records: Iterable[Record], part: str, holdout: int, most: int, many: str
+) -> tuple[list[Record], list[Record], int, list[str]]:
+    """Return the records of a part, the unreadable ones, how many there are, and remarks.
 
-    Held out are the problems whose hashes come first, whatever the order, the tokenizer or the
-    seed. All records of one problem are on one side, however it is spaced.
+    Problems are taken by their hashes, whatever the order, the tokenizer or the seed: the first
+    are held out, the next `most` are used (0: all). All records of one problem are on one side,
+    however it is spaced. Memory holds those that are still wanted.
     """
-    if part == "all" or (part == "train" and not holdout):
-        return records, []
-    if not holdout:
+    if part == "all":
+        holdout = 0
+    elif part == "held_out" and not holdout:
         raise ValueError(
             "no documents are held out (--holdout 0, or --eval-data was given); name some with "
             "--data"
         )
-    keys = [_hash(record.problem) for record in records]
-    hashes = sorted({key for key, record in zip(keys, records) if record.text is not None})
-    count = min(holdout, len(hashes) // 10)
-    chosen = set(hashes[:count])
-    remark = f"held out by a hash of their text: {count:,} of {len(hashes):,} {many} (--holdout)"
-    if count < holdout:
-        remark += f"; {holdout} would be more than a tenth"
-    held_out = part == "held_out"
-    return [r for r, key in zip(records, keys) if (key in chosen) == held_out], [remark]
+    kept: dict[Any, list[tuple[int, Record]]] = {}  # of each problem, with their places
+    unreadable, total = [], 0
+    for total, record in enumerate(records, start=1):
+        if record.text is None:
+            unreadable.append(record)
+            continue
+        kept.setdefault(_hash(record.problem) if holdout or most else total, []).append(
+            (total, record)
+        )
+        if most and len(kept) >= 2 * (holdout + most):
+            kept = {key: kept[key] for key in sorted(kept)[: holdout + most]}
+    keys, remarks = sorted(kept), []
+    if most:
+        keys = keys[: holdout + most]
+    count = min(holdout, len(keys) // 10)
+    if holdout:
+        remark = f"held out by a hash of their text: {count:,} of {len(keys):,} {many} (--holdout)"
+        remarks.append(remark + f"; {holdout} would be more than a tenth" * (count < holdout))
+    chosen = keys[:count] if part == "held_out" else keys[count:]
+    if most and part != "held_out":
+        chosen = chosen[:most]
+        remarks.append(
+            f"of {total:,} records the first {len(chosen):,} {many} by a hash of their text "
+            "(--max-records)"
+        )
+    places = sorted((pair for key in chosen for pair in kept[key]), key=lambda pair: pair[0])
+    return [record for _, record in places], unreadable, total, remarks
 
 
 def _hash(problem: str) -> str:

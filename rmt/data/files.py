@@ -42,6 +42,14 @@ def by_reason(left_out: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return names
 
 
+def remarks_of(files: Files) -> list[str]:
+    """Return a line for each reason for which files were left out."""
+    return [
+        f"left out {len(names):,} files, {reason}: {shown(names)}"
+        for reason, names in by_reason(files.left_out).items()
+    ]
+
+
 def find_files(path: Path, files: Files) -> None:
     """Add the file that is named, or those with a known suffix inside the folder, to `files`.
 

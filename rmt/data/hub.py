@@ -1,6 +1,6 @@
 """Data sets of Hugging Face: a known file of one, or any whose name is ORG/NAME or ORG/NAME:SUBSET.
 
-Departures: all of a data set is read before training; nothing is streamed.
+The datasets library keeps it on the disk; its rows are read one at a time.
 """
 
 import os

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from models.tokenizer import THINK_CLOSE
 from rmt.data import hub
-from rmt.data.files import KINDS, Files, by_reason, find_files, printable, shown, suffix_of
+from rmt.data.files import KINDS, Files, find_files, printable, suffix_of
 
 UTF_16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 # What DAPO-Math asks for with each problem would contradict --problem-request.
@@ -40,13 +40,13 @@ class Record:
 
 
 def read_records(
-    paths: Sequence[str], make: Callable, fields: Sequence[str]
-) -> tuple[list[Record], list[str]]:
-    """Read the records of files, folders and data sets of the Hub; return them, and remarks.
+    paths: Sequence[str], make: Callable, fields: Sequence[str], files: Files
+) -> Iterator[Record]:
+    """Yield the records of files, folders and data sets of the Hub, one at a time.
 
-    make: `as_text`, `as_problem` or `as_trace`.
+    make: `as_text`, `as_problem` or `as_trace`. What is left out is added to `files`.
     """
-    files, sources = Files(), []  # sources: a file, or the name of a data set, and its path's index
+    sources = []  # a file, or the name of a data set, and its path's index
     places = [hub.download(path) if path in hub.FILES else path for path in paths]
     for part, place in enumerate(places):
         if hub.is_name(place):
@@ -60,45 +60,49 @@ def read_records(
                 f"--data {printable(place)} does not exist; give files, folders, or a data set of "
                 f"Hugging Face, ORG/NAME, such as {' or '.join(hub.FILES)}"
             )
-    records = [Record(name, None, reason) for name, reason in files.unreadable]
+    yield from (Record(name, None, reason) for name, reason in files.unreadable)
     for source, part in sources:
-        read = _read_file if isinstance(source, Path) else _read_dataset
-        found = [replace(record, part=part) for record in read(source, make, fields)]
-        records += found
-        if not found:
+        read, empty = _read_file if isinstance(source, Path) else _read_dataset, True
+        for record in read(source, make, fields):
+            yield replace(record, part=part)
+            empty = False
+        if empty:
             files.left_out.append((printable(source), "empty"))
-    remarks = [
-        f"left out {len(names):,} files, {reason}: {shown(names)}"
-        for reason, names in by_reason(files.left_out).items()
-    ]
-    return records, remarks
 
 
 def _read_file(file: Path, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
     name, suffix = printable(file), suffix_of(file)
+    known = suffix.removesuffix(".gz")
+    parse = {".parquet": dict, ".jsonl": parse_json}.get(known, _parse_text)
     try:
-        content = file.read_bytes()
+        with gzip.open(file) if suffix.endswith(".gz") else file.open("rb") as stream:
+            if suffix.endswith(".gz"):
+                _require_whole(stream)
+            rows = _read_parquet(file) if known == ".parquet" else _rows_of(name, known, stream)
+            yield from _read_rows(rows, parse, make, fields)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield Record(name, None, f"not a whole gzip file ({error})")
     except OSError as error:
         yield Record(name, None, f"cannot be read ({error.strerror})")
-        return
-    if suffix.endswith(".gz"):
-        try:
-            content, suffix = gzip.decompress(content), suffix.removesuffix(".gz")
-        except (OSError, EOFError, zlib.error) as error:
-            yield Record(name, None, f"not a whole gzip file ({error})")
-            return
-    if suffix == ".parquet":
-        rows = [(f"{name}:{n}", row) for n, row in enumerate(_read_parquet(file), start=1)]
-    elif content.startswith(UTF_16_OR_32):
+
+
+def _require_whole(stream: gzip.GzipFile) -> None:
+    """Read to the end once, so that of a broken file no record is used, and return to the start."""
+    while stream.read(2**20):
+        pass
+    stream.seek(0)
+
+
+def _rows_of(name: str, suffix: str, stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Yield the lines of .jsonl, or a whole text."""
+    if stream.peek(4).startswith(UTF_16_OR_32):
         raise ValueError(f"--data {name} is UTF-16 or UTF-32; make it UTF-8: iconv -t UTF-8")
-    elif suffix == ".jsonl":
-        rows = [(f"{name}:{n}", line) for n, line in split_lines(content)]
-    elif b"\0" in content:
-        raise ValueError(f"--data {name} is a binary file, not text; give {KINDS}")
-    else:
-        rows = [(name, content)] if content else []
-    parse = {".parquet": dict, ".jsonl": parse_json}.get(suffix, _parse_text)
-    yield from _read_rows(rows, parse, make, fields)
+    if suffix == ".jsonl":
+        yield from ((f"{name}:{number}", line) for number, line in split_lines(stream))
+    elif content := stream.read():
+        if b"\0" in content:
+            raise ValueError(f"--data {name} is a binary file, not text; give {KINDS}")
+        yield name, content
 
 
 def _read_dataset(name: str, make: Callable, fields: Sequence[str]) -> Iterator[Record]:
@@ -119,10 +123,10 @@ def _read_rows(
             yield Record(source, None, str(error))
 
 
-def split_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Return number and content of each line that is not blank; only "\\n" ends a line."""
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        line = line.removeprefix(codecs.BOM_UTF8)
+def split_lines(stream: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield number and content of each line that is not blank; only "\\n" ends a line."""
+    for number, line in enumerate(stream, start=1):
+        line = line.removesuffix(b"\n").removeprefix(codecs.BOM_UTF8)
         if line.strip():
             yield number, line
 
@@ -155,7 +159,7 @@ def _parse_text(content: bytes) -> dict[str, Any]:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
 
 
-def _read_parquet(file: Path) -> list[dict[str, Any]]:
+def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -163,8 +167,12 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
             f"--data {printable(file)}: .parquet needs pyarrow; `pip install pyarrow`, or convert "
             "it to .jsonl"
         ) from None
+    number = 0
     try:
-        return parquet.read_table(file).to_pylist()
+        for batch in parquet.ParquetFile(file).iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{printable(file)}:{number}", row
     except (ArrowException, OSError, ValueError) as error:
         raise ValueError(f"--data {printable(file)} cannot be read as parquet ({error})") from None
 

@@ -69,7 +69,8 @@ def _held_out_data(model: str, run: dict[str, Any], typed: dict[str, Any]) -> di
             f"the run of {model} held out {kept} documents of {', '.join(run['data'])} and has no "
             "--eval-data: others it was trained on; give other text with --data"
         )
-    return {"data": run["data"], "holdout": typed.get("holdout", kept)}
+    taken = {"data": run["data"], "holdout": typed.get("holdout", kept)}
+    return taken | {"max_records": run.get("max_records", 0)}
 
 
 def initial_model(run: dict[str, Any]) -> str:

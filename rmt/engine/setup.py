@@ -127,6 +127,7 @@ def read_corpus(
         config.text_fields, config.document_tokens,
         None if config.task == "problems" else config.min_context + 1,
         part, 0 if config.eval_data else config.holdout,
+        config.max_records if tuple(paths) == config.data else 0,
     )  # fmt: skip
     for remark in found.remarks if current().rank == 0 else ():
         print(remark, file=sys.stderr)

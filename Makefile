@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo real report paper beyond test test-cpus check smollm2 bench gpu aot namesake clean
+.PHONY: help setup demo real report paper beyond test test-cpus check smollm2 bench gpu aot wheel namesake clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -83,6 +83,9 @@ aot: setup $(TRITONS:%=.venv/triton-%)  ## compile every kernel for four GPUs, w
 .venv/triton-%: | setup
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
 
+wheel: setup  ## dist/rmt_kernels-*.whl: kernels/ for other projects, as rmt_kernels
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist ./kernels
+
 namesake: setup .venv/namesake  ## the kernels beside Hugging Face's package of that name
 	PYTHONPATH=.venv/namesake $(BIN)/python -m pytest tests/test_kernels_namesake.py
 
@@ -91,4 +94,4 @@ HUB ?= 0.18.2
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ kernels==$(HUB)
 
 clean:  ## remove runs and the virtual environment
-	rm -rf .venv runs
+	rm -rf .venv runs dist kernels/build kernels/*.egg-info

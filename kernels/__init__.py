@@ -12,12 +12,12 @@ from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from kernels.branch_attention import branch_attention
-from kernels.branch_tiles import Seen, TrunkGroups
-from kernels.head import linear_entropy_logprob, linear_topk, linear_topk_entropy
-from kernels.logits import entropy_logprob, masked_cross_entropy
-from kernels.one_pass import linear_objective
-from kernels.reference import IGNORE, matmul
+from .branch_attention import branch_attention
+from .branch_tiles import Seen, TrunkGroups
+from .head import linear_entropy_logprob, linear_topk, linear_topk_entropy
+from .logits import entropy_logprob, masked_cross_entropy
+from .one_pass import linear_objective
+from .reference import IGNORE, matmul
 
 __all__ = [
     "IGNORE",

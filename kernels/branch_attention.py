@@ -16,10 +16,10 @@ heads, D head dim; H = K · rep. Branch i has slot i of the own cache.
 import torch
 from torch import Tensor
 
-from kernels.branch_tiles import Groups, Seen, bias_of, groups_of
-from kernels.dispatch import choice
-from kernels.reference import matmul
-from kernels.refuse import require_attention, require_reach
+from .branch_tiles import Groups, Seen, bias_of, groups_of
+from .dispatch import choice
+from .reference import matmul
+from .refuse import require_attention, require_reach
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def branch_attention(
     tier = choice(q)
     require_reach(seen, len(trunk_k), own_k.shape[1], look=tier == "reference" or not q.is_cuda)
     if tier != "reference":
-        from kernels import branch_parts  # imports triton
+        from . import branch_parts  # imports triton
 
         return branch_parts.branch_attention(q, trunk_k, trunk_v, own_k, own_v, seen)
     n, heads, size = q.shape

@@ -36,9 +36,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.branch_tiles import Seen
-from kernels.refuse import require_head_dim
-from kernels.tiles import launch, stored
+from .branch_tiles import Seen
+from .refuse import require_head_dim
+from .tiles import launch, stored
 
 LEAST_TOKENS = 128  # fewest tokens of a piece: shorter ones are not worth a program
 MOST_PIECES = 32  # of one set of keys: `merge` holds the pieces of both sets in registers

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.refuse import require_counts
+from .refuse import require_counts
 
 ROWS = 64  # query rows of a tile: its branches times rep, rounded up to a power of two
 ENOUGH = 8  # branches that fill a CPU's matrix product: so many of one fork get their own call

@@ -39,8 +39,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.tile_math import NEGLIGIBLE, SCALE, SLICE, Tiles
-from kernels.tiles import launch, stored
+from .tile_math import NEGLIGIBLE, SCALE, SLICE, Tiles
+from .tiles import launch, stored
 
 GROUP = 16  # blocks of tokens that share the columns they read
 ALIGN = 16  # where 16 divides a stride, Triton may store 16 bytes at once

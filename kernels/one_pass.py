@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo: 4 seconds
 
-from kernels.reference import TokenLossFunction, wide
-from kernels.refuse import (
+from .reference import TokenLossFunction, wide
+from .refuse import (
     per_token_inverse,
     require_head,
     require_one_pass,
     require_targets,
     require_values,
 )
-from kernels.slices import chunk_of, chunk_tiles, chunks, from_exponentials, products, sum_of
-from kernels.tile_math import LossGrads, Statistics, merge
+from .slices import chunk_of, chunk_tiles, chunks, from_exponentials, products, sum_of
+from .tile_math import LossGrads, Statistics, merge
 
 
 @_disable_dynamo  # a callback and rows chosen by value: no graph can hold them

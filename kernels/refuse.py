@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from kernels.reference import IGNORE, wide
+from .reference import IGNORE, wide
 
 MOST_HEAD_DIM = 256  # 512 spills registers, 576 needs 327,680 bytes of shared memory (`make aot`)
 

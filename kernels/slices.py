@@ -32,10 +32,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choice, tiles_of
-from kernels.reference import IGNORE, add_matmul, matmul, wide, write_matmul
-from kernels.refuse import require_chunk
-from kernels.tile_math import SLICE, LossGrads, Tiles
+from .dispatch import choice, tiles_of
+from .reference import IGNORE, add_matmul, matmul, wide, write_matmul
+from .refuse import require_chunk
+from .tile_math import SLICE, LossGrads, Tiles
 
 CHUNK = {"cuda": 8192, "cpu": 1024}  # most tokens whose exponentials exist at one time
 TOGETHER = {"cuda": 4, "cpu": 1}  # slices of dz that one product multiplies
@@ -62,7 +62,7 @@ def chunk_tiles(x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool) -> Ti
     half = x.dtype in (torch.bfloat16, torch.float16)
     dtype = (torch.float16 if half else x.dtype) if keep else None
     if choice(x) == "fused":
-        from kernels.fused import linear_tile_statistics
+        from .fused import linear_tile_statistics
 
         return linear_tile_statistics(x, head, y, t, dtype)
     parts = [

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.reference import IGNORE
+from .reference import IGNORE
 
 SLICE = 4096  # rows of the head whose logits exist at one time (a slice)
 NEGLIGIBLE = -1e4  # replaces log 0 = −inf: exp(−1e4) is 0 in every dtype, and 0 · −1e4 is not nan

@@ -42,8 +42,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.reference import IGNORE
-from kernels.tile_math import NEGLIGIBLE, SCALE, LossGrads, Tiles
+from .reference import IGNORE
+from .tile_math import NEGLIGIBLE, SCALE, LossGrads, Tiles
 
 TILE = 4096  # columns of one program
 LOG2_E = math.log2(math.e)

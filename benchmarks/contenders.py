@@ -5,8 +5,8 @@ N tokens, and returns those of {loss, logprob, entropy} that it computes. Losses
 tokens, so that all have the same gradients. A contender that cannot compute an operation has a
 reason in place of its function, and the table prints it.
 
-Calls of peers are as in Liger-Kernel 00eba63 and e11c2d6 (2026-08), ml-cross-entropy 3a79837 and
-PyTorch 2.13. Those of Liger and CCE need a GPU; they ran on an H200 with Liger-Kernel 0.8.5, whose
+Calls of peers are as in Liger-Kernel 00eba63 and e11c2d6 (2026-08), ml-cross-entropy 3a79837,
+TRL 1.16 and PyTorch 2.13. Those of Liger and CCE need a GPU; they ran on an H200 with Liger-Kernel 0.8.5, whose
 scaled loss needs nvidia-cutlass-dsl besides.
 """
 
@@ -184,6 +184,26 @@ def cut_cross_entropy(impl: str, device: torch.device) -> Forward | str:
     }
 
 
+def trl(entropy: bool, device: torch.device) -> Forward | str:
+    """TRL's fused head: what GRPOTrainer computes log p and entropy with."""
+    try:
+        from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as SIZE
+        from trl.trainer.utils import _ChunkedLogProbFunction as Chunked
+    except ImportError as error:
+        return f"not installed, or older than this function: no {error.name}"
+
+    def forward(hidden, weight, targets, advantage):
+        rows = (targets != IGNORE).nonzero()[:, 0]
+        known = (hidden[rows], weight, None, targets[rows], 1.0, SIZE, None, 1.0)
+        found = Chunked.apply(*known, ("log_probs", "entropy") if entropy else ("log_probs",))
+        if not entropy:
+            return {"loss": -found[0].sum()}
+        every = (x.new_zeros(len(targets)).index_put((rows,), x) for x in found[:2])
+        return _objective(*every, targets, advantage)
+
+    return forward
+
+
 # Operations and their contenders.
 
 HEAD, LOGITS = ("hidden", "weight"), ("logits",)
@@ -233,6 +253,6 @@ def _peers(name: str, device: torch.device) -> dict[str, Forward | str]:
         "CCE exact": cut_cross_entropy("cce_exact", device),
     }
     if name == "cross-entropy":
-        return losses
+        return losses | {"TRL": trl(False, device)}
     only = dict.fromkeys(losses, "computes cross-entropy only, no entropy")
-    return only | {"Liger scaled": liger_scaled(device)}
+    return only | {"Liger scaled": liger_scaled(device), "TRL": trl(True, device)}

@@ -1,0 +1,98 @@
+"""The head's functions with the signatures of other trainers, to take the place of theirs.
+
+verl    `linear_cross_entropy` of verl/utils/kernel/linear_cross_entropy.py (0.9)
+TRL     `selective_log_softmax`, `entropy_from_logits` and `_ChunkedLogProbFunction` of
+        trl/trainer/utils.py (1.16). GRPOTrainer calls the last; three lines before it is made put
+        ours in its place:
+
+            from trl.trainer import utils
+            from rmt_kernels.adapters import ChunkedLogProb
+            utils._ChunkedLogProbFunction = ChunkedLogProb
+
+What ours does not compute is refused by name: ValueError.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .head import linear_entropy_logprob
+from .logits import entropy_logprob
+from .reference import IGNORE
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    reduction: str = "none",
+    dist_process_group=None,
+) -> tuple[Tensor, Tensor]:
+    """Return log p(label) and entropy (N,) of hidden (…, C) @ weight (V, C).T; labels (…,): N."""
+    _refuse(reduction=(reduction, "none"), dist_process_group=(dist_process_group, None))
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    return linear_entropy_logprob(rows, weight, labels.reshape(-1), temperature)[:2]
+
+
+def selective_log_softmax(
+    logits: Tensor, index: Tensor, temperature: float = 1.0, row_mask: Tensor | None = None
+) -> Tensor:
+    """Return log p(index) of logits (…, V), in their dtype; index (…,); 0 where row_mask is 0."""
+    if index.shape != logits.shape[:-1]:
+        raise ValueError(f"index {tuple(index.shape)} must have one token for each row of logits "
+                         f"{tuple(logits.shape)}; take theirs for several")  # fmt: skip
+    if row_mask is not None:
+        index = index.masked_fill(row_mask == 0, IGNORE)
+    rows = logits.reshape(-1, logits.shape[-1])
+    logprob, _ = entropy_logprob(rows, index.reshape(-1), temperature)
+    return logprob.view(index.shape).to(logits.dtype)
+
+
+def entropy_from_logits(logits: Tensor, chunk_size: int = 128) -> Tensor:
+    """Return the entropy of each row of logits (…, V) in nats, in their dtype."""
+    targets = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    _, entropy = entropy_logprob(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+    return entropy.view(targets.shape).to(logits.dtype)
+
+
+class ChunkedLogProb:
+    """Has what is called of TRL's autograd function: `apply`."""
+
+    @staticmethod
+    def apply(
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        temperature: float,
+        chunk_size: int,
+        final_logit_softcapping: float | None = None,
+        logit_scale: float = 1.0,
+        outputs: Sequence[str] = ("log_probs",),
+    ) -> tuple[Tensor | None, ...]:
+        """Return log_probs, entropy, None, None and is_top1 of hidden (N, C) @ weight (V, C).T.
+
+        labels (N,). The first two are (N,) in fp32 or wider, the last bool. Under autocast the head
+        is in autocast's dtype.
+        """
+        unknown = sorted({*outputs} - {"log_probs", "entropy", "is_top1"}) or None
+        _refuse(bias=(bias, None), final_logit_softcapping=(final_logit_softcapping, None),
+                outputs=(unknown, None))  # fmt: skip
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
+        logprob, entropy, top1 = linear_entropy_logprob(
+            hidden, weight.to(hidden.dtype), labels, temperature / logit_scale
+        )
+        entropy = entropy if "entropy" in outputs else None
+        return logprob, entropy, None, None, top1 if "is_top1" in outputs else None
+
+
+def _refuse(**arguments) -> None:
+    """Raise ValueError for an argument that is not its only value known here."""
+    for name, (given, known) in arguments.items():
+        if given is not known and given != known:
+            raise ValueError(f"{name} = {given} is not computed here; leave it at {known}, or "
+                             "take the function that this one replaces")  # fmt: skip

@@ -6,8 +6,8 @@ tokens, so that all have the same gradients. A contender that cannot compute an 
 reason in place of its function, and the table prints it.
 
 Calls of peers are as in Liger-Kernel 00eba63 and e11c2d6 (2026-08), ml-cross-entropy 3a79837,
-TRL 1.16 and PyTorch 2.13. Those of Liger and CCE need a GPU; they ran on an H200 with Liger-Kernel 0.8.5, whose
-scaled loss needs nvidia-cutlass-dsl besides.
+TRL 1.16 and PyTorch 2.13. Those of Liger and CCE need a GPU; they ran on an H200 with Liger-Kernel
+0.8.5, whose scaled loss needs nvidia-cutlass-dsl besides.
 """
 
 import os

@@ -131,6 +131,7 @@ def layer(shape: ModelConfig, compute: torch.dtype, recompute: str, rank: int = 
     return {
         "none": Layer(whole, mlp - spared, forward),
         "selective": Layer(products, selective, forward),
+        "compiled": Layer(whole - size * i, selective, forward),  # silu is computed again
         "full": Layer(size * c, whole + mlp - spared, forward),
     }[recompute]
 
@@ -210,9 +211,9 @@ def _moments(case: Case) -> Iterator[Parts]:
 
 
 def kept_by(config: Config) -> str:
-    """Return --recompute; a compiled layer without it keeps what "selective" keeps."""
-    compiled = config.compile != "off" and config.recompute == "none"
-    return "selective" if compiled else config.recompute
+    """Return --recompute, or "compiled": the compiler chooses by itself what a layer keeps."""
+    compiled = config.compile != "off" and config.recompute != "full"
+    return "compiled" if compiled else config.recompute
 
 
 def rollout(case: Case, branches: int = 0) -> Parts:

@@ -25,11 +25,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from contextlib import suppress
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -41,7 +44,8 @@ from models.weights import find
 OUT = Path("runs/gpu")
 LIMIT = 600  # seconds of a part
 TESTS = ["tests/test_gpu.py", *map(str, sorted(Path("tests").glob("test_kernels*.py")))]
-PYTEST = ["-m", "pytest", "-rs", "-n", "8", "--dist", "worksteal", *TESTS]  # compiling takes CPUs
+TOGETHER = ["-n", "8", "--dist", "worksteal"] if find_spec("xdist") else []  # compiling takes CPUs
+PYTEST = ["-m", "pytest", "-rs", *TOGETHER, *TESTS]
 PARTS = {
     "tests": [*PYTEST, "-m", "not slow", f"--junitxml={OUT}/tests.xml"],
     "training": ["train.py", "--model", "tiny", "--preset", "demo", "--steps", "20",
@@ -96,12 +100,11 @@ def run(name: str, device: torch.device) -> dict:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     before, started = machine.state(device), time.perf_counter()
     words = command(name)
-    process = subprocess.Popen([sys.executable, *words], env=environment)
+    process = subprocess.Popen([sys.executable, *words], env=environment, start_new_session=True)
     try:
         process.wait(LIMIT)
     except subprocess.TimeoutExpired:
-        process.terminate()  # train.py saves and ends
-        process.wait()
+        stop(process)
     return {
         "command": " ".join(["python", *words]),
         "exit_status": process.returncode,
@@ -109,6 +112,14 @@ def run(name: str, device: torch.device) -> dict:
         "state": {"before": before, "after": machine.state(device)},
         "results": results(name),
     }
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ask a part and all it started to end: train.py saves. After a minute, end them."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(60)
 
 
 def results(name: str):

@@ -74,12 +74,15 @@ class ChunkedLogProb:
     ) -> tuple[Tensor | None, ...]:
         """Return log_probs, entropy, None, None and is_top1 of hidden (N, C) @ weight (V, C).T.
 
-        labels (N,). The first two are (N,) in fp32 or wider, the last bool. Under autocast the head
-        is in autocast's dtype.
+        labels (N,). The first two are (N,) in fp32 or wider, the last bool, also True for one of
+        several likeliest. Under autocast the head is in autocast's dtype.
         """
         unknown = sorted({*outputs} - {"log_probs", "entropy", "is_top1"}) or None
         _refuse(bias=(bias, None), final_logit_softcapping=(final_logit_softcapping, None),
                 outputs=(unknown, None))  # fmt: skip
+        if hasattr(weight, "ds_id") and weight.requires_grad:
+            raise ValueError("the head is sharded by DeepSpeed ZeRO-3, which frees it before its "
+                             "backward pass; use ZeRO-2 or FSDP2, or TRL's own head")  # fmt: skip
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))

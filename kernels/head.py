@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .logits import entropy_logprob
-from .reference import IGNORE, matmul, wide
+from .reference import IGNORE, NAMESPACE, matmul, wide
 from .refuse import per_token_inverse, require_head, require_targets, require_values
 from .slices import (
     SLICE,
@@ -93,7 +93,7 @@ def linear_topk_entropy(
     return entropy_logprob(logits, targets)[1]
 
 
-@custom_op(f"{__package__}::linear_statistics", mutates_args=())
+@custom_op(f"{NAMESPACE}::linear_statistics", mutates_args=())
 def _statistics(
     hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, vocab_size: int, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -119,7 +119,7 @@ def _like_statistics(inverse_t: Tensor) -> tuple[Tensor, ...]:
     return tuple(zeros)
 
 
-@custom_op(f"{__package__}::linear_statistics_backward", mutates_args=())
+@custom_op(f"{NAMESPACE}::linear_statistics_backward", mutates_args=())
 def _statistics_backward(
     hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, saved: list[Tensor],
     g: Tensor, h: Tensor, vocab_size: int, chunk: int, want_hidden: bool, want_weight: bool,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .dispatch import tiles_of
-from .reference import IGNORE, reduce_losses, without_ignored
+from .reference import IGNORE, NAMESPACE, reduce_losses, without_ignored
 from .refuse import per_token_inverse, require_logits, require_values
 from .tile_math import LossGrads, Statistics, merge
 
@@ -60,7 +60,7 @@ def masked_cross_entropy(
     return reduce_losses(-logprob, mask, reduction, count)
 
 
-@custom_op(f"{__package__}::entropy_logprob", mutates_args=())
+@custom_op(f"{NAMESPACE}::entropy_logprob", mutates_args=())
 def _entropy_logprob(
     logits: Tensor, targets: Tensor, inverse_t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -81,7 +81,7 @@ def _(logits, targets, inverse_t):
     return tuple(torch.empty_like(inverse_t) for _ in range(4))
 
 
-@custom_op(f"{__package__}::entropy_logprob_backward", mutates_args=())
+@custom_op(f"{NAMESPACE}::entropy_logprob_backward", mutates_args=())
 def _entropy_logprob_backward(
     logits: Tensor, targets: Tensor, inverse_t: Tensor, saved: list[Tensor], g: Tensor, h: Tensor
 ) -> Tensor:

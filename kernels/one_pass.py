@@ -101,7 +101,8 @@ class _LinearObjective(torch.autograd.Function):
 def _times(x: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
     """Return factor · x, computed in fp32 or wider and rounded to dtype without a temporary."""
     if factor == 1:
-        return x.to(dtype)
+        # Autograd may add to what it gets: with retain_graph x itself is needed again.
+        return x.to(dtype, copy=torch._C._autograd._get_current_graph_task_keep_graph())
     return torch.mul(x, factor, out=torch.empty_like(x, dtype=dtype))
 
 

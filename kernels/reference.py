@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+NAMESPACE = __package__.replace(".", "_")  # of our operators, wherever this folder lies
 IGNORE = -100  # the target of a token without a target; PyTorch's ignore_index
 
 TokenLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -171,7 +172,11 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def write_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """Write a @ b to out, accumulated in fp32 (fp64 for fp64) and rounded once to out's dtype."""
+    """Write a @ b to out, accumulated in fp32 (fp64 for fp64) and rounded to out's dtype.
+
+    A GPU may add parts of a product in 16 bits unless PyTorch's
+    allow_bf16_reduced_precision_reduction is off.
+    """
     if a.is_cuda and a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     else:

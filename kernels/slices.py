@@ -10,10 +10,10 @@ they exist one slice at a time, small enough for the GPU's (or CPU's) cache:
         log p and entropy from the tiles                 (tile_math.merge)
         loss of the chunk's tokens, its gradients g, h   (the caller's token_loss, autograd)
         drop the tokens with g = h = 0
-        for each slice:
-            dz from exp(x), g and h                      (n', S) in the dtype of hidden
-            grad_hidden[chunk] += dz @ weight[slice]     in fp32
-            grad_weight[slice] += dz.T @ hidden[chunk]   in fp32, over all chunks
+        for some slices at a time, of W rows:
+            dz from exp(x), g and h                      (n', W) in the dtype of hidden
+            grad_hidden[chunk] += dz @ weight[slices]    in fp32
+            grad_weight[slices] += dz.T @ hidden[chunk]  in fp32, over all chunks
 
 One GEMM over the head costs 2·N·V·C operations. `linear_objective` does the above: three GEMMs
 for a token with a gradient, one for a token without, none for a token without a target. The loss
@@ -21,7 +21,8 @@ runs inside the chunk because exp(x) exists only then. A gradient that is known 
 logits a second time: `linear_entropy_logprob` does that (four GEMMs), for losses that are no sum
 over tokens, such as a ratio of whole sequences.
 
-In memory at one time: exp(x) of one chunk (n·V), one slice of z and of dz (n·S), the gradients.
+In memory at one time: exp(x) of one chunk (n·V), a slice of z (n·S) or dz of some (n·W), and the
+gradients: that of the weight in fp32, or in its own dtype where one chunk holds all tokens.
 Roofline: 8,192 tokens of Qwen3-14B (C = 5120) are 12.7 TFLOP a GEMM, 16.1 ms at 790 TFLOP/s: 48.4
 ms in one pass, where computing logits twice needs 64.5. Adding a chunk to grad_weight reads and
 writes it (6.2 GB, 1.4 ms), so chunks have some thousand tokens, not some hundred.
@@ -105,6 +106,7 @@ def _by_slices(slices: Sequence[Tensor], n: int, dtype: torch.dtype, write: Call
             write(place, part, out)
             place += part.shape[1]
         yield first, dz
+        del dz  # before the next ones are made
         first = place
 
 
@@ -123,4 +125,5 @@ def products(gradients, x: Tensor, head: Tensor, want_hidden: bool, grad_weight:
         if grad_weight is not None:
             add = write_matmul if grad_weight.dtype != wide(x) else add_matmul
             add(grad_weight[rows], dz.t(), x)
+        del dz
     return dx

@@ -80,7 +80,7 @@ def statistics(
 
     out = row * tl.num_programs(1) + tile
     tl.store(MAXIMUM + out, top)
-    tl.store(REST + out, tl.where(top == float("-inf"), -1.0, rest))
+    tl.store(REST + out, tl.where(rest < 0.0, -1.0, rest))  # a tile of −inf
     tl.store(WEIGHTED + out, tl.sum(e * x, axis=0) / LOG2_E)
     own = target - first
     if own // TILE == tile and own < columns and own >= 0:

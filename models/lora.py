@@ -22,10 +22,11 @@ SCALE = 2.0
 class LoRALinear(nn.Module):
     """A linear layer with an adapter."""
 
-    adapted = True  # False: the frozen layer alone
-
     def __init__(self, linear: nn.Linear, rank: int, dtype: torch.dtype):
         super().__init__()
+        # False: the frozen layer alone. Not of the class: torch.compile would compile all again
+        # when an instance gets its own.
+        self.adapted = True
         self.weight, self.bias = linear.weight, linear.bias
         size_out, size_in = self.weight.shape
         self.lora_A = nn.Parameter(self.weight.new_empty(rank, size_in, dtype=dtype))

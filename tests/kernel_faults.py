@@ -40,7 +40,7 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "the sum keeps the likeliest token": (
         "tiles.py", f"tl.sum({OTHERS}, axis=0)", "tl.sum(e, axis=0) - 1.0"),
     "a tile of minus infinity has its likeliest": (
-        "tiles.py", 'tl.where(top == float("-inf"), -1.0, rest)', "rest"),
+        "tiles.py", "tl.where(rest < 0.0, -1.0, rest)", "rest"),
     "a broken row hides in its likeliest": (
         "tiles.py", OTHERS, "tl.where(tl.arange(0, TILE) == likeliest, 0.0, e)"),
     "s in bits": ("tiles.py", "tl.sum(e * x, axis=0) / LOG2_E", "tl.sum(e * x, axis=0)"),

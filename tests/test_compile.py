@@ -9,8 +9,10 @@ from test_recompute import backward
 from toy_forests import adapted, assert_same_gradients, toy_model, toy_trees
 
 from models import transformer
+from models.lora import without_adapters
 from rmt.forest import pack
 from rmt.system import dist
+from rmt.trees import Tree
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,6 +54,26 @@ def test_passes_without_gradient_have_one_program_too(programs, without_gradient
             )
         torch.testing.assert_close(hidden, expected)
     assert programs["unique_graphs"] == 2
+
+
+def test_a_run_with_adapters_and_kl_stays_within_the_compilers_programs(programs):
+    """Scoring, sampling of many and of one, the policy, its reference, and the update, twice."""
+    model = adapted(toy_model(torch.float32), 3)
+    model.configure_training("none", compiled=True)
+    forests = [*map(pack, ROWS), pack([Tree(0, [5])])]
+
+    def run(forest, model=model):
+        return model(forest.tokens, forest.position, forest.attend, lambda hidden, _: hidden)
+
+    with dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for forest in forests * 2:
+            with torch.inference_mode():
+                run(forest)
+            with torch.no_grad():
+                run(forest)
+                run(forest, without_adapters(model))
+            if len(forest) > 1:
+                backward(model, forest)
 
 
 def distance(given, expected):

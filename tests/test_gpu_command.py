@@ -1,6 +1,8 @@
 """What of `make gpu` can be seen without a GPU: its parts exist, and their results are read."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,17 @@ def test_all_kernel_tests_are_part_of_it():
 def out(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "OUT", tmp_path)
     return tmp_path
+
+
+def test_a_part_that_takes_too_long_ends_with_all_it_started(out, monkeypatch):
+    code = f"import subprocess; subprocess.Popen(['sleep', '97.{os.getpid()}']).wait()"
+    monkeypatch.setattr(gpu, "command", lambda name: ["-c", code])
+    monkeypatch.setattr(gpu, "LIMIT", 2)
+    monkeypatch.setattr(gpu.machine, "state", lambda device: {})
+    found = gpu.run("memory", torch.device("cpu"))
+    assert found["exit_status"] == -signal.SIGTERM and found["results"] is None
+    left = subprocess.run(["pgrep", "-f", f"sleep 97.{os.getpid()}"], capture_output=True)
+    assert left.returncode == 1, "its sleep goes on"
 
 
 def test_a_part_that_wrote_nothing_has_no_results(out):

@@ -85,6 +85,8 @@ def test_so_many_records_are_used_whatever_their_order_and_the_same_are_held_out
     train, held = (texts(model, path, part, **known) for part in ("train", "held_out"))
     assert len(train) == 63 and len(held) == 7 and not set(train) & set(held)
     assert held == texts(model, path, "held_out", holdout=7)
+    fewer = texts(model, path, "held_out", **known | dict(max_records=3))
+    assert fewer == held, "what is held out does not depend on how many are used"
     place = {f"{r['problem']}\n\n{r['solution']}": i for i, r in enumerate(records)}
     assert [place[text] for text in train] == sorted(place[text] for text in train)
     more = texts(model, path, "train", **known | dict(max_records=64))
@@ -111,7 +113,7 @@ def test_records_that_are_not_wanted_do_not_stay_in_memory(monkeypatch):
     def read(*_):
         for number in range(5000):
             yield Counted(number)
-            assert len(alive) <= 2 * (5 + 20) + 1
+            assert len(alive) <= 2 * (10 * 5) + 1
 
     monkeypatch.setattr(corpus, "read_records", read)
     tokenizer = SimpleNamespace(encode=lambda text: list(text.encode()))

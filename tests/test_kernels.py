@@ -139,6 +139,21 @@ def test_strides_of_logits_change_nothing(kind):
 
 
 @kinds
+def test_gradients_that_were_changed_do_not_change_the_next_ones(kind):
+    hidden, weight, targets = small_head(torch.bfloat16)
+    for loss in (objective(hidden.view(3, 3, 24).flatten(0, 1), weight, targets)[0],
+                 objective(hidden, weight, targets)[0]):  # fmt: skip
+        first = [g.clone() for g in grad(loss, (hidden, weight), retain_graph=True)]
+        for g in grad(loss, (hidden, weight), retain_graph=True):
+            g.data.mul_(0.1)
+        hidden.grad = weight.grad = None
+        for _ in range(3):
+            loss.backward(retain_graph=True)
+        for leaf, g in zip((hidden, weight), first):
+            torch.testing.assert_close(leaf.grad, 3 * g, rtol=2e-2, atol=1e-3)
+
+
+@kinds
 def test_tokens_without_a_slope_leave_the_matrix_products(kind):
     """An infinite hidden state would make any gradient it is multiplied with nan."""
     hidden, weight, targets = small_head()

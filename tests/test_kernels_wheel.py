@@ -35,6 +35,7 @@ sys.exit(status)
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A folder with the unpacked wheel; building it leaves nothing in the repository."""
+    pytest.importorskip("setuptools", reason="builds the wheel: pip install setuptools")
     place = tmp_path_factory.mktemp("wheel")
     leave_out = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT / "kernels", place / "source", ignore=leave_out)

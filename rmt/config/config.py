@@ -44,7 +44,7 @@ class Config:
     # The paper's knobs.
     epochs: float = knob(10.0, "passes over the documents when --steps is 0")
     holdout: int = knob(200, "documents held out, chosen by a hash of their text; 0: none")
-    max_records: int = knob(0, "records of --data to use, chosen by a hash of their text; 0: all")
+    max_records: int = knob(0, "texts or problems of --data to use, chosen by a hash; 0: all")
     entropy_top_k: int = knob(16, "entropy of the k likeliest tokens (Eq. 1); 0: of all [ours]")
     tier_thresholds: tuple[float, ...] = knob(
         (0.5, 1.0, 1.5), "lower ends of easy, medium, hard: nats, or quantiles in [0, 1) [ours]"

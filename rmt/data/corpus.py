@@ -117,7 +117,8 @@ def _select(
             "--data"
         )
     kept: dict[Any, list[tuple[int, Record]]] = {}  # of each problem, with their places
-    unreadable, total = [], 0
+    unreadable, total, pruned = [], 0, False
+    wanted = max(10 * holdout, holdout + most)  # so many tell which tenth is held out
     for total, record in enumerate(records, start=1):
         if record.text is None:
             unreadable.append(record)
@@ -125,18 +126,20 @@ def _select(
         kept.setdefault(_hash(record.problem) if holdout or most else total, []).append(
             (total, record)
         )
-        if most and len(kept) >= 2 * (holdout + most):
-            kept = {key: kept[key] for key in sorted(kept)[: holdout + most]}
-    keys, remarks = sorted(kept), []
-    if most:
-        keys = keys[: holdout + most]
+        if most and len(kept) >= 2 * wanted:
+            kept = {key: kept[key] for key in sorted(kept)[:wanted]}
+            pruned = True
+    keys, remarks = sorted(kept)[: wanted if most else None], []
     count = min(holdout, len(keys) // 10)
     if holdout:
-        remark = f"held out by a hash of their text: {count:,} of {len(keys):,} {many} (--holdout)"
+        of = f"{total:,} records" if pruned else f"{len(keys):,} {many}"
+        remark = f"held out by a hash of their text: {count:,} of {of} (--holdout)"
         remarks.append(remark + f"; {holdout} would be more than a tenth" * (count < holdout))
-    chosen = keys[:count] if part == "held_out" else keys[count:]
+    if part == "held_out":
+        chosen, unreadable = keys[:count], []  # those belong to the other part
+    else:
+        chosen = keys[count:][: most or None]
     if most and part != "held_out":
-        chosen = chosen[:most]
         remarks.append(
             f"of {total:,} records the first {len(chosen):,} {many} by a hash of their text "
             "(--max-records)"

@@ -178,9 +178,8 @@ def _moments(case: Case) -> Iterator[Parts]:
     # The head: its gradient (in fp32 if it is a sum), exponentials of a chunk, slices of logits.
     head, width = shape.vocab_size * shape.hidden_size, 2 if size == 2 else size
     learnt_head = head * (learnt_root > 0)
-    chunks = math.ceil(n / CHUNK["cuda"])
-    summed = size if chunks == 1 else 4
-    chunk = math.ceil(n / chunks)  # chunks have equal lengths
+    chunk = min(n, CHUNK["cuda"])  # tokens with a target may be fewer than those of a row
+    summed = size if n <= CHUNK["cuda"] else 4
     exponentials = chunk * (width * shape.vocab_size + 16 * (SLICE + shape.hidden_size))
     hidden = 3 * n * shape.hidden_size * size
     yield {
@@ -192,7 +191,7 @@ def _moments(case: Case) -> Iterator[Parts]:
     yield {
         "gathered weights": gathered * 2 * root,
         "activations": kept + hidden,
-        "head slices": (summed + size * (chunks > 1)) * learnt_head,
+        "head slices": (summed + size * (n > CHUNK["cuda"])) * learnt_head,
     }
     # The first layer of the backward pass: the next is gathered, the last one's gradients reduced.
     yield {

@@ -158,7 +158,7 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
     "a GPU's blocks of no rows": (
         "logits.py", "max(1, n if logits.is_cuda else", "(n if logits.is_cuda else"),
     "the upstream gradient is rounded": (
-        "one_pass.py", "grad_hidden * grad.view(1, 1)", "grad_hidden * grad.bfloat16()"),
+        "one_pass.py", "grad.item()", "grad.bfloat16().item()"),
     "gradients under no_grad": (
         "one_pass.py", "chunk, torch.is_grad_enabled())", "chunk, True)"),
     "parameters of the loss": ("one_pass.py", "  _require_nothing_else(loss", "  (loss"),

@@ -75,12 +75,11 @@ def statistics(
     x = (z - base) * (tl.load(INVERSE_T + row) * LOG2_E)  # exp(x) = exp2(x log2 e), which is faster
     x = tl.maximum(x, NEGLIGIBLE, propagate_nan=tl.PropagateNan.ALL)  # 0 · −inf is nan
     e = tl.exp2(x)
-    # x is 0 at the likeliest, or nan in a broken row.
-    rest = tl.sum(tl.where(tl.arange(0, TILE) == likeliest, x, e), axis=0)
+    rest = tl.sum(tl.where(tl.arange(0, TILE) == likeliest, 0.0, e), axis=0)
 
     out = row * tl.num_programs(1) + tile
     tl.store(MAXIMUM + out, top)
-    tl.store(REST + out, tl.where(rest < 0.0, -1.0, rest))  # a tile of −inf
+    tl.store(REST + out, rest)
     tl.store(WEIGHTED + out, tl.sum(e * x, axis=0) / LOG2_E)
     own = target - first
     if own // TILE == tile and own < columns and own >= 0:

@@ -39,7 +39,7 @@ from .refuse import require_chunk
 from .tile_math import SLICE, LossGrads, Tiles
 
 CHUNK = {"cuda": 8192, "cpu": 1024}  # most tokens whose exponentials exist at one time
-TOGETHER = {"cuda": 4, "cpu": 1}  # slices of dz that one product multiplies
+TOGETHER = {"cuda": 4}  # slices of dz that one product multiplies; elsewhere one
 
 
 def chunk_of(hidden: Tensor, chunk: int | None) -> int:

@@ -210,7 +210,8 @@ def response_loss(seen, number):
         for j, rollout in enumerate(group):
             tokens = [*before, *rollout.tokens]
             mask = np.arange(len(tokens)) >= len(before)
-            score = lambda m: alone(m, tokens, mask, c.temperature, run.tokenizer.vocab_size)  # noqa: B023
+            known = (tokens, mask, c.temperature, run.tokenizer.vocab_size)
+            score = lambda m: alone(m, *known)  # noqa: B023
             logprob, a = score(model), float(advantage[i, j])
             before_it = score(old) if number else logprob
             ratio = (logprob - before_it.detach()).exp()

@@ -11,6 +11,7 @@ from toy_runs import prepared
 from rmt.config.config import Config
 from rmt.data import corpus
 from rmt.data.inputs import Record
+from rmt.engine.protocol import _held_out_data
 from rmt.engine.setup import read_corpus, read_model_directory
 
 
@@ -97,6 +98,19 @@ def test_so_many_records_are_used_whatever_their_order_and_the_same_are_held_out
     assert len(texts(model, path, "all", **known)) == 63
     other = write(tmp_path / "c.jsonl", problems(99))  # as --eval-data: all of it
     assert len(texts(model, other, "all", **known)) == 99
+
+
+def test_an_evaluation_takes_both_numbers_from_the_run():
+    run = {"data": ["a"], "holdout": 5, "max_records": 9}
+    assert _held_out_data("run", run, {}) == run
+    assert _held_out_data("run", run, {"holdout": 3}) == run | {"holdout": 3}
+
+
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_too_many_unreadable_records_are_refused_in_either_part(tmp_path, model, part):
+    path = write(tmp_path / "a.jsonl", [*problems(40), {"else": 1}])
+    with pytest.raises(ValueError, match="1 of 41 records are unreadable"):
+        texts(model, path, part, holdout=4)
 
 
 def test_records_that_are_not_wanted_do_not_stay_in_memory(monkeypatch):

@@ -3,10 +3,9 @@
 import json
 
 import pytest
+from job_commands import understood
 
-import eval as evaluation
 from experiments import real
-from rmt.config.config import parse
 from rmt.evaluation.summary import summarise
 from rmt.system.records import write_json
 
@@ -23,17 +22,7 @@ def test_every_command_is_understood(place, study):
     for seed in real.SEEDS:
         (place / f"{seed}-rmt").mkdir()
         (place / f"{seed}-rmt/metrics.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
-    configs, before, asked = {}, set(), {}
-    for job in real.jobs(study):
-        assert set(job.needs) <= before, "a job comes after those it needs"
-        before.add(job.out)
-        for script, *flags in job.commands():
-            if script == "train.py":
-                configs[job.out.name] = parse(flags, "", "")
-            else:
-                _, options = evaluation.read_arguments(flags)
-                assert options.json.startswith(str(job.out))
-                asked.setdefault(job.out.name, []).append(options.mode)
+    configs, asked = understood(real.jobs(study))
     cold = configs.pop("cold")
     assert (cold.traces, cold.group_size, cold.text_in) == ("own", 1, "thought")
     assert all(c.model == str(place / "cold/model") for c in configs.values())

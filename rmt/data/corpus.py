@@ -60,6 +60,8 @@ def read(
     read_ones = read_records(paths, make, fields, files)
     records, unreadable, total, chosen = _select(read_ones, part, holdout, most, many)
     remarks = remarks_of(files) + _check_readable(unreadable, total, paths)
+    if part == "held_out":
+        unreadable = []  # they count with the others, once
     documents, left_out, ends = [], [], []  # ends: tokens left out of texts that are used
     for record in records:
         ids = np.asarray(tokenizer.encode(record.text), dtype=np.int64)
@@ -117,7 +119,7 @@ def _select(
             "--data"
         )
     kept: dict[Any, list[tuple[int, Record]]] = {}  # of each problem, with their places
-    unreadable, total, pruned = [], 0, False
+    unreadable, total = [], 0
     wanted = max(10 * holdout, holdout + most)  # so many tell which tenth is held out
     for total, record in enumerate(records, start=1):
         if record.text is None:
@@ -128,17 +130,13 @@ def _select(
         )
         if most and len(kept) >= 2 * wanted:
             kept = {key: kept[key] for key in sorted(kept)[:wanted]}
-            pruned = True
     keys, remarks = sorted(kept)[: wanted if most else None], []
     count = min(holdout, len(keys) // 10)
     if holdout:
-        of = f"{total:,} records" if pruned else f"{len(keys):,} {many}"
+        of = f"{total:,} records" if most else f"{len(keys):,} {many}"
         remark = f"held out by a hash of their text: {count:,} of {of} (--holdout)"
         remarks.append(remark + f"; {holdout} would be more than a tenth" * (count < holdout))
-    if part == "held_out":
-        chosen, unreadable = keys[:count], []  # those belong to the other part
-    else:
-        chosen = keys[count:][: most or None]
+    chosen = keys[:count] if part == "held_out" else keys[count:][: most or None]
     if most and part != "held_out":
         remarks.append(
             f"of {total:,} records the first {len(chosen):,} {many} by a hash of their text "

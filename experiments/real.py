@@ -33,8 +33,11 @@ COLD = (
     *TRAIN, "--method", "cold-start", "--positions-per-document", "24", "--steps", "240",
     "--learning-rate", "1e-4", "--lr-schedule", "linear",
 )  # fmt: skip
-STEPS, STUDY_STEPS, SEEDS = 60, 24, (0, 1)
-RL = (*TRAIN, "--positions-per-document", "12", "--learning-rate", "2e-5", "--warmup-steps", "3")
+SEEDS = (0, 1)
+RL = (*TRAIN, "--learning-rate", "2e-5", "--warmup-steps", "3")
+LONG = ("--positions-per-document", "12", "--steps", "60")
+BRIEF_STEPS = 20  # of the study: half as many positions, a third of the steps
+BRIEF = ("--positions-per-document", "6", "--steps", str(BRIEF_STEPS))
 METHODS = {  # of the study; all start from the cold start, and stop at RMT's tokens
     "rmt": (),
     "rpt": ("--method", "rpt"),
@@ -64,11 +67,10 @@ def jobs(study: bool) -> list[Job]:
         Job(OUT / "base", lambda: evaluations(MODEL, OUT / "base")),
         Job(cold, lambda: commands(MODEL, COLD, cold), (OUT / "base",)),
     ]
-    trained = {"rmt": (*RL, "--steps", str(STEPS))}
+    trained = {"rmt": (*RL, *LONG)}
     if study:
-        steps = ("--steps", str(STUDY_STEPS))
         trained = {
-            f"{seed}-{name}": (*RL, *steps, *flags, "--seed", str(seed))
+            f"{seed}-{name}": (*RL, *BRIEF, *flags, "--seed", str(seed))
             for seed in SEEDS for name, flags in METHODS.items()
         }  # fmt: skip
     for name, flags in trained.items():
@@ -95,7 +97,7 @@ def evaluations(model: str, out: Path) -> list[Command]:
         for name, flags in evals.items()
     ]
     for name, path in PROBLEMS.items():
-        if path.exists():
+        if path.exists() and "-" not in out.name:  # in the study none is solved
             flags = ("--mode", "problems", "--data", str(path), "--limit", "200")
             flags += ("--max-response", "256", "--document-tokens", "512")
             asked.append(("eval.py", "--model", model, *flags, "--json", str(out / f"{name}.json")))
@@ -104,7 +106,7 @@ def evaluations(model: str, out: Path) -> list[Command]:
 
 def same_tokens(rmt: Path) -> Command:
     """Return flags that end a run when it has sampled and trained on as many tokens as RMT."""
-    return ("--max-tokens", tokens_of(rmt), "--steps", str(100 * STUDY_STEPS))
+    return ("--max-tokens", tokens_of(rmt), "--steps", str(100 * BRIEF_STEPS))
 
 
 def cell(number: float | None, form: str) -> str:

@@ -36,13 +36,14 @@ COLD = (
 SEEDS = (0, 1)
 RL = (*TRAIN, "--learning-rate", "2e-5", "--warmup-steps", "3")
 LONG = ("--positions-per-document", "12", "--steps", "60")
-BRIEF_STEPS = 20  # of the study: half as many positions, a third of the steps
-BRIEF = ("--positions-per-document", "6", "--steps", str(BRIEF_STEPS))
-METHODS = {  # of the study; all start from the cold start, and stop at RMT's tokens
+BRIEF = ("--positions-per-document", "6", "--steps", "20")  # of the study
+# A method without a schedule takes as many steps as RMT's tokens allow; a schedule ends at T.
+AS_MANY = ("--steps", "2000")
+METHODS = {  # of the study; all start from the cold start, and stop at RMT's tokens or steps
     "rmt": (),
-    "rpt": ("--method", "rpt"),
-    "sft": ("--method", "cold-start"),
-    "ntp": ("--method", "ntp"),
+    "rpt": ("--method", "rpt", *AS_MANY),
+    "sft": ("--method", "cold-start", *AS_MANY),
+    "ntp": ("--method", "ntp", *AS_MANY),
     "without-budget": ("--no-budget",),
     "without-curriculum": ("--no-curriculum",),
     "without-ntp": ("--no-ntp",),
@@ -54,6 +55,7 @@ ASK = (
 EVALS = {
     "plain": ("--mode", "ntp"),
     "thought": ("--mode", "rmt", "--budget", "12", "--samples", "8"),
+    "greedy": ("--mode", "rmt", "--budget", "12", "--decoding", "greedy"),
 }
 FREE = ("--mode", "ntr", "--samples", "8")
 FREELY = {"rpt", "without-budget"}  # think without a budget
@@ -91,13 +93,16 @@ def commands(start: str, flags: Command, out: Path) -> list[Command]:
 
 
 def evaluations(model: str, out: Path) -> list[Command]:
-    evals = EVALS | ({"thought": FREE} if out.name.partition("-")[2] in FREELY else {})
+    method = out.name.partition("-")[2]  # of the study; "" for a main run
+    evals = EVALS | ({"thought": FREE} if method in FREELY else {})
+    if method:
+        del evals["greedy"]
     asked = [
         ("eval.py", "--model", model, *ASK, *flags, "--json", str(out / f"{name}.json"))
         for name, flags in evals.items()
     ]
     for name, path in PROBLEMS.items():
-        if path.exists() and "-" not in out.name:  # in the study none is solved
+        if path.exists() and not method:
             flags = ("--mode", "problems", "--data", str(path), "--limit", "200")
             flags += ("--max-response", "256", "--document-tokens", "512")
             asked.append(("eval.py", "--model", model, *flags, "--json", str(out / f"{name}.json")))
@@ -105,8 +110,8 @@ def evaluations(model: str, out: Path) -> list[Command]:
 
 
 def same_tokens(rmt: Path) -> Command:
-    """Return flags that end a run when it has sampled and trained on as many tokens as RMT."""
-    return ("--max-tokens", tokens_of(rmt), "--steps", str(100 * BRIEF_STEPS))
+    """Return the flag that ends a run when it has sampled and trained on as many tokens as RMT."""
+    return ("--max-tokens", tokens_of(rmt))
 
 
 def cell(number: float | None, form: str) -> str:
@@ -117,7 +122,7 @@ def cell(number: float | None, form: str) -> str:
 def table() -> str:
     """Return a row per job that is done, and what the differences are worth."""
     heads = ("", "plain", "with a thought", "majority of 8", "nats per token", "thinking tokens",
-             "\\|ℓ−B\\|/B", "well-formed", *PROBLEMS, "minutes")  # fmt: skip
+             "\\|ℓ−B\\|/B", "well-formed", "greedy", *PROBLEMS, "minutes")  # fmt: skip
     lines, reports = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"], {}
     places = [done.parent for done in OUT.glob("*/done.json")]
     order = {"base": 0, "cold": 1, "rmt": 2}
@@ -125,14 +130,15 @@ def table() -> str:
         found = {file.stem: read_report(file) for file in place.glob("*.json")
                  if file.stem in (*EVALS, *PROBLEMS)}  # fmt: skip
         row = {name: {r["tier"]: r for r in report["tiers"]} for name, report in found.items()}
-        plain, thought = (row[name]["average"] for name in EVALS)
+        plain, thought = (row[name]["average"] for name in ("plain", "thought"))
+        greedy = row["greedy"]["average"]["accuracy"] if "greedy" in row else None
         solved = [f"{row[n]['problems']['accuracy']:.1%}" if n in row else "–" for n in PROBLEMS]
         minutes = json.loads((place / "done.json").read_text())["minutes"]
         cells = (
             place.name, f"{plain['accuracy']:.1%}", f"{thought['accuracy']:.1%}",
             f"{thought['majority']:.1%}", f"{found['plain']['nats_per_token']:.4f}",
             cell(thought["thinking_length"], "{:.1f}"), cell(thought["budget_error"], "{:.2f}"),
-            f"{thought['well_formed']:.1%}", *solved, f"{minutes:.0f}",
+            f"{thought['well_formed']:.1%}", cell(greedy, "{:.1%}"), *solved, f"{minutes:.0f}",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
         reports[place.name] = found

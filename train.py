@@ -27,6 +27,7 @@ from rmt.engine.resume import claimed
 from rmt.engine.run import Run, Setup, export, note_refusal, prepare, save
 from rmt.engine.step_metrics import add_curriculum_metrics, add_response_metrics, add_speed_metrics
 from rmt.grpo import advantage_scale, advantages
+from rmt.information_gain import information_gain
 from rmt.memory.dry_run import dry_run
 from rmt.questions import (
     ask,
@@ -89,6 +90,8 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
                 responses = generate(sampler, trees, c.group_size, sampling_at(c, tokenizer, step))
             # 5. Rewards (P, G): the right token, and the length that was asked for.
             batch = reward_responses(c, tokenizer, questions, responses)
+            if c.match == "gain":  # RLP
+                batch.rewards["total"] = information_gain(c, data, sampler, batch, pack)
         record_matches(c, run.curriculum, batch, world)
         batch, dropped = replace_zero_variance(  # RPT; RMT keeps the batch as it is
             c, data, run.curriculum, batch, sampler, generate, step, world, clock

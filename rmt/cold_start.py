@@ -19,7 +19,6 @@ Shapes: P questions, G responses to each.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 
 from models.tokenizer import THINK_CLOSE, Tokenizer
 from rmt.boxed import BOXED, escape
@@ -57,7 +56,8 @@ def given_responses(
 
 def trace_ids(tokenizer: Tokenizer, document: Document) -> list[int]:
     """Return the response to a document that has a trace."""
-    return [*document.thought, *answer_ids(tokenizer, escape(document.answer.encode("utf-8")))]
+    said = tokenizer.encode(escape(document.answer.encode("utf-8")))
+    return [*document.thought, *answer_ids(tokenizer, said)]
 
 
 def guess_tails(c: Config, question: Question, opening: int, seam: int) -> list[int]:
@@ -95,10 +95,7 @@ def own_response(
     if parse_response(tokenizer, thought).thinking_length is not None:
         thought = list(opening)  # the text itself has a </think>: repeat none of it
     answer = Counter(guesses).most_common(1)[0][0]  # of several, the first
-    text = tokenizer.bytes_of([answer])
-    as_it_is = escape(text).encode("utf-8") == text and not spelled(tokenizer, answer)
-    said = answer_ids(tokenizer, escape(text), [answer] if as_it_is else None)
-    return Rollout(thought + said, finished=True)
+    return Rollout(thought + answer_ids(tokenizer, boxed_ids(tokenizer, answer)), finished=True)
 
 
 def spelled(tokenizer: Tokenizer, guess: int) -> list[int]:
@@ -106,12 +103,18 @@ def spelled(tokenizer: Tokenizer, guess: int) -> list[int]:
     return tokenizer.encode(tokenizer.decode([guess])) if guess in tokenizer.control_ids else []
 
 
-def answer_ids(tokenizer: Tokenizer, answer: str, ids: Sequence[int] | None = None) -> list[int]:
-    """Return the ids that close a thought, give an answer and end the response.
+def boxed_ids(tokenizer: Tokenizer, token: int) -> list[int]:
+    """Return the ids of a token in a box: itself, or its escape if it cannot be seen."""
+    text = tokenizer.bytes_of([token])
+    as_it_is = escape(text).encode("utf-8") == text and not spelled(tokenizer, token)
+    return [token] if as_it_is else tokenizer.encode(escape(text))
 
-    answer: as it stands in the box; ids: its tokens, if it shall have others than its text has.
-    """
-    close = tokenizer.encode_with_control(THINK_CLOSE)
-    inside = tokenizer.encode(answer) if ids is None else ids
-    box = (tokenizer.encode("\n\n" + BOXED), inside, tokenizer.encode("}"))
-    return [*close, *chain(*box), tokenizer.stop_ids[0]]
+
+def answer_ids(tokenizer: Tokenizer, inside: Sequence[int]) -> list[int]:
+    """Return the ids that close a thought, give an answer and end the response."""
+    return [*opened_box(tokenizer), *inside, *tokenizer.encode("}"), tokenizer.stop_ids[0]]
+
+
+def opened_box(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids between a thought and its answer."""
+    return [*tokenizer.encode_with_control(THINK_CLOSE), *tokenizer.encode("\n\n" + BOXED)]

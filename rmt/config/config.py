@@ -75,7 +75,8 @@ class Config:
     )  # fmt: skip
     match: str = knob(
         "token", "right is: the next token, a prefix of the text that ends with a token (RPT), or "
-        "the problem's answer", ("token", "prefix", "answer"),
+        "the problem's answer; gain: its log-probability behind the thought, whatever is answered "
+        "(RLP)", ("token", "prefix", "answer", "gain"),
     )  # fmt: skip
     positions_per_document: int = knob(1, "positions reasoned about per document and step")
     min_context: int = knob(16, "positions before this one are never reasoned about")

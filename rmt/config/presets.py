@@ -9,6 +9,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "rmt": {},
     # Reinforcement pre-training (arXiv 2506.08007): no budget, no curriculum, no next-token loss.
     "rpt": dict(match="prefix", budget=False, curriculum=False, ntp=False, resample_from=500),
+    # Reinforcement as pretraining (arXiv 2510.01265): the reward is the gain in log-probability.
+    "rlp": dict(match="gain", budget=False, curriculum=False, ntp=False, advantage_norm="none"),
     # Continual pretraining on the same text. ntp_weight only matters next to another loss.
     "ntp": dict(task="nothing", budget=False, curriculum=False, ntp_weight=1.0),
     # Before RMT, for a model that never closes a thought (ours): given responses, Eq. 16.

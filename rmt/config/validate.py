@@ -163,6 +163,13 @@ def _task_problems(c) -> Iterator[str]:
             f"--task {c.task} with --match {c.match}: a problem is right by its answer, a next "
             "token by its bytes; use --method grpo, or rmt or rpt"
         )
+    by_match = {"budget": False, "resample_from": -1, "zero_variance_groups": "keep", "traces": ""}
+    for name, unset in by_match.items():
+        if c.match == "gain" and getattr(c, name) != unset:
+            yield (
+                f"{flag(name)} {getattr(c, name)} with --match gain: its reward is a "
+                "log-probability, not a match; use --method rlp and leave the flag out"
+            )
     if c.task == "problems" and c.resample_from >= 0:
         yield (
             f"--resample-from {c.resample_from} with --task problems, which have no other "

@@ -1,0 +1,66 @@
+"""RLP: a thought is worth the log-probability of the true token behind it."""
+
+import json
+
+import pytest
+import torch
+from toy_runs import draw, prepared, respond, stepped
+
+from rmt import forest, naive
+from rmt.config.presets import METHODS
+from rmt.information_gain import information_gain
+from rmt.prompt import next_token_prompt
+
+
+def run_of(place, **changes):
+    return prepared(
+        place, method="rlp", **METHODS["rlp"] | dict(positions_per_document=2) | changes
+    )
+
+
+def alone(run, question, response, answer):
+    """log p of the token behind one thought: the whole sequence in one plain forward pass."""
+    tokenizer, prompt = run.tokenizer, next_token_prompt(run.tokenizer, None)
+    document = run.documents[question.document].tokens.tolist()
+    text = bytes(tokenizer.bytes_of([document[question.position]])).decode()
+    thought = response.tokens[: answer.thinking_length]
+    closed = tokenizer.encode_with_control("</think>") + tokenizer.encode("\n\n\\boxed{")
+    known = [*prompt.header, *document[: question.position], *prompt.footer, *thought, *closed]
+    ids = torch.tensor(known + tokenizer.encode(text))
+    with torch.no_grad():
+        row = forest.pack([forest.Tree(0, ids.tolist())])
+        hidden = run.model(row.tokens, row.position, row.attend, lambda h, head: h @ head.T)
+    logp = hidden.double()[:, : tokenizer.vocab_size].log_softmax(-1)
+    at = torch.arange(len(known), len(ids))
+    return logp[at - 1, ids[at]].sum().item()
+
+
+@pytest.mark.parametrize("pack", [forest.pack, naive.pack])
+@pytest.mark.parametrize("limit", [200, 100_000])  # one branch in a row, and all of a step
+def test_each_thought_is_scored_as_if_it_stood_alone(tmp_path, pack, limit):
+    run = run_of(tmp_path, tokens_per_micro_batch=limit)
+    batch = respond(run, draw(run))
+    gain = information_gain(run.config, run.data, run.model, batch, pack)
+    closed = [a.thinking_length is not None for group in batch.answers for a in group]
+    assert any(closed) and not all(closed)
+    groups = zip(batch.questions, batch.responses, batch.answers)
+    wanted = [alone(run, q, *said) for q, *both in groups for said in zip(*both)]
+    assert gain.flatten().tolist() == pytest.approx(wanted, abs=1e-4)
+    assert (gain.std(dim=1) > 1e-3).any()
+
+
+def test_advantages_are_differences_of_nats_whatever_is_answered(tmp_path):
+    run = run_of(tmp_path)
+    row, samples = stepped(run)
+    assert row["budget"] is None and row["loss/ntp"] is None and row["reward/length"] == 0
+    assert row["reward/mean"] < 0 and 0 <= row["reward/match"] <= 1
+    assert row["loss/rl"] != 0 and row["update/grad_norm"] > 0
+    assert all(s["reward"]["total"] < 0 for s in samples), json.dumps(samples[0])
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(budget=True), dict(resample_from=0), dict(zero_variance_groups="drop")]
+)
+def test_flags_that_go_by_matches_are_refused(tmp_path, changes):
+    with pytest.raises((SystemExit, ValueError), match="--match gain"):
+        run_of(tmp_path, **changes)

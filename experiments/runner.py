@@ -1,12 +1,14 @@
 """Run many commands in parallel, each once, for experiments/paper.py and experiments/sweep.py.
 
 A job has a folder and is complete when `done.json` is in it. A stopped job continues: training is
-resumed, and an evaluation that wrote its file is not repeated. On a CPU one job runs per core, with
-one thread: two threads make a job little faster.
+resumed, and an evaluation that wrote its file is not repeated. A complete job keeps its model, not
+its checkpoints: three times the model's size and more, of each job. On a CPU one job runs per core,
+with one thread: two threads make a job little faster.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -86,6 +88,7 @@ def _run(job: Job, one_thread: bool) -> None:
     aside = job.out / "done.json.tmp"
     aside.write_text(json.dumps(done, indent=1), encoding="utf-8")
     os.replace(aside, job.out / "done.json")
+    shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
 
 
 def _command(command: list[str], out: Path, log, one_thread: bool) -> None:

@@ -16,6 +16,19 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "budgets of a cold start ignore the seed": (
         "rmt/questions.py", "default_rng((c.seed, index)).integers", "default_rng(index).integers",
         "cold_start"),
+    "the gain is behind the whole response": (
+        "rmt/information_gain.py", "response.tokens[: answer.thinking_length]", "response.tokens",
+        "gain"),
+    "the gain is behind the thought, without a box": (
+        "rmt/information_gain.py", "*thought, *box))", "*thought))", "gain"),
+    "the gain is of the token before": (
+        "rmt/information_gain.py", ".tokens[question.position])", ".tokens[question.position - 1])",
+        "gain"),
+    "the gain is at the sampling temperature": (
+        "rmt/information_gain.py", "forest, 1.0, tok", "forest, c.temperature, tok", "gain"),
+    "the gain is not the reward": (
+        "train.py", 'batch.rewards["total"] = information_gain',
+        'batch.rewards["length"] = information_gain', "gain"),
     "guesses are drawn at temperature 1": (
         "rmt/cold_start.py", "max_new_tokens=1)", "max_new_tokens=1, temperature=1.0)",
         "cold_start"),

@@ -11,11 +11,12 @@ import torch
 from method_logged import assert_logged
 from method_step import assert_by_hand, centred, copied, doubled, rewards, watched
 from toy_models import causal
-from toy_runs import draw, prepared, stepped
+from toy_runs import draw, prepared, respond, stepped
 
 import rmt.cold_start
 from rmt.boxed import escape
-from rmt.prompt import parse_response
+from rmt.config.presets import METHODS
+from rmt.prompt import next_token_prompt, parse_response
 from rmt.questions import reward_responses, spread_budget
 from rmt.sampling import Rollout
 
@@ -85,6 +86,33 @@ def check_loss(place, name) -> None:
     assert math.isclose(seen.row["length/response"], sum(lengths) / len(lengths))
     cut = [not r.finished for group in seen.groups for r in group]
     assert math.isclose(seen.row["share/cut_off"], sum(cut) / len(cut))
+
+
+def gain_alone(run, question, response, answer):
+    """log p of the token behind one thought: the whole sequence in one plain forward pass."""
+    tokenizer, prompt = run.tokenizer, next_token_prompt(run.tokenizer, None)
+    document = run.documents[question.document].tokens.tolist()
+    text = bytes(tokenizer.bytes_of([document[question.position]])).decode()
+    thought = response.tokens[: answer.thinking_length]
+    closed = tokenizer.encode_with_control("</think>") + tokenizer.encode("\n\n\\boxed{")
+    known = [*prompt.header, *document[: question.position], *prompt.footer, *thought, *closed]
+    ids = torch.tensor(known + tokenizer.encode(text))
+    hidden = run.model(ids, torch.arange(len(ids)), causal, lambda h, head: h @ head.T).detach()
+    logp = hidden.double()[:, : tokenizer.vocab_size].log_softmax(-1)
+    at = torch.arange(len(known), len(ids))
+    return logp[at - 1, ids[at]].sum().item()
+
+
+def check_gain(place) -> None:
+    """RLP's reward (Eq. 17): the true token behind each thought, at temperature 1."""
+    flags = dict(method="rlp", temperature=1.3, samples_per_step=99, **METHODS["rlp"])
+    run, again = (prepared(place, **flags) for _ in range(2))
+    batch = respond(run, draw(run))
+    firsts = [(q, r[0], a[0]) for q, r, a in zip(batch.questions, batch.responses, batch.answers)]
+    wanted = [gain_alone(run, *first) for first in firsts]
+    _, samples = stepped(again)
+    for sample, gain in zip(samples, wanted, strict=True):
+        assert abs(sample["reward"]["total"] - gain) < 1e-4
 
 
 def check_cold_start(place) -> None:

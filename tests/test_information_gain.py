@@ -3,36 +3,18 @@
 import json
 
 import pytest
-import torch
+from method_checks import gain_alone
 from toy_runs import draw, prepared, respond, stepped
 
 from rmt import forest, naive
 from rmt.config.presets import METHODS
 from rmt.information_gain import information_gain
-from rmt.prompt import next_token_prompt
 
 
 def run_of(place, **changes):
     return prepared(
         place, method="rlp", **METHODS["rlp"] | dict(positions_per_document=2) | changes
     )
-
-
-def alone(run, question, response, answer):
-    """log p of the token behind one thought: the whole sequence in one plain forward pass."""
-    tokenizer, prompt = run.tokenizer, next_token_prompt(run.tokenizer, None)
-    document = run.documents[question.document].tokens.tolist()
-    text = bytes(tokenizer.bytes_of([document[question.position]])).decode()
-    thought = response.tokens[: answer.thinking_length]
-    closed = tokenizer.encode_with_control("</think>") + tokenizer.encode("\n\n\\boxed{")
-    known = [*prompt.header, *document[: question.position], *prompt.footer, *thought, *closed]
-    ids = torch.tensor(known + tokenizer.encode(text))
-    with torch.no_grad():
-        row = forest.pack([forest.Tree(0, ids.tolist())])
-        hidden = run.model(row.tokens, row.position, row.attend, lambda h, head: h @ head.T)
-    logp = hidden.double()[:, : tokenizer.vocab_size].log_softmax(-1)
-    at = torch.arange(len(known), len(ids))
-    return logp[at - 1, ids[at]].sum().item()
 
 
 @pytest.mark.parametrize("pack", [forest.pack, naive.pack])
@@ -44,7 +26,7 @@ def test_each_thought_is_scored_as_if_it_stood_alone(tmp_path, pack, limit):
     closed = [a.thinking_length is not None for group in batch.answers for a in group]
     assert any(closed) and not all(closed)
     groups = zip(batch.questions, batch.responses, batch.answers)
-    wanted = [alone(run, q, *said) for q, *both in groups for said in zip(*both)]
+    wanted = [gain_alone(run, q, *said) for q, *both in groups for said in zip(*both)]
     assert gain.flatten().tolist() == pytest.approx(wanted, abs=1e-4)
     assert (gain.std(dim=1) > 1e-3).any()
 

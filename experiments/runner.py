@@ -87,8 +87,8 @@ def _run(job: Job, one_thread: bool) -> None:
     done = {"commands": [" ".join(("python", *c)) for c in commands], "minutes": spent}
     aside = job.out / "done.json.tmp"
     aside.write_text(json.dumps(done, indent=1), encoding="utf-8")
-    os.replace(aside, job.out / "done.json")
     shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
+    os.replace(aside, job.out / "done.json")
 
 
 def _command(command: list[str], out: Path, log, one_thread: bool) -> None:

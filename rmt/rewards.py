@@ -15,15 +15,15 @@ from rmt.prompt import Answer
 def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -> float:
     """Return 1 if the boxed answer is right, else 0.
 
-    coming: bytes of the coming tokens. rule "token" (the paper): the first of them, nothing
-    stripped. "prefix" (RPT): the first few of them. A newline, half a character and a brace may be
+    coming: bytes of the coming tokens. rule "token" (the paper) and "gain": the first of them,
+    nothing stripped. "prefix" (RPT): the first few. A newline, half a character and a brace may be
     written as escapes. "answer": coming[0] is the answer to a problem (rmt/data/math_answers.py).
     """
     if answer.text is None:
         return 0.0
     if rule == "answer":
         return float(same_answer(answer.text, coming[0].decode("utf-8")))
-    right = coming[:1] if rule == "token" else accumulate(coming)
+    right = accumulate(coming) if rule == "prefix" else coming[:1]
     said = answer.text.encode("utf-8")
     named = lambda text: (escape(text), escape(text, braces=True))
     return float(any(said == text or answer.text in named(text) for text in right))  # Eq. 5, Eq. 12

@@ -9,6 +9,8 @@ from toy_runs import draw, prepared, respond, stepped
 from rmt import forest, naive
 from rmt.config.presets import METHODS
 from rmt.information_gain import information_gain
+from rmt.prompt import Answer
+from rmt.rewards import match_reward
 
 
 def run_of(place, **changes):
@@ -38,6 +40,13 @@ def test_advantages_are_differences_of_nats_whatever_is_answered(tmp_path):
     assert row["reward/mean"] < 0 and 0 <= row["reward/match"] <= 1
     assert row["loss/rl"] != 0 and row["update/grad_norm"] > 0
     assert all(s["reward"]["total"] < 0 for s in samples), json.dumps(samples[0])
+
+
+def test_a_match_is_the_next_token_alone():
+    answer = Answer("", " Mira", 3)
+    coming = (b" M", b"ira")
+    assert [match_reward(answer, coming, rule) for rule in ("prefix", "token", "gain")] == [1, 0, 0]
+    assert match_reward(answer, (b" Mira",), "gain") == 1
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def script(place, name, text) -> Job:
 def test_a_job_begins_after_those_it_needs_and_flags_may_follow_from_them(tmp_path):
     first = script(tmp_path, "first", "import sys; open(sys.argv[1] + '/made', 'w').write('7')")
     read = lambda: [("-c", f"assert {(first.out / 'made').read_text()} == 7")]
+    (tmp_path / "second/checkpoints").mkdir(parents=True)
     run_all([first, Job(tmp_path / "second", read, needs=(first.out,))], workers=2)
+    assert not (tmp_path / "second/checkpoints").exists(), "complete: it keeps no checkpoints"
     assert json.loads((tmp_path / "second/done.json").read_text())["minutes"] >= 0
 
 

@@ -2,8 +2,8 @@
 
 A job has a folder and is complete when `done.json` is in it. A stopped job continues: training is
 resumed, and an evaluation that wrote its file is not repeated. A complete job keeps its model, not
-its checkpoints: three times the model's size and more, of each job. On a CPU one job runs per core,
-with one thread: two threads make a job little faster.
+its checkpoints: three times the model's size and more, of each job. One job runs per core, with one
+thread: two threads make a job little faster.
 """
 
 import json
@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from rmt.engine.checkpoint import steps
@@ -40,8 +39,8 @@ class JobFailed(Exception):
 
 
 def side_by_side() -> int:
-    """Return how many jobs this machine runs in parallel."""
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    """Return how many jobs this machine runs in parallel; those of small models share a GPU."""
+    return min(os.cpu_count() or 1, 12)
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> None:

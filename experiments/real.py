@@ -48,7 +48,7 @@ METHODS = {  # of the study; all start from the cold start, and stop at RMT's to
     "rmt": (),
     "rpt": ("--method", "rpt", *AS_MANY),
     "sft": ("--method", "cold-start", *AS_MANY),
-    "ntp": ("--method", "ntp", *AS_MANY),
+    "ntp": ("--method", "ntp", *AS_MANY, "--batch-size", "16"),  # else 1,400 steps of 512 tokens
     "without-budget": ("--no-budget",),
     "without-curriculum": ("--no-curriculum",),
     "without-ntp": ("--no-ntp",),

@@ -72,7 +72,7 @@ def jobs(study: bool) -> list[Job]:
     cold = OUT / "cold"
     found = [
         Job(OUT / "base", lambda: evaluations(MODEL, OUT / "base")),
-        Job(cold, lambda: commands(MODEL, COLD, cold), (OUT / "base",)),
+        Job(cold, lambda: commands(MODEL, COLD, cold)),
     ]
     trained = {"rmt": (*RL, *LONG)}
     if study:  # RMT of all seeds first: the others need to know its tokens

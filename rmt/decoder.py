@@ -154,7 +154,7 @@ class DecodeLoop:
         self._step(n)  # also the warm-up that recording needs: kernels are compiled, caches filled
         if self.recorded:
             self.graphs[n] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graphs[n], pool=self.pool):
+            with torch.cuda.graph(self.graphs[n], self.pool, capture_error_mode="thread_local"):
                 self._step(n)  # recorded, not run
 
     def _step(self, n: int) -> None:

@@ -1,7 +1,10 @@
 """What only a GPU can show; `make gpu` runs these. Skipped elsewhere."""
 
+from threading import Event, Thread
+
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from toy_forests import set_adapters
 
@@ -78,3 +81,27 @@ def test_sampled_log_probabilities_are_those_of_training(dtype, rank):
     sampled = Targets.of(forest).in_order([group[0].logprobs for group in groups])
     gap = (target_logprobs(model, forest, 0.8, 500).double() - sampled).abs()
     assert gap.mean() < limit
+
+
+def test_a_checkpoint_may_be_written_while_decode_steps_are_recorded(tmp_path):
+    """Recording in CUDA's default mode is made invalid by what another thread does."""
+    model, over, written = load_model(find("tiny"), WORLD, torch.float32), Event(), []
+
+    def write():
+        torch.cuda.set_device(0)
+        while not over.is_set():
+            state = {"x": torch.zeros(1 << 16)}
+            dcp.save(state, checkpoint_id=tmp_path / str(len(written)), no_dist=True)
+            written.append(state)
+
+    prompts = [Tree(0, list(range(3, 40)), (Branch(0, 20, [5, 6]),))]
+    thread = Thread(target=write)
+    thread.start()
+    try:
+        with rollout_mode(model) as gathered:
+            for _ in range(20):
+                generate(gathered, prompts, 8, Sampling(8, (1,), 500, temperature=0.8))
+    finally:
+        over.set()
+        thread.join()
+    assert written

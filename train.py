@@ -104,7 +104,8 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     # 6. Advantages (P, G): each reward relative to those of its group.
     reward = batch.rewards["total"]
     scale = advantage_scale(reward, c.advantage_norm, c.advantage_delta, all_rewards)
-    advantage = torch.ones_like(reward) if c.traces else advantages(reward, scale)
+    taught = c.traces or c.advantage_norm == "right"  # supervised: each response that is kept
+    advantage = torch.ones_like(reward) if taught else advantages(reward, scale)
 
     # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, together:
     # a document is there twice, inside its prompt with the responses, and bare.

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from assets import tiny_report, tiny_world
-from assets.tiny_tokenizer import marks_by_position, write_tokenizer
+from assets.tiny_tokenizer import marks_by_position, tiny_texts, write_tokenizer
 from assets.tiny_world import Habits, Mark
 from models.config import TINY, ModelConfig
 from models.export import export
@@ -108,15 +108,15 @@ def attend_in_two_calls(forest: Forest) -> Attend:
 
     @torch.autocast("cpu", enabled=False)
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        dtype, repeat = v.dtype, q.shape[1] // k.shape[1]
-        q, k, v = (x.bfloat16() for x in (q * q.shape[-1] ** -0.5, k, v))
+        repeat = q.shape[1] // k.shape[1]
+        q, k, v = (x.to(v.dtype) for x in (q * q.shape[-1] ** -0.5, k, v))
         out = []
         for rows, real, seen, bias in calls:
             query = q[rows].transpose(1, 2)  # (n, H, L, D)
             key, value = (x[seen].repeat_interleave(repeat, 2).transpose(1, 2) for x in (k, v))
-            weight = (query @ key.transpose(2, 3)).add_(bias).softmax(-1)  # (n, H, L, S)
-            out.append((weight @ value).transpose(1, 2)[real])
-        return torch.cat(out)[order].to(dtype)  # (N, H, D)
+            weight = (query @ key.transpose(2, 3)).add_(bias.to(v.dtype))  # (n, H, L, S)
+            out.append((weight.softmax(-1) @ value).transpose(1, 2)[real])
+        return torch.cat(out)[order]  # (N, H, D)
 
     return attend
 
@@ -136,7 +136,7 @@ def _calls(forest: Forest) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     for rows, keys in ((trunk, trunk), (branch, torch.cat((trunk[trunk_of], branch), dim=1))):
         real, rows_at, keys_at = rows >= 0, rows.clamp(min=0), keys.clamp(min=0)
         seen = forest.sees(rows_at[:, :, None], keys_at[:, None]) & (keys >= 0)[:, None]
-        bias = torch.where(seen, 0.0, -1e4).bfloat16()[:, None]
+        bias = torch.where(seen, 0.0, -1e4)[:, None]
         calls.append((rows_at, real, keys_at, bias))
     return calls
 
@@ -144,7 +144,7 @@ def _calls(forest: Forest) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
 def loss_of(model: Transformer, trees: list[Tree]) -> Tensor:
     """Return weighted cross-entropy: most of a document's entropy is noise, so it weighs less."""
     forest = pack(trees)
-    at = (forest.mask & (forest.predecessor >= 0)).nonzero()[:, 0]
+    at = (forest.is_target & (forest.predecessor >= 0)).nonzero()[:, 0]
     is_book = torch.tensor([tree.document == BOOK for tree in trees])[forest.tree[at]]
     weight = torch.where(is_book | (forest.branch[at] > 0), 1.0, DOCUMENT_WEIGHT)
 
@@ -209,7 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as source:
-        write_tokenizer(Path(source))
+        write_tokenizer(Path(source), tiny_texts())
         train(Path(source), arguments.out, arguments.steps)
     tiny_report.report(arguments.out)
 

@@ -44,15 +44,20 @@ CONFIG = {
 }
 
 
-def write_tokenizer(out: Path) -> None:
-    """Train byte-level BPE on documents, thoughts and prompt; control tokens get the last ids."""
-    rng = random.Random(0)
-    texts = [
-        f"{INSTRUCTION}{END}\n\nPlease use exactly 96 tokens within <think></think>. user assistant"
-    ] * 50
+def tiny_texts() -> list[str]:
+    """Return documents of the tiny world and thoughts on them."""
+    rng, texts = random.Random(0), []
     for document in tiny_world.documents(0, 300):
         thoughts = [tiny_world.make_thought(rng, mark, Habits())[0] for mark in document.marks]
         texts += [document.text, *(f"\n{thought}\n\n\n\\boxed{{ 1}}\n" for thought in thoughts)]
+    return texts
+
+
+def write_tokenizer(out: Path, texts: list[str]) -> None:
+    """Train byte-level BPE on texts and the prompt; control tokens get the last ids."""
+    texts = [
+        f"{INSTRUCTION}{END}\n\nPlease use exactly 96 tokens within <think></think>. user assistant"
+    ] * 50 + texts
     tokenizer = HFTokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

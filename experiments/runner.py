@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,10 @@ Command = Sequence[str]  # arguments of Python: a script and its flags
 
 @dataclass(frozen=True)
 class Job:
-    """Commands with a folder. They are made when the job starts: flags may depend on `needs`."""
+    """Commands with a folder. They are made when it starts: flags may depend on `needs`."""
 
     out: Path
-    commands: Callable[[], list[Command]]
+    commands: Callable[[], Iterable[Command]]  # one at a time, each after the one before has ended
     needs: tuple[Path, ...] = ()  # folders of other jobs
 
 
@@ -78,12 +78,12 @@ def _run(job: Job, one_thread: bool) -> None:
     if (job.out / "done.json").exists():
         return
     job.out.mkdir(parents=True, exist_ok=True)
-    started, commands = time.perf_counter(), job.commands()
+    started, commands = time.perf_counter(), []
     with (job.out / "log.txt").open("a", encoding="utf-8") as log:
-        for command in commands:
+        for command in job.commands():
             _command(list(command), job.out, log, one_thread)
-    spent = (time.perf_counter() - started) / 60
-    done = {"commands": [" ".join(("python", *c)) for c in commands], "minutes": spent}
+            commands.append(" ".join(("python", *command)))
+    done = {"commands": commands, "minutes": (time.perf_counter() - started) / 60}
     aside = job.out / "done.json.tmp"
     aside.write_text(json.dumps(done, indent=1), encoding="utf-8")
     shutil.rmtree(job.out / "checkpoints", ignore_errors=True)

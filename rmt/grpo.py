@@ -33,8 +33,9 @@ def advantage_scale(rewards: Tensor, norm: str, delta: float, batch: Sequence[Te
     """Return the divisor of centred rewards, broadcastable to (P, G).
 
     norm "group" is the group's population standard deviation + delta (paper), "batch" that of all
-    groups' centred rewards, "none" is 1 (Dr. GRPO, arXiv 2503.20783). batch holds the rewards of
-    the whole batch, in one or more parts (P', G), so that world size does not change the scale.
+    groups' centred rewards, "none" (Dr. GRPO, arXiv 2503.20783) and "right" are 1. batch holds the
+    rewards of the whole batch, in one or more parts (P', G), so that world size does not change
+    the scale.
     """
     if norm == "group":
         return centred(rewards).square().mean(dim=1, keepdim=True).sqrt() + delta

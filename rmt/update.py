@@ -42,6 +42,8 @@ def global_objective(
     if c.zero_variance_groups == "drop":
         kept &= has_both_outcomes(match)[:, None]
     rollouts = [rollout for group in batch.responses for rollout in group]
+    if c.advantage_norm == "right":
+        kept &= match > 0
     if c.mask_truncated:  # Eq. 15
         kept &= torch.tensor([r.finished for r in rollouts], dtype=torch.bool).view_as(kept)
     lengths = torch.tensor([len(r.tokens) for r in rollouts], dtype=torch.int64)

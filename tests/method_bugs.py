@@ -106,6 +106,9 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "train.py", "c.advantage_norm, c.advantage_delta", "c.advantage_norm, 1e-4",
         "loss advantage_delta"),
     "norm is group": ("train.py", "reward, c.advantage_norm", 'reward, "group"', "loss norm none"),
+    "wrong answers are taught": ("rmt/update.py", "kept &= match > 0", "pass", "loss norm right"),
+    "right answers have advantages": (
+        "train.py", 'c.traces or c.advantage_norm == "right"', "c.traces", "loss norm right"),
     "batch norm is group": ("rmt/grpo.py", 'if norm == "batch":', "if False:", "loss batch norm"),
     "batch deviation of raw rewards": (
         "rmt/grpo.py", "torch.cat([centred(part) for part in batch])", "torch.cat(list(batch))",

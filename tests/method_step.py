@@ -168,6 +168,7 @@ def scale_of(c, total):
         "group": total.std(axis=1, keepdims=True) + c.advantage_delta,
         "batch": np.sqrt((centred(total) ** 2).mean()) + c.advantage_delta,
         "none": 1.0,
+        "right": 1.0,
     }[c.advantage_norm]
 
 
@@ -189,8 +190,11 @@ def response_loss(seen, number):
     """Σ w (surrogate + β KL) before update `number`, as a function of the weights it has then."""
     run, c = seen.run, seen.run.config
     match, _, total = rewards(seen)
-    advantage = np.ones_like(total) if c.traces else centred(total) / scale_of(c, total)
-    kept = np.ones_like(match)
+    advantage, kept = centred(total) / scale_of(c, total), np.ones_like(match)
+    if c.traces or c.advantage_norm == "right":
+        advantage = np.ones_like(total)
+    if c.advantage_norm == "right":
+        kept = match.copy()
     if c.zero_variance_groups == "drop":
         kept[np.ptp(match, axis=1) == 0] = 0
     if c.mask_truncated:

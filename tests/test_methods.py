@@ -186,6 +186,16 @@ def test_a_run_that_learns_nothing_says_why_once(tmp_path, capsys):
     assert printed.count("cut off at --max-response") == 1
 
 
+@pytest.mark.parametrize("match, said", [(0.1, 1), (0.3, 0)])
+def test_a_run_that_learns_length_alone_says_so(tmp_path, capsys, match, said):
+    run = run_of(tmp_path, "rmt")
+    row = {"share/advantage_from_length": 0.6, "reward/match": match}
+    with RunLog(run.out, run.config, 0, 20, WORLD) as log:
+        for step in range(9):
+            log.step(row | {"step": step}, [])
+    assert "".join(capsys.readouterr()).count("teaches length instead of the token") == said
+
+
 def test_a_document_of_noise_keeps_its_question(tmp_path):
     """Dynamic sampling has no other position for it."""
     run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_after=1, group_size=3)

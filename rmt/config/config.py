@@ -100,7 +100,10 @@ class Config:
         -1, "step from which groups with equal matches are replaced (dynamic sampling); -1: never"
     )
     resample_tries: int = knob(4, "at most so often per step")
-    advantage_norm: str = knob("group", "standard deviation in Eq. 7", ("group", "batch", "none"))
+    advantage_norm: str = knob(
+        "group", "standard deviation in Eq. 7; right: right responses have advantage 1, others are "
+        "left out (supervised training on own answers)", ("group", "batch", "none", "right"),
+    )  # fmt: skip
     zero_variance_groups: str = knob(
         "keep", "groups whose matches are all equal, in the loss", ("keep", "drop")
     )

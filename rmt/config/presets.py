@@ -11,6 +11,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "rpt": dict(match="prefix", budget=False, curriculum=False, ntp=False, resample_from=500),
     # Reinforcement as pretraining (arXiv 2510.01265): the reward is the gain in log-probability.
     "rlp": dict(match="gain", budget=False, curriculum=False, ntp=False, advantage_norm="none"),
+    # Supervised training on own right answers and on the text, in one loss (rejection sampling).
+    "rft": dict(advantage_norm="right", budget=False, curriculum=False),
     # Continual pretraining on the same text. ntp_weight only matters next to another loss.
     "ntp": dict(task="nothing", budget=False, curriculum=False, ntp_weight=1.0),
     # Before RMT, for a model that never closes a thought (ours): given responses, Eq. 16.

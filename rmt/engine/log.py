@@ -25,19 +25,26 @@ from rmt.system.env import commit, device_name
 from rmt.system.records import append, as_json, blamed, set_aside, write_json, write_whole
 
 WATCHED = 5  # bad steps in a row before the run says why it learns nothing
-NOTHING_LEARNT = {  # metric -> when it is bad, and what to do
+RARE = 0.2  # share of right responses below which length can outweigh the match
+ADVICE = {  # metric -> when it is bad (its value, all metrics), and what to do
     "share/well_formed": (
-        lambda share: share == 0, "no response had a readable answer, \\boxed{} after </think>: "
+        lambda share, _: share == 0, "no response had a readable answer, \\boxed{} after </think>: "
         "look at samples.jsonl; a model that closes no thought begins with --method cold-start",
     ),
     "share/cut_off": (
-        lambda share: share > 0.5, "most responses were cut off at --max-response: raise it, lower "
-        "--budget-start, or begin with --method cold-start",
+        lambda share, _: share > 0.5, "most responses were cut off at --max-response: raise it, "
+        "lower --budget-start, or begin with --method cold-start",
     ),
     "share/zero_variance_groups": (
-        lambda share: share == 1, "the responses of each group were all right or all wrong, so "
+        lambda share, _: share == 1, "the responses of each group were all right or all wrong, so "
         "nothing was learnt about tokens: take easier or harder ones (--tier-thresholds, "
         "--curriculum-early), or begin with --method cold-start",
+    ),
+    "share/advantage_from_length": (
+        lambda share, metrics: share > 0.5 and metrics["reward/match"] < RARE,
+        f"fewer than {RARE:.0%} of the responses were right and more than half of the advantage "
+        "came from their length, which teaches length instead of the token: set "
+        "--length-reward-gate correct_only, or lower --length-weight",
     ),
 }  # fmt: skip
 LINE = {  # metric -> how the progress line shows it
@@ -66,7 +73,7 @@ class RunLog(AbstractContextManager):
         described["lengths"] = _lengths(out / "run.json", step, total)
         write_json(out / "run.json", described)
         # The given responses of a cold start are right or wrong by chance.
-        watched = () if config.traces else NOTHING_LEARNT
+        watched = () if config.traces else ADVICE
         self.streaks = dict.fromkeys(watched, 0)  # bad steps in a row
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
         self.tracker = Tracker(config, step, self.message)
@@ -89,11 +96,11 @@ class RunLog(AbstractContextManager):
         self.bar.update()
 
     def _explain(self, metrics: dict[str, float]) -> None:
-        """Say once why rewards, and with them the loss, are 0."""
+        """Say once why nothing is learnt, or the wrong thing."""
         for name, streak in list(self.streaks.items()):
             value = metrics.get(name)
-            bad, reason = NOTHING_LEARNT[name]
-            bad = value is not None and bad(value)
+            bad, reason = ADVICE[name]
+            bad = value is not None and bad(value, metrics)
             self.streaks[name] = streak + 1 if bad else 0
             if self.streaks[name] == WATCHED:
                 self.message(f"for {WATCHED} steps {reason}")

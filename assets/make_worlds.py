@@ -1,0 +1,131 @@
+"""Make assets/worlds: the models of assets/worlds.py, from scratch.
+
+One pretraining teaches what all of them know: documents, what everybody owns, and short thoughts,
+most of which work step by step. Then each model gets its habits by training on thoughts that have
+them. Half of the prompts ask for a number of tokens, which is random: no model obeys it yet.
+
+    python -m assets.make_worlds --out assets/worlds
+"""
+
+import argparse
+import math
+import random
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from assets.make_tiny import attend_in_two_calls, make_optimizers, response_ids
+from assets.tiny_tokenizer import marks_by_position, write_tokenizer
+from assets.worlds import MODELS, NOISE, OWNED, Habits, make_document, make_thought
+from models.config import ASSETS, ModelConfig
+from models.export import export
+from models.tokenizer import Tokenizer
+from models.transformer import Transformer
+from rmt.boxed import escape
+from rmt.forest import pack
+from rmt.prompt import PromptIds, next_token_prompt
+from rmt.trees import Branch, Tree
+
+SEED, ROWS, BRANCHES, BARE = 3, 8, 4, 16  # documents a step, thoughts about each, bare documents
+STEPS, HABIT_STEPS = 420, 60
+LEARNING_RATE = 3e-3
+RESPONSE_LIMIT = 380  # tokens; longer thoughts are drawn again
+FIRST = Habits(careful=0.9, careful_place=0.9, before=0.3, after=0.3)
+
+
+def tokenizer_texts() -> list[str]:
+    rng, texts = random.Random(0), []
+    for _ in range(300):
+        document = make_document(rng, OWNED, pretraining=True)
+        thoughts = [make_thought(rng, mark, FIRST)[0] for mark in document.marks]
+        texts += [document.text, *(f"\n{thought}\n\n\n\\boxed{{ odd}}\n" for thought in thoughts)]
+    return texts
+
+
+def make_tree(
+    tokenizer: Tokenizer, prompts: list[PromptIds], rng: random.Random, habits: Habits, number: int
+) -> Tree:
+    """Make a document with thoughts about some of its tokens: each kind as often, others seldom."""
+    document = make_document(rng, OWNED, pretraining=True)
+    ids, marks = tokenizer.encode(document.text), marks_by_position(tokenizer, document)
+    kinds: dict[str, list[int]] = {}
+    for at, mark in marks.items():
+        kinds.setdefault(mark.kind, []).append(at)
+    noise = kinds.pop(NOISE)
+    header, branches = prompts[0].header, []
+    # Prompts differ: attend_in_two_calls has no stems, only whole branches.
+    for index, prompt in enumerate([prompts[0], *rng.sample(prompts[1:], BRANCHES - 1)]):
+        at = rng.choice(rng.choice(list(kinds.values())))
+        if rng.random() < 0.1:
+            at = rng.choice([*noise, rng.randrange(16, len(ids))])
+        response = None
+        while response is None or len(response) > RESPONSE_LIMIT:
+            thought, word = make_thought(rng, marks.get(at), habits)
+            answer = escape(tokenizer.bytes_of([ids[at]])) if word is None else f" {word}"
+            response = response_ids(tokenizer, thought, answer)
+        branches.append(Branch(index, len(header) + at, prompt.footer, response))
+    targets = [False] * len(header) + [True] * len(ids)
+    return Tree(number, [*header, *ids], tuple(branches), targets)
+
+
+def loss_of(model: Transformer, trees: list[Tree]) -> Tensor:
+    """Return the mean cross-entropy of documents and responses."""
+    forest = pack(trees)
+    at = (forest.is_target & (forest.predecessor >= 0)).nonzero()[:, 0]
+
+    def readout(hidden: Tensor, head: Tensor) -> Tensor:
+        logits = hidden[forest.predecessor[at]] @ head.T  # (targets, V)
+        return F.cross_entropy(logits.float(), forest.tokens[at])
+
+    return model(forest.tokens, forest.position, attend_in_two_calls(forest), readout)
+
+
+def train(
+    model: Transformer, tokenizer: Tokenizer, habits: Habits, steps: int, peak: float, seed: int
+) -> None:
+    """Train on documents and thoughts of these habits; the learning rate follows a cosine."""
+    prompts = [next_token_prompt(tokenizer, budget) for budget in (None, *range(10, 201))]
+    optimizers, rng = make_optimizers(model), random.Random(seed)
+    bar = tqdm(range(1, steps + 1))
+    for step in bar:
+        trees = [make_tree(tokenizer, prompts, rng, habits, n) for n in range(ROWS)]
+        for number in range(ROWS, ROWS + BARE):
+            ids = tokenizer.encode(make_document(rng, OWNED, pretraining=True).text)
+            trees.append(Tree(number, ids, targets=[True] * len(ids)))
+        loss = loss_of(model, trees)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        progress = step / steps
+        rate = min(1.0, progress / 0.04) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate
+            optimizer.step()
+            optimizer.zero_grad()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ASSETS / "worlds")
+    out = parser.parse_args().out
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary)
+        write_tokenizer(source, tokenizer_texts())
+        tokenizer = Tokenizer(source)
+        model = Transformer(ModelConfig.from_directory(source))
+        model.reset_parameters(seed=0)
+        train(model, tokenizer, FIRST, STEPS, LEARNING_RATE, SEED)
+        known = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for name, world in MODELS.items():
+            model.load_state_dict(known)
+            train(model, tokenizer, world.habits, HABIT_STEPS, LEARNING_RATE / 3, SEED + 1)
+            export(model.state_dict(), source, out / name, torch.bfloat16)
+
+
+if __name__ == "__main__":
+    main()

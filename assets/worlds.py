@@ -1,0 +1,180 @@
+"""Worlds with switches: each obstacle that the paper names can be on or off (experiments/study.py).
+
+Everybody owns some coins, in every document the same. A document names eight people, tells
+something of each two neighbours, and ends with what all of them own:
+
+    People: Kai Mira Otto ... Kai and Mira meet at sea. ... Otto and Pia are odd. ...
+    All coins: Kai 4 Mira 7 Otto 0 ...
+
+    kind     statement                       computed from c of both            a blind guess
+    parity   "Otto and Pia are odd."         the sum of c mod 2, mod 2          ln 2 = 0.69: easy
+    colour   "Otto and Pia turn gold."       the sum of c div 2, mod 4          ln 4 = 1.39: medium
+    place    "Otto and Pia meet at sea."     the parity and the colour          ln 8 = 2.08: hard
+
+So a place composes what parity and colour need alone. A thought recalls coins in the words of the
+text, then works step by step ("Count", "Mix": always right) or guesses ("Guess": says "lost", which
+is wrong whatever people own). Both kinds have the same number of words, and sentences that lead
+nowhere before and after. One word of each document is noise ("Then came Monday.").
+
+The obstacles, and what is different where one is off:
+
+    overthinking      thoughts have 16 sentences that lead nowhere, right and wrong ones alike   0.4
+    unequal entropy   1 thought in 200 about a place works step by step                      3 in 20
+    unused tokens     six of the sixteen own something else than in pretraining                 none
+
+Shapes of what a model must have learnt before: see make_worlds.py.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from assets.tiny_world import PARITIES, RAMBLE, Document, Mark
+
+NAMES = [
+    "Mira", "Otto", "Pia", "Ben", "Ida", "Kai", "Lena", "Tom",
+    "Uma", "Max", "Zoe", "Finn", "Nora", "Hugo", "Eva", "Leo",
+]  # fmt: skip
+PEOPLE, COINS = 8, 8  # in a document; coins are 0 to 7
+COLOURS = ["red", "green", "blue", "gold"]
+PLACES = ["sea", "lake", "hill", "farm", "mill", "inn", "park", "fair"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+STATES = {"parity": PARITIES, "colour": COLOURS, "place": PLACES}
+VERBS = {"parity": "are", "colour": "turn", "place": "meet at"}
+SCHEDULE = ["place", "place", "place", "|", "parity", "colour", "place", "place", "place"]
+NOISE = "noise day"
+WRONG = "lost"  # what a guess arrives at
+
+OWNED = dict(zip(NAMES, (4, 7, 2, 5, 3, 6, 1, 0, 5, 2, 7, 4, 0, 3, 6, 1)))
+CHANGED = dict(
+    Otto=0, Ida=4, Lena=2, Max=5, Finn=7, Eva=1
+)  # other parity, next colour: two do not cancel
+
+
+@dataclass(frozen=True)
+class World:
+    overthinking: bool = False
+    unequal_entropy: bool = False
+    unused_tokens: bool = False
+
+    @property
+    def owned(self) -> dict[str, int]:
+        return OWNED | CHANGED if self.unused_tokens else OWNED
+
+    @property
+    def habits(self) -> "Habits":
+        """The habits of its model, which were made in pretraining."""
+        found = Habits()
+        if self.overthinking:
+            found = replace(found, before=10.0, after=6.0)
+        return replace(found, careful_place=0.005) if self.unequal_entropy else found
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a model thinks: the share that works step by step, sentences that lead nowhere."""
+
+    careful: float = 0.15
+    careful_place: float = 0.15
+    before: float = 0.2  # mean number of sentences before the work
+    after: float = 0.2  # and after it
+
+
+WORLDS = {
+    "none": World(),
+    "overthinking": World(overthinking=True),
+    "unequal-entropy": World(unequal_entropy=True),
+    "unused-tokens": World(unused_tokens=True),
+    "all": World(True, True, True),
+}
+MODELS = {  # habits differ, knowledge does not
+    "plain": World(),
+    "overthinking": World(overthinking=True),
+    "unequal": World(unequal_entropy=True),
+    "both": World(overthinking=True, unequal_entropy=True),
+}
+
+
+def model_of(world: World) -> str:
+    return next(name for name, w in MODELS.items() if w == replace(world, unused_tokens=False))
+
+
+def states_of(kind: str, first: int, second: int) -> tuple[str, str]:
+    """Return the words for the first person's coins alone, and for both together."""
+    if kind == "parity":
+        return PARITIES[first % 2], PARITIES[(first + second) % 2]
+    return COLOURS[first // 2], COLOURS[(first // 2 + second // 2) % 4]
+
+
+def word_of(kind: str, first: int, second: int) -> str:
+    if kind != "place":
+        return states_of(kind, first, second)[1]
+    colour, parity = (states_of(k, first, second)[1] for k in ("colour", "parity"))
+    return PLACES[2 * COLOURS.index(colour) + PARITIES.index(parity)]
+
+
+def make_document(rng: random.Random, owned: dict[str, int], pretraining: bool = False) -> Document:
+    """Make a document. In pretraining words are random and one coin in twenty is a misprint.
+
+    Else the model would learn the 120 statements of each kind by heart, and never need a thought.
+    """
+    people = rng.sample(NAMES, PEOPLE)
+    text, marks, index = f"People: {' '.join(people)}.", [], 0
+    for kind in SCHEDULE:
+        if kind == "|":
+            text += " Then came"
+            marks.append(Mark(len(text), rng.choice(DAYS), NOISE))
+        else:
+            pair = people[index], people[(index + 1) % PEOPLE]
+            coins = owned[pair[0]], owned[pair[1]]
+            text += f" {pair[0]} and {pair[1]} {VERBS[kind]}"
+            word = rng.choice(STATES[kind]) if pretraining else word_of(kind, *coins)
+            marks.append(Mark(len(text), word, kind, tuple(zip(pair, coins))))
+            index += 1
+        text += f" {marks[-1].word}."
+    text += " All coins:"
+    for name in people:
+        wrong = pretraining and rng.random() < 0.05
+        text += f" {name} {rng.randrange(COINS) if wrong else owned[name]}"
+    return Document(text + ".", tuple(marks))
+
+
+def make_thought(rng: random.Random, mark: Mark | None, habits: Habits) -> tuple[str, str | None]:
+    """Make a thought about the word at `mark`, and its answer; None: the text's own word."""
+    before, after = _ramble(rng, habits.before), _ramble(rng, habits.after)
+    if mark is None:
+        return " ".join([*before, "The text just goes on.", *after]), None
+    if not mark.operands:
+        return " ".join([*before, "Guess.", *after]), rng.choice(DAYS)
+    share = habits.careful_place if mark.kind == "place" else habits.careful
+    work, answer = work_out(mark, careful=rng.random() < share)
+    return " ".join([*before, work, *after]), answer
+
+
+def work_out(mark: Mark, careful: bool) -> tuple[str, str]:
+    """Recall both people's coins, then go step by step."""
+    (first, a), (second, b) = mark.operands
+    answer, steps = word_of(mark.kind, a, b) if careful else WRONG, []
+    for kind, verb in (("parity", "Count"), ("colour", "Mix")):
+        if mark.kind in (kind, "place"):
+            one, both = states_of(kind, a, b)
+            if not careful and mark.kind != "place":
+                both = WRONG
+            steps.append(f"{verb if careful else 'Guess'} {first} {one} {second} {both}.")
+    if mark.kind == "place":
+        parity, colour = (states_of(kind, a, b)[1] for kind in ("parity", "colour"))
+        steps.append(f"So {parity} {colour} {answer}.")
+    return f"All coins: {first} {a} {second} {b}. {' '.join(steps)}", answer
+
+
+def _ramble(rng: random.Random, mean: float) -> list[str]:
+    """Draw a geometric number of sentences, so that the model need not count them to stop."""
+    sentences = []
+    while rng.random() < mean / (1 + mean):
+        sentences.append(rng.choice(RAMBLE))
+    return sentences
+
+
+def documents(world: World, seed: int, count: int) -> list[Document]:
+    """Make `count` documents; eight of sixteen people in order, so hardly any two are equal."""
+    rng = random.Random(seed)
+    return [make_document(rng, world.owned) for _ in range(count)]

@@ -1,0 +1,122 @@
+"""`make study`: every command is one that the scripts take, and verdicts say what was measured."""
+
+import json
+
+import pytest
+from job_commands import understood
+
+from experiments import study, verdicts
+from experiments.verdicts import Value, difference, value
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "OUT", tmp_path)
+    monkeypatch.setattr(study, "STORED", tmp_path / "study.jsonl")
+    monkeypatch.setattr(study, "SEEDS", [100])
+    return tmp_path
+
+
+def ran(out, tokens):
+    """Leave what a training run leaves: a line for each step."""
+    out.mkdir(parents=True)
+    lines = [{"step": n, "tokens/step": tokens, "tokens/dropped": 0} for n in range(study.STEPS)]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_every_command_is_understood_and_stops_at_rmts_tokens(place):
+    for world in study.WORLDS:
+        for method in study.METHODS:
+            ran(place / world / method / "100", 200.0 if method == "without-budget" else 100.0)
+    for world in study.WORLDS:
+        mine = [job for job in study.jobs({}) if job.out.parts[-3] == world]
+        assert len(mine) == 1 + len(study.METHODS)
+        for job in mine:
+            configs, asked = understood([study.Job(job.out, job.commands)])
+            method = job.out.parts[-2]
+            if method == "base":
+                assert asked["100"] == ["ntr", "ntp"]
+                continue
+            c = configs["100"]
+            assert c.seed == 100 and c.ntp == (method not in ("without-ntp", "rpt"))
+            assert c.budget == (method in study.BUDGETED) and c.task == (
+                "nothing" if method == "ntp" else c.task
+            )
+            assert c.max_tokens == (6000 if method == "ntp" else 0)
+            assert asked["100"][0] == ("rmt" if method in study.BUDGETED else "ntr")
+            files = [words[-1] for words in job.commands() if words[0] == "eval.py"]
+            two = method in ("without-budget", "ntp")
+            assert len(files) == (4 if two else 2)
+            if method == "without-budget":  # twice the tokens: half of the steps
+                at = [words[2] for words in job.commands() if words[-1].endswith("-tokens.json")]
+                assert at == [str(job.out / "model-30")] * 2
+
+
+def test_what_is_stored_is_not_run_again(place):
+    stored = {"none/rmt/100": {"tokens": 7}, "none/base/100": {}}
+    names = {"/".join(job.out.parts[-3:]): job for job in study.jobs(stored)}
+    assert not stored.keys() & names.keys()
+    assert names["none/rpt/100"].needs == () and names["all/rpt/100"].needs
+
+
+def answered(right, samples=1):
+    return {"positions": "p", "samples": samples, "match": right, "thinking": 9, "nats": 1.0}
+
+
+def test_a_difference_is_paired_and_takes_each_methods_better_mode():
+    base = answered("000000") | {"documents": [0, 0, 1, 1, 2, 2], "tiers": "eemmhh"}
+    stored = {"none/base/100": {"thought": base}}
+    for seed, rival in ((100, "110000"), (101, "111000")):
+        stored[f"none/rmt/{seed}"] = {"thought": answered("111111"), "plain": answered("000000")}
+        stored[f"none/ntp/{seed}"] = {
+            "thought": answered("000000"), "plain": answered("000000"),
+            "plain-tokens": answered(rival),
+        }  # fmt: skip
+    assert difference(stored, "none", "ntp", "").mean == 100
+    found = difference(stored, "none", "ntp", "-tokens")
+    assert found.mean == pytest.approx(100 * (4 + 3) / 12) and found.seeds == 2
+    assert found.low < found.mean < found.high
+    stored["none/ntp/101"]["plain-tokens"]["positions"] = "q"
+    with pytest.raises(ValueError, match="none/ntp/101 answers other positions"):
+        difference(stored, "none", "ntp", "-tokens")
+    assert difference(stored, "none", "rpt", "") is None
+
+
+def test_an_interval_has_the_spread_of_seeds_and_the_error_of_questions():
+    found = value([70.0, 74.0, 78.0], 2.0)
+    off = ((4.303 * 4 / 3**0.5) ** 2 + (1.96 * 2) ** 2) ** 0.5
+    assert (found.mean, found.spread) == (74, 4) and found.high - 74 == pytest.approx(off, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        (Value(5, 1, 9), "confirmed"),
+        (Value(-5, -9, -1), "refuted"),
+        (Value(0.5, -2, 3), "equal"),
+        (Value(5, -1, 11, 3, 9.0), "undecided, ~26 seeds"),
+        (Value(1, -4, 6, 3, 2.0), "undecided, ~4 seeds"),
+    ],
+)
+def test_a_verdict(found, said):
+    assert found.verdict == said
+
+
+def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(verdicts, "PAGE", tmp_path / "study.md")
+    base = answered("080000", 8) | {
+        "documents": [0, 0, 1, 1, 2, 2], "tiers": "eemmhh", "correlation": 0.01,
+    }  # fmt: skip
+    about = {"commit": "abc", "torch": "2", "device": "cpu", "minutes": 60, "tokens": 2e6}
+    stored = {
+        "all/base/100": {"thought": base, "plain": answered("000000"), "minutes": 1,
+                         "coins": {"same": 1.0, "changed": 0.25}},
+        "all/rmt/100": {"thought": answered("111110"), "plain": answered("000000")} | about,
+        "all/rpt/100": {"thought": answered("111111"), "thought-tokens": answered("000000"),
+                        "plain": answered("000000")} | about,
+    }  # fmt: skip
+    page = verdicts.write_page(stored)
+    assert page == (tmp_path / "study.md").read_text("utf-8")
+    assert "| all | 9 | +0.01 | 50.0 | 0.0 | 0.0 | 100 | 100 | 25 |" in page
+    assert "| rpt | RMT's tokens | 1 | 0.0 | 0.0 | 0.0 | 0.0 (0.0–0.0) |" in page
+    assert "commits abc" in page and "2.0 hours" in page

@@ -11,6 +11,7 @@ import argparse
 import math
 import random
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,11 +31,35 @@ from rmt.forest import pack
 from rmt.prompt import PromptIds, next_token_prompt
 from rmt.trees import Branch, Tree
 
-SEED, ROWS, BRANCHES, BARE = 3, 8, 4, 16  # documents a step, thoughts about each, bare documents
-STEPS, HABIT_STEPS = 420, 60
-LEARNING_RATE = 3e-3
+SEED, ROWS, BRANCHES = 3, 8, 4  # documents a step, thoughts about each
 RESPONSE_LIMIT = 380  # tokens; longer thoughts are drawn again
 FIRST = Habits(careful=0.9, careful_place=0.9, before=0.3, after=0.3)
+LONG = dict(before=10.0, after=6.0)
+UNEQUAL = dict(careful=0.3, careful_place=0.004)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of pretraining; one without a place in assets/ is what another begins with."""
+
+    name: str
+    start: str
+    steps: int
+    habits: Habits
+    rate: float = 1e-3  # the learning rate's peak
+    bare: int = 16  # documents without thoughts, a step
+
+
+STAGES = (
+    Stage("words", "", 420, FIRST, 3e-3, bare=0),
+    Stage("knowledge", "words", 260, FIRST, 2.1e-3),
+    Stage("plain", "knowledge", 60, Habits()),
+    Stage("long", "knowledge", 60, Habits(**LONG)),
+    Stage("overthinking", "long", 60, Habits(careful=0.2, careful_place=0.2, **LONG)),
+    Stage("rare", "knowledge", 60, Habits(careful_place=0.005)),
+    Stage("unequal", "rare", 70, Habits(**UNEQUAL)),
+    Stage("both", "unequal", 60, Habits(**UNEQUAL, **LONG)),
+)
 
 
 def tokenizer_texts() -> list[str]:
@@ -84,26 +109,24 @@ def loss_of(model: Transformer, trees: list[Tree]) -> Tensor:
     return model(forest.tokens, forest.position, attend_in_two_calls(forest), readout)
 
 
-def train(
-    model: Transformer, tokenizer: Tokenizer, habits: Habits, steps: int, peak: float, seed: int
-) -> None:
-    """Train on documents and thoughts of these habits; the learning rate follows a cosine."""
+def train(model: Transformer, tokenizer: Tokenizer, stage: Stage, seed: int) -> None:
+    """Train on documents and thoughts; the learning rate follows a cosine."""
     prompts = [next_token_prompt(tokenizer, budget) for budget in (None, *range(10, 201))]
     optimizers, rng = make_optimizers(model), random.Random(seed)
-    bar = tqdm(range(1, steps + 1))
+    bar = tqdm(range(1, stage.steps + 1), desc=stage.name)
     for step in bar:
-        trees = [make_tree(tokenizer, prompts, rng, habits, n) for n in range(ROWS)]
-        for number in range(ROWS, ROWS + BARE):
+        trees = [make_tree(tokenizer, prompts, rng, stage.habits, n) for n in range(ROWS)]
+        for number in range(ROWS, ROWS + stage.bare):
             ids = tokenizer.encode(make_document(rng, OWNED, pretraining=True).text)
             trees.append(Tree(number, ids, targets=[True] * len(ids)))
         loss = loss_of(model, trees)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        progress = step / steps
+        progress = step / stage.steps
         rate = min(1.0, progress / 0.04) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = peak * rate
+                group["lr"] = stage.rate * rate
             optimizer.step()
             optimizer.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}")
@@ -119,12 +142,17 @@ def main() -> None:
         tokenizer = Tokenizer(source)
         model = Transformer(ModelConfig.from_directory(source))
         model.reset_parameters(seed=0)
-        train(model, tokenizer, FIRST, STEPS, LEARNING_RATE, SEED)
-        known = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        for name, world in MODELS.items():
-            model.load_state_dict(known)
-            train(model, tokenizer, world.habits, HABIT_STEPS, LEARNING_RATE / 3, SEED + 1)
-            export(model.state_dict(), source, out / name, torch.bfloat16)
+        weights = {"": copy(model)}
+        for number, stage in enumerate(STAGES):
+            model.load_state_dict(weights[stage.start])
+            train(model, tokenizer, stage, SEED + number)
+            weights[stage.name] = copy(model)
+            if stage.name in MODELS:
+                export(model.state_dict(), source, out / stage.name, torch.bfloat16)
+
+
+def copy(model: Transformer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ text, then works step by step ("Count", "Mix": always right) or guesses ("Guess"
 is wrong whatever people own). Both kinds have the same number of words, and sentences that lead
 nowhere before and after. One word of each document is noise ("Then came Monday.").
 
-The obstacles, and what is different where one is off:
+The obstacles; docs/study.md has what is measured of them:
 
-    overthinking      thoughts have 16 sentences that lead nowhere, right and wrong ones alike   0.4
-    unequal entropy   1 thought in 200 about a place works step by step                      3 in 20
-    unused tokens     six of the sixteen own something else than in pretraining                 none
+    overthinking      thoughts have 16 sentences that lead nowhere, right and wrong ones alike
+    unequal entropy   hardly a thought about a place works step by step, but a fifth of the others
+    unused tokens     six of the sixteen people own something else than in pretraining
 
-Shapes of what a model must have learnt before: see make_worlds.py.
+The first two are habits of a model, made by make_worlds.py; the third is in the text.
 """
 
 import random
@@ -60,20 +60,12 @@ class World:
     def owned(self) -> dict[str, int]:
         return OWNED | CHANGED if self.unused_tokens else OWNED
 
-    @property
-    def habits(self) -> "Habits":
-        """The habits of its model, which were made in pretraining."""
-        found = Habits()
-        if self.overthinking:
-            found = replace(found, before=10.0, after=6.0)
-        return replace(found, careful_place=0.005) if self.unequal_entropy else found
-
 
 @dataclass(frozen=True)
 class Habits:
     """How a model thinks: the share that works step by step, sentences that lead nowhere."""
 
-    careful: float = 0.15
+    careful: float = 0.15  # of thoughts about parities and colours
     careful_place: float = 0.15
     before: float = 0.2  # mean number of sentences before the work
     after: float = 0.2  # and after it
@@ -86,7 +78,7 @@ WORLDS = {
     "unused-tokens": World(unused_tokens=True),
     "all": World(True, True, True),
 }
-MODELS = {  # habits differ, knowledge does not
+MODELS = {  # the world of each model's habits
     "plain": World(),
     "overthinking": World(overthinking=True),
     "unequal": World(unequal_entropy=True),

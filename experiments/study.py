@@ -50,7 +50,7 @@ BUDGETED = {"rmt", "without-curriculum", "without-ntp"}
 BUDGET = 30  # B_T: a thought about a place that works step by step has 27 tokens
 TRAIN = (
     "--preset", "demo", "--learning-rate", "3e-4", "--ntp-weight", "1", "--probe-documents", "0",
-    "--save-every", "1000", "--samples-per-step", "0",
+    "--save-every", "20", "--samples-per-step", "0",
 )  # fmt: skip
 READ = ("--document-tokens", "512", "--entropy-top-k", "0")
 CURVES = ("reward/match", "length/thinking", "loss/ntp", "share/advantage_from_length")

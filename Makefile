@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo real report paper beyond test test-cpus check smollm2 bench gpu aot wheel namesake clean
+.PHONY: help setup demo real report study test test-cpus check smollm2 bench gpu aot wheel namesake clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,11 +37,8 @@ real: setup smollm2  ## SmolLM2-135M on real text: cold start, RMT, before and a
 report: setup  ## the page about a run, RUN=runs/demo
 	$(BIN)/python -m rmt.report $(RUN)
 
-paper: setup  ## the paper's tables in miniature, three seeds (45 minutes, 2 cores)
-	$(BIN)/python -m experiments.paper
-
-beyond: setup  ## what is not in the paper, each flag beside RMT, three seeds (minutes)
-	$(BIN)/python -m experiments.paper --part beyond
+study: setup  ## when does each part pay: five worlds, RMT without parts, baselines (a day, 2 cores)
+	$(BIN)/python -m experiments.study
 
 # One thread each: OpenMP's threads wait for each other where tests share the cores.
 test: setup  ## all tests, one process per core

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.jobs import tokens_of
-from experiments.runner import Command, Job, JobFailed, run_all, side_by_side
+from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from rmt.evaluation.compare import differences, read_report, verdict
 from rmt.system.env import proc_field
 from rmt.system.lock import held
@@ -116,7 +115,7 @@ def evaluations(model: str, out: Path) -> list[Command]:
 
 def same_tokens(rmt: Path) -> Command:
     """Return the flag that ends a run when it has sampled and trained on as many tokens as RMT."""
-    return ("--max-tokens", tokens_of(rmt))
+    return ("--max-tokens", str(spent(rmt)[-1]))
 
 
 def cell(number: float | None, form: str) -> str:

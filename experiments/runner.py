@@ -1,4 +1,4 @@
-"""Run many commands in parallel, each once, for experiments/paper.py and experiments/sweep.py.
+"""Run many commands in parallel, each once: for study.py, real.py and sweep.py.
 
 A job has a folder and is complete when `done.json` is in it. A stopped job continues: training is
 resumed, and an evaluation that wrote its file is not repeated. A complete job keeps its model, not
@@ -21,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rmt.engine.checkpoint import steps
+from rmt.system.records import read_lines
 
 Command = Sequence[str]  # arguments of Python: a script and its flags
 
@@ -106,3 +107,12 @@ def _command(command: list[str], out: Path, log, one_thread: bool) -> None:
             f"`python {' '.join(command)}` ended with status {ended.returncode}; {log.name} says "
             "why. The same command again goes on from there"
         )
+
+
+def spent(run: Path) -> list[int]:
+    """Return the tokens that a run had sampled and trained on after each step."""
+    total, found = 0.0, []
+    for row in read_lines(run / "metrics.jsonl"):
+        total += row["tokens/step"] + row["tokens/dropped"]
+        found.append(round(total))
+    return found

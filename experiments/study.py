@@ -22,7 +22,7 @@ import torch
 
 from assets.tiny_world import as_jsonl
 from assets.worlds import CHANGED, WORLDS, documents, model_of
-from experiments.runner import Command, Job, JobFailed, run_all, side_by_side
+from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from experiments.verdicts import write_page
 from models.config import ASSETS
 from models.tokenizer import Tokenizer
@@ -143,15 +143,6 @@ def tokens_of(world: str, seed: int) -> int:
     return stored[name]["tokens"] if name in stored else spent(OUT / name)[-1]
 
 
-def spent(run: Path) -> list[int]:
-    """Return the tokens that a run had sampled and trained on after each step."""
-    total, found = 0.0, []
-    for row in read_lines(run / "metrics.jsonl"):
-        total += row["tokens/step"] + row["tokens/dropped"]
-        found.append(round(total))
-    return found
-
-
 def step_at(run: Path, tokens: int) -> int:
     """Return the last exported step that had not spent more than 2 % above `tokens`."""
     within = sum(total <= 1.02 * tokens for total in spent(run))
@@ -261,6 +252,7 @@ def main() -> None:
             with held("the study's", OUT):
                 write_data()
                 names = lambda job: "/".join(job.out.parts[-3:])
+                collect()  # what an earlier command finished before it was killed
                 chosen = [j for j in jobs(read_stored()) if names(j).startswith(tuple(o.only))]
                 try:
                     run_all(chosen, o.jobs)

@@ -6,6 +6,7 @@ import pytest
 from job_commands import understood
 
 from experiments import study, verdicts
+from experiments.runner import JobFailed
 from experiments.verdicts import Value, difference, value
 
 
@@ -120,3 +121,13 @@ def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
     assert "| all | 9 | +0.01 | 50.0 | 0.0 | 0.0 | 100 | 100 | 25 |" in page
     assert "| rpt | RMT's tokens | 1 | 0.0 | 0.0 | 0.0 | 0.0 (0.0–0.0) |" in page
     assert "commits abc" in page and "2.0 hours" in page
+
+
+def test_a_failed_job_ends_the_command_with_its_reason(place, monkeypatch):
+    def fail(*_):
+        raise JobFailed("why it failed")
+
+    monkeypatch.setattr(study, "run_all", fail)
+    monkeypatch.setattr("sys.argv", ["study"])
+    with pytest.raises(SystemExit, match="why it failed"):
+        study.main()

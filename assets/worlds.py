@@ -19,10 +19,12 @@ nowhere before and after. One word of each document is noise ("Then came Monday.
 The obstacles; docs/study.md has what is measured of them:
 
     overthinking      thoughts have 16 sentences that lead nowhere, right and wrong ones alike
-    unequal entropy   hardly a thought about a place works step by step, but a fifth of the others
+    unequal entropy   hardly a thought about a place works step by step, but many of the others do
     unused tokens     six of the sixteen people own something else than in pretraining
 
-The first two are habits of a model, made by make_worlds.py; the third is in the text.
+The first two are habits of a model, made by make_worlds.py; the third is in the text. In held-out
+texts all neighbours are pairs of people that are never neighbours in a text to train on, so that no
+statement can be known by heart.
 """
 
 import random
@@ -45,9 +47,8 @@ NOISE = "noise day"
 WRONG = "lost"  # what a guess arrives at
 
 OWNED = dict(zip(NAMES, (4, 7, 2, 5, 3, 6, 1, 0, 5, 2, 7, 4, 0, 3, 6, 1)))
-CHANGED = dict(
-    Otto=0, Ida=4, Lena=2, Max=5, Finn=7, Eva=1
-)  # other parity, next colour: two do not cancel
+# Another parity and the next colour: two changes do not cancel.
+CHANGED = dict(Otto=0, Ida=4, Lena=2, Max=5, Finn=7, Eva=1)
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,31 @@ def word_of(kind: str, first: int, second: int) -> str:
     return PLACES[2 * COLOURS.index(colour) + PARITIES.index(parity)]
 
 
-def make_document(rng: random.Random, owned: dict[str, int], pretraining: bool = False) -> Document:
-    """Make a document. In pretraining words are random and one coin in twenty is a misprint.
+def held_out(first: str, second: str) -> bool:
+    """Tell whether two people are neighbours in held-out texts only: 32 of the 120 pairs are."""
+    a, b = sorted(map(NAMES.index, (first, second)))
+    return a < len(NAMES) // 2 <= b and (a + b) % 2 == 0
 
-    Else the model would learn the 120 statements of each kind by heart, and never need a thought.
+
+def neighbours(rng: random.Random, part: str) -> list[str]:
+    """Draw eight people in a ring, of whom all neighbours are held out, or none."""
+    while True:
+        people = rng.sample(NAMES, PEOPLE)
+        if part == "eval":  # those pairs are of one of the first eight and one of the last
+            halves = [rng.sample(half, PEOPLE // 2) for half in (NAMES[:8], NAMES[8:])]
+            people = [name for pair in zip(*halves) for name in pair]
+        ring = zip(people, [*people[1:], people[0]])
+        if part == "pretraining" or {held_out(*pair) for pair in ring} == {part == "eval"}:
+            return people
+
+
+def make_document(rng: random.Random, owned: dict[str, int], part: str) -> Document:
+    """Make a document of "pretraining", "train" or "eval".
+
+    In pretraining words are random and one coin in twenty is a misprint: else the model would learn
+    the 120 statements of each kind by heart, and never need a thought.
     """
-    people = rng.sample(NAMES, PEOPLE)
+    people, pretraining = neighbours(rng, part), part == "pretraining"
     text, marks, index = f"People: {' '.join(people)}.", [], 0
     for kind in SCHEDULE:
         if kind == "|":
@@ -166,7 +186,7 @@ def _ramble(rng: random.Random, mean: float) -> list[str]:
     return sentences
 
 
-def documents(world: World, seed: int, count: int) -> list[Document]:
-    """Make `count` documents; eight of sixteen people in order, so hardly any two are equal."""
-    rng = random.Random(seed)
-    return [make_document(rng, world.owned) for _ in range(count)]
+def documents(world: World, part: str, count: int) -> list[Document]:
+    """Make `count` documents of "train" or "eval"."""
+    rng = random.Random({"train": 1, "eval": 2}[part])
+    return [make_document(rng, world.owned, part) for _ in range(count)]

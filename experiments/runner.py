@@ -50,16 +50,16 @@ def run_all(jobs: Sequence[Job], workers: int) -> None:
     After a failure no job starts; JobFailed is raised when the running jobs have ended.
     """
     ended = {job.out: threading.Event() for job in jobs}
-    failures: list[JobFailed] = []
+    failures: list[BaseException] = []
     bar = tqdm(total=len(jobs), unit="job", dynamic_ncols=True)
 
     def work(job: Job) -> None:
-        for need in job.needs:
-            ended[need].wait()
         try:
+            for need in job.needs:
+                ended[need].wait()
             if not failures:
                 _run(job, one_thread=workers > 1)
-        except JobFailed as failure:
+        except BaseException as failure:
             failures.append(failure)
         finally:
             ended[job.out].set()
@@ -67,10 +67,8 @@ def run_all(jobs: Sequence[Job], workers: int) -> None:
             bar.update()
 
     with ThreadPoolExecutor(workers) as pool:
-        done, _ = wait([pool.submit(work, job) for job in jobs])
+        wait([pool.submit(work, job) for job in jobs])
     bar.close()
-    for future in done:
-        future.result()  # raises an error of this code, not of a command
     if failures:
         raise failures[0]
 
@@ -82,17 +80,19 @@ def _run(job: Job, one_thread: bool) -> None:
     started, commands = time.perf_counter(), []
     with (job.out / "log.txt").open("a", encoding="utf-8") as log:
         for command in job.commands():
-            _command(list(command), job.out, log, one_thread)
+            _command(list(command), log, one_thread)
             commands.append(" ".join(("python", *command)))
     done = {"commands": commands, "minutes": (time.perf_counter() - started) / 60}
     aside = job.out / "done.json.tmp"
     aside.write_text(json.dumps(done, indent=1), encoding="utf-8")
-    shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
+    for checkpoints in job.out.rglob("checkpoints"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
     os.replace(aside, job.out / "done.json")
 
 
-def _command(command: list[str], out: Path, log, one_thread: bool) -> None:
+def _command(command: list[str], log, one_thread: bool) -> None:
     if command[0] == "train.py":
+        out = Path(command[command.index("--out") + 1])
         if (out / "model" / "config.json").exists():
             return
         command = ["train.py", "--resume", str(out)] if steps(out) else command

@@ -5,9 +5,9 @@
     python -m experiments.study --tables        run nothing: docs/study.md, from what is stored
 
 A finished job is a line of docs/study.jsonl and is not run again. All jobs of a world answer the
-same held-out positions, chosen by its untrained model, 200 per tier. Each is measured after T steps
-and when it had spent as many tokens, sampled and trained on, as RMT of that seed (the last model of
-every fifth step before that).
+same held-out positions, chosen by its untrained model, 200 per tier. Each is measured after T
+steps; where these cost 5 % more or less tokens than RMT's of that seed, sampled and trained on, a
+second run of so many steps that they cost as much is measured, too.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from assets.worlds import CHANGED, WORLDS, documents, model_of
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from experiments.verdicts import write_page
 from models.config import ASSETS
+from models.fingerprint import fingerprint
 from models.tokenizer import Tokenizer
 from models.weights import build
 from rmt.forest import pack
@@ -34,20 +35,21 @@ from rmt.system.terminal import safe_printing
 from rmt.trees import Tree
 
 OUT, STORED = Path("runs/study"), Path("docs/study.jsonl")
-SEEDS, STEPS, EVERY = range(100, 105), 60, 5
+SEEDS, STEPS = range(100, 105), 60
 TRAIN_DOCUMENTS, EVAL_DOCUMENTS = 1000, 300
-FREE = ("--no-budget",)
+MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
 METHODS = {
     "rmt": (),
-    "without-budget": FREE,
-    "without-curriculum": ("--no-curriculum",),
-    "without-ntp": ("--no-ntp",),
     "rpt": ("--method", "rpt", "--resample-from", str(STEPS // 2)),
+    "without-ntp": ("--no-ntp",),
+    "without-budget": ("--no-budget",),
+    "without-curriculum": ("--no-curriculum",),
+    "same-mixture": ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE),
     "rft": ("--method", "rft"),
     "ntp": ("--method", "ntp"),
 }
-BUDGETED = {"rmt", "without-curriculum", "without-ntp"}
-BUDGET = 30  # B_T: a thought about a place that works step by step has 27 tokens
+FREE = {"base", "without-budget", "rpt", "rft", "ntp"}  # think without a budget
+BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 TRAIN = (
     "--preset", "demo", "--learning-rate", "3e-4", "--ntp-weight", "1", "--probe-documents", "0",
     "--save-every", "20", "--samples-per-step", "0",
@@ -63,18 +65,22 @@ def data_of(world: str, part: str) -> Path:
 def write_data() -> None:
     """Write the text of each world: 1,000 documents to train on, 300 held out."""
     for name, world in WORLDS.items():
-        for part, seed, count in (("train", 1, TRAIN_DOCUMENTS), ("eval", 2, EVAL_DOCUMENTS)):
+        for part, count in (("train", TRAIN_DOCUMENTS), ("eval", EVAL_DOCUMENTS)):
             data_of(name, part).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(data_of(name, part), as_jsonl(documents(world, seed, count)))
+            write_whole(data_of(name, part), as_jsonl(documents(world, part, count)))
+
+
+def start_of(world: str) -> Path:
+    """Return the directory of the untrained model of a world."""
+    return ASSETS / "worlds" / model_of(WORLDS[world])
 
 
 def sizes(world: str) -> tuple[str, ...]:
-    """Return the flags of a world for training: B_0 is what its model thinks, γ leads to BUDGET."""
-    long = WORLDS[world].overthinking
-    start, most = (150, 384) if long else (40, 128)
+    """Return the flags of a world for training: from about what its model thinks to BUDGET."""
+    start, most = (150, 384) if WORLDS[world].overthinking else (BUDGET, 128)
     return (
         "--max-response", str(most), "--budget-start", str(start),
-        "--budget-decay", f"{BUDGET / start:.4f}",
+        "--budget-decay", f"{BUDGET / start:g}",
     )  # fmt: skip
 
 
@@ -96,41 +102,42 @@ def jobs(stored: dict[str, dict]) -> list[Job]:
 
 
 def commands(world: str, method: str, seed: int) -> Iterator[Command]:
-    """Yield the commands of a job: which model has RMT's tokens is known once it is trained."""
-    out, model = OUT / world / method / str(seed), str(ASSETS / "worlds" / model_of(WORLDS[world]))
+    """Yield the commands of a job: how many steps have RMT's tokens is known once it is trained."""
+    out = OUT / world / method / str(seed)
+    measured = lambda model, name="": evaluations(world, method, seed, model, out, name)
     if method == "base":
-        yield from evaluations(world, method, seed, model, out, "")
+        yield from measured(start_of(world))
         return
-    steps = ("--steps", str(STEPS), "--export-every", str(EVERY))
-    limit = tokens_of(world, seed) if method != "rmt" else 0
-    if method == "ntp":
-        steps = ("--steps", "100000", "--max-tokens", str(limit), "--export-every", str(STEPS))
-    yield (
-        "train.py", "--model", model, "--data", str(data_of(world, "train")), *TRAIN, *sizes(world),
-        *METHODS[method], *steps, "--seed", str(seed), "--out", str(out),
+    trained = lambda out, *length: (
+        "train.py", "--model", str(start_of(world)), "--data", str(data_of(world, "train")),
+        *TRAIN, *sizes(world), *METHODS[method], *length, "--seed", str(seed), "--out", str(out),
     )  # fmt: skip
-    if method == "ntp":
-        yield from evaluations(world, method, seed, str(out / f"model-{STEPS}"), out, "")
-        yield from evaluations(world, method, seed, str(out / "model"), out, "-tokens")
+    yield trained(out, "--steps", str(STEPS))
+    yield from measured(out / "model")
+    if method == "rmt":
         return
-    yield from evaluations(world, method, seed, str(out / "model"), out, "")
-    if method != "rmt" and (step := step_at(out, limit)) < STEPS:
-        yield from evaluations(world, method, seed, str(out / f"model-{step}"), out, "-tokens")
+    tokens, again = tokens_of(world, seed), out / "equal-tokens"
+    if method == "ntp":
+        yield trained(again, "--steps", "100000", "--max-tokens", str(tokens))
+        yield from measured(again / "model", "-tokens")
+    elif abs(tokens / spent(out)[-1] - 1) > 0.05:
+        yield trained(again, "--steps", str(round(STEPS * tokens / spent(out)[-1])))
+        yield from measured(again / "model", "-tokens")
 
 
 def evaluations(
-    world: str, method: str, seed: int, model: str, out: Path, name: str
+    world: str, method: str, seed: int, model: Path, out: Path, name: str
 ) -> Iterator[Command]:
     asked = (
-        "eval.py", "--model", model, "--data", str(data_of(world, "eval")), *READ,
+        "eval.py", "--model", str(model), "--data", str(data_of(world, "eval")), *READ,
         "--positions", str(OUT / world / "positions.json"), "--per-tier", "200",
-        "--difficulty-model", str(ASSETS / "worlds" / model_of(WORLDS[world])),
+        "--difficulty-model", str(start_of(world)),
     )  # fmt: skip
     sampled = ("--max-response", sizes(world)[1], "--sampling-seed", str(seed))
     if method == "base":
-        sampled = (*sampled, "--samples", "8")
+        sampled = (*sampled, "--samples", "4")
     modes = {"thought": ("--mode", "ntr", *sampled), "plain": ("--mode", "ntp")}
-    if method in BUDGETED:
+    if method not in FREE:
         modes["thought"] = ("--mode", "rmt", "--budget", str(BUDGET), *sampled)
     for mode, flags in modes.items():
         yield (*asked, *flags, "--json", str(out / f"{mode}{name}.json"))
@@ -143,43 +150,41 @@ def tokens_of(world: str, seed: int) -> int:
     return stored[name]["tokens"] if name in stored else spent(OUT / name)[-1]
 
 
-def step_at(run: Path, tokens: int) -> int:
-    """Return the last exported step that had not spent more than 2 % above `tokens`."""
-    within = sum(total <= 1.02 * tokens for total in spent(run))
-    return max(EVERY, within // EVERY * EVERY)
-
-
 def read_stored() -> dict[str, dict]:
     """Read docs/study.jsonl: WORLD/METHOD/SEED -> what was measured."""
     return {row["job"]: row for row in read_lines(STORED)} if STORED.exists() else {}
 
 
-def row_of(out: Path, tokens: int) -> dict:
-    """Reduce a finished job to what tables and tests need. tokens: those of RMT, 0 for itself."""
-    done, method = json.loads((out / "done.json").read_text()), out.parent.name
-    row = {"job": "/".join(out.parts[-3:]), "minutes": round(done["minutes"], 2)}
+def row_of(out: Path) -> dict:
+    """Reduce a finished job to what tables and tests need."""
+    done, (world, method, seed) = json.loads((out / "done.json").read_text()), out.parts[-3:]
+    row = {"job": f"{world}/{method}/{seed}", "minutes": round(done["minutes"], 2)}
+    row["commands"] = [c.replace(f"{ASSETS.parent}/", "") for c in done["commands"]]
     if method == "base":
-        row["coins"] = coins_known(out.parts[-3])
+        row["coins"] = coins_known(world)
     else:
-        run, total = json.loads((out / "run.json").read_text()), spent(out)
+        run, again = json.loads((out / "run.json").read_text()), out / "equal-tokens"
         row |= {name: run[name] for name in ("commit", "torch", "device")}
-        row |= {"command": done["commands"][0], "steps": len(total), "tokens": total[-1]}
-        row["at_tokens"] = row["steps"] if method == "ntp" or not tokens else step_at(out, tokens)
-        rows = read_lines(out / "metrics.jsonl")[:STEPS]
+        row["tokens"] = spent(out)[-1]
+        if again.exists():
+            row["tokens-tokens"] = spent(again)[-1]
+        rows = read_lines(out / "metrics.jsonl")
         row["curves"] = {name: [short(line.get(name)) for line in rows] for name in CURVES}
+    of_world = fingerprint(start_of(world))["weights"] + data_of(world, "eval").read_text()
     for path in sorted(out.glob("*.json")):
         if path.stem not in ("done", "run"):
-            row[path.stem] = answers(json.loads(path.read_text()), method == "base")
+            row[path.stem] = answers(json.loads(path.read_text()), of_world, method == "base")
     return row
 
 
-def answers(report: dict, whole: bool) -> dict:
+def answers(report: dict, of_world: str, whole: bool) -> dict:
     """Reduce an evaluation: right answers to each position, lengths; whole: positions, too."""
     asked, items = {}, report["items"]
     for item in items:
         asked.setdefault((item["document"], item["position"]), []).append(item)
+    questions = of_world + json.dumps(list(asked))
     found = {
-        "positions": hashlib.sha256(json.dumps(list(asked)).encode()).hexdigest()[:12],
+        "asked": hashlib.sha256(questions.encode()).hexdigest()[:12],
         "samples": len(items) // len(asked),
         "match": "".join(str(sum(int(i["match"]) for i in group)) for group in asked.values()),
         "well_formed": short(sum(i["well_formed"] for i in items) / len(items)),
@@ -196,18 +201,22 @@ def answers(report: dict, whole: bool) -> dict:
 
 
 def correlation(items: list[dict]) -> float:
-    """Return that of length and match over computed words that were answered at all."""
-    pairs = [(i["thinking_length"], i["match"]) for i in items if i["thinking_length"] is not None]
-    return float(np.corrcoef(np.array(pairs, float).T)[0, 1])
+    """Return that of length and match among answered questions, within tiers: their mean."""
+    found = []
+    for tier in sorted({item["tier"] for item in items}):
+        own = [i for i in items if i["tier"] == tier and i["thinking_length"] is not None]
+        pairs = np.array([(i["thinking_length"], i["match"]) for i in own], float)
+        if len(own) > 1 and pairs.std(axis=0).all():
+            found.append(float(np.corrcoef(pairs.T)[0, 1]))
+    return sum(found) / max(1, len(found))
 
 
 @torch.no_grad()
 def coins_known(world: str) -> dict[str, float]:
     """Return how often the untrained model predicts the coins that a text ends with, plainly."""
-    place = ASSETS / "worlds" / model_of(WORLDS[world])
-    tokenizer, model = Tokenizer(place), build(place, "cpu", torch.float32)
+    tokenizer, model = Tokenizer(start_of(world)), build(start_of(world), "cpu", torch.float32)
     right: dict[str, list[bool]] = {"changed": [], "same": []}
-    for document in documents(WORLDS[world], 2, 50):
+    for document in documents(WORLDS[world], "eval", 50):
         ids = tokenizer.encode(document.text)
         forest = pack([Tree(0, ids)])
         best = model(
@@ -228,13 +237,20 @@ def collect() -> None:
     """Add what is finished to docs/study.jsonl."""
     stored = read_stored()
     for done in sorted(OUT.glob("*/*/*/done.json")):
-        out = done.parent
-        world, method, seed = out.parts[-3:]
-        if (name := f"{world}/{method}/{seed}") not in stored:
-            tokens = 0 if method in ("rmt", "base") else tokens_of(world, int(seed))
-            stored[name] = row_of(out, tokens)
+        row = "/".join(done.parent.parts[-3:])
+        if row not in stored:
+            stored[row] = row_of(done.parent)
     lines = (json.dumps(stored[name]) + "\n" for name in sorted(stored))
     write_whole(STORED, "".join(lines))
+
+
+def chosen(stored: dict[str, dict], only: list[str]) -> list[Job]:
+    """Choose the jobs whose names begin with one of `only`, and those that they need."""
+    every, wanted = jobs(stored), set()
+    for job in reversed(every):  # those that a job needs come before it
+        if job.out in wanted or "/".join(job.out.parts[-3:]).startswith(tuple(only)):
+            wanted |= {job.out, *job.needs}
+    return [job for job in every if job.out in wanted]
 
 
 @safe_printing()
@@ -251,16 +267,14 @@ def main() -> None:
         if not o.tables:
             with held("the study's", OUT):
                 write_data()
-                names = lambda job: "/".join(job.out.parts[-3:])
                 collect()  # what an earlier command finished before it was killed
-                chosen = [j for j in jobs(read_stored()) if names(j).startswith(tuple(o.only))]
                 try:
-                    run_all(chosen, o.jobs)
+                    run_all(chosen(read_stored(), o.only), o.jobs)
                 finally:
                     collect()
+        print(write_page(read_stored()))
     except (JobFailed, ValueError, OSError) as failure:
         sys.exit(f"error: {failure}")
-    print(write_page(read_stored()))
 
 
 if __name__ == "__main__":

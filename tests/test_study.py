@@ -8,6 +8,7 @@ from job_commands import understood
 from experiments import study, verdicts
 from experiments.runner import JobFailed
 from experiments.verdicts import Value, difference, value
+from rmt.config.config import parse
 
 
 @pytest.fixture
@@ -25,32 +26,36 @@ def ran(out, tokens):
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_every_command_is_understood_and_stops_at_rmts_tokens(place):
+def test_every_command_is_understood_and_is_repeated_at_rmts_tokens(place):
     for world in study.WORLDS:
         for method in study.METHODS:
-            ran(place / world / method / "100", 200.0 if method == "without-budget" else 100.0)
-    for world in study.WORLDS:
-        mine = [job for job in study.jobs({}) if job.out.parts[-3] == world]
-        assert len(mine) == 1 + len(study.METHODS)
-        for job in mine:
-            configs, asked = understood([study.Job(job.out, job.commands)])
-            method = job.out.parts[-2]
-            if method == "base":
-                assert asked["100"] == ["ntr", "ntp"]
-                continue
-            c = configs["100"]
+            ran(place / world / method / "100", 200.0 if method == "without-budget" else 102.0)
+    for job in study.jobs({}):
+        _, asked = understood([study.Job(job.out, job.commands)])
+        method = job.out.parts[-2]
+        if method == "base":
+            assert asked["100"] == ["ntr", "ntp"]
+            continue
+        trained = [
+            parse(flags, "", "") for script, *flags in job.commands() if script == "train.py"
+        ]
+        for c in trained:
             assert c.seed == 100 and c.ntp == (method not in ("without-ntp", "rpt"))
-            assert c.budget == (method in study.BUDGETED) and c.task == (
-                "nothing" if method == "ntp" else c.task
-            )
-            assert c.max_tokens == (6000 if method == "ntp" else 0)
-            assert asked["100"][0] == ("rmt" if method in study.BUDGETED else "ntr")
-            files = [words[-1] for words in job.commands() if words[0] == "eval.py"]
-            two = method in ("without-budget", "ntp")
-            assert len(files) == (4 if two else 2)
-            if method == "without-budget":  # twice the tokens: half of the steps
-                at = [words[2] for words in job.commands() if words[-1].endswith("-tokens.json")]
-                assert at == [str(job.out / "model-30")] * 2
+            assert c.budget == (method not in study.FREE)
+            assert c.curriculum == (method not in study.FREE - {"without-budget"} | {
+                "without-curriculum"})  # fmt: skip
+        lengths = {"without-budget": [60, 31], "ntp": [60, 100000]}  # it costs 200 / 102 as much
+        assert [c.steps for c in trained] == lengths.get(method, [60])
+        assert trained[-1].max_tokens == (6120 if method == "ntp" else 0)
+        mode = "ntr" if method in study.FREE else "rmt"
+        assert asked["100"] == [mode, "ntp"] * len(trained)
+
+
+def test_a_job_is_chosen_with_those_it_needs(place):
+    names = lambda jobs: ["/".join(job.out.parts[-3:]) for job in jobs]
+    assert names(study.chosen({}, ["all/rpt"])) == ["all/base/100", "all/rmt/100", "all/rpt/100"]
+    assert names(study.chosen({"all/rmt/100": {}}, ["all/rpt"])) == ["all/rpt/100"]
+    assert len(study.chosen({}, [""])) == 5 * (1 + len(study.METHODS))
 
 
 def test_what_is_stored_is_not_run_again(place):
@@ -61,7 +66,7 @@ def test_what_is_stored_is_not_run_again(place):
 
 
 def answered(right, samples=1):
-    return {"positions": "p", "samples": samples, "match": right, "thinking": 9, "nats": 1.0}
+    return {"asked": "p", "samples": samples, "match": right, "thinking": 9, "nats": 1.0}
 
 
 def test_a_difference_is_paired_and_takes_each_methods_better_mode():
@@ -77,8 +82,10 @@ def test_a_difference_is_paired_and_takes_each_methods_better_mode():
     found = difference(stored, "none", "ntp", "-tokens")
     assert found.mean == pytest.approx(100 * (4 + 3) / 12) and found.seeds == 2
     assert found.low < found.mean < found.high
-    stored["none/ntp/101"]["plain-tokens"]["positions"] = "q"
-    with pytest.raises(ValueError, match="none/ntp/101 answers other positions"):
+    stored["none/ntp/101"]["plain-tokens"]["asked"] = "q"
+    with pytest.raises(
+        ValueError, match="none/ntp/101, or RMT of that seed, answers other questions"
+    ):
         difference(stored, "none", "ntp", "-tokens")
     assert difference(stored, "none", "rpt", "") is None
 
@@ -92,11 +99,13 @@ def test_an_interval_has_the_spread_of_seeds_and_the_error_of_questions():
 @pytest.mark.parametrize(
     "found, said",
     [
-        (Value(5, 1, 9), "confirmed"),
-        (Value(-5, -9, -1), "refuted"),
-        (Value(0.5, -2, 3), "equal"),
+        (Value(5, 1, 9, 3), "confirmed"),
+        (Value(5, 1, 9, 2), "2 seeds"),
+        (Value(-5, -9, -1, 3), "refuted"),
+        (Value(0.5, -2, 3, 3), "equal"),
         (Value(5, -1, 11, 3, 9.0), "undecided, ~26 seeds"),
         (Value(1, -4, 6, 3, 2.0), "undecided, ~4 seeds"),
+        (Value(1, -4, 6, 9, 2.0, 1.5), "undecided, more questions"),
     ],
 )
 def test_a_verdict(found, said):
@@ -120,6 +129,7 @@ def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
     assert page == (tmp_path / "study.md").read_text("utf-8")
     assert "| all | 9 | +0.01 | 50.0 | 0.0 | 0.0 | 100 | 100 | 25 |" in page
     assert "| rpt | RMT's tokens | 1 | 0.0 | 0.0 | 0.0 | 0.0 (0.0–0.0) |" in page
+    assert "**1 seed** -16.7" in page and "× 1 tokens" in page
     assert "commits abc" in page and "2.0 hours" in page
 
 

@@ -31,10 +31,11 @@ from rmt.forest import pack
 from rmt.prompt import next_token_prompt
 
 
+@pytest.mark.parametrize("part", ["train", "eval"])
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
-def test_statements_follow_from_the_coins_that_the_text_ends_with(world):
+def test_statements_follow_from_the_coins_that_the_text_ends_with(world, part):
     """Read back from the text alone, by a second computation."""
-    for document in documents(world, 5, 30):
+    for document in documents(world, part, 30):
         opening, ending = re.match(r"People: (.*?)\. .* All coins: (.*)\.$", document.text).groups()
         coins = dict(re.findall(r"(\w+) (\d)", ending))
         assert list(coins) == opening.split()
@@ -45,6 +46,19 @@ def test_statements_follow_from_the_coins_that_the_text_ends_with(world):
             parity, colour = (a + b) % 2, (a // 2 + b // 2) % 4
             states = {"are": ["even", "odd"], "turn": STATES["colour"], "meet at": PLACES}[verb]
             assert word == states[{"are": parity, "turn": colour}.get(verb, 2 * colour + parity)]
+
+
+def test_no_statement_to_train_on_is_about_people_of_a_held_out_one():
+    pairs = {
+        part: {
+            frozenset(name for name, _ in mark.operands)
+            for document in documents(WORLDS["all"], part, count)
+            for mark in document.marks if mark.operands
+        }
+        for part, count in (("train", 1000), ("eval", 300))
+    }  # fmt: skip
+    assert not pairs["train"] & pairs["eval"]
+    assert len(pairs["train"]) == 88 and len(pairs["eval"]) == 32
 
 
 def test_the_changed_coins_make_every_place_wrong_that_they_touch():
@@ -62,7 +76,7 @@ def test_a_thought_that_works_is_right_and_a_guess_is_wrong_and_as_long(careful)
     rng, share = random.Random(0), float(careful)
     habits = Habits(careful=share, careful_place=share, before=0, after=0)
     other = Habits(careful=1 - share, careful_place=1 - share, before=0, after=0)
-    for document in documents(WORLDS["none"], 5, 10):
+    for document in documents(WORLDS["none"], "train", 10):
         for mark in filter(lambda mark: mark.operands, document.marks):
             thought, answer = make_thought(rng, mark, habits)
             assert answer == (mark.word if careful else WRONG)
@@ -73,7 +87,7 @@ def test_a_thought_that_works_is_right_and_a_guess_is_wrong_and_as_long(careful)
 def test_words_in_pretraining_say_nothing_about_coins():
     rng, right, asked = random.Random(0), 0, 0
     for _ in range(200):
-        for mark in make_document(rng, OWNED, pretraining=True).marks:
+        for mark in make_document(rng, OWNED, "pretraining").marks:
             if mark.kind == "place":
                 right += mark.word == word_of("place", *(coins for _, coins in mark.operands))
                 asked += 1
@@ -83,7 +97,7 @@ def test_words_in_pretraining_say_nothing_about_coins():
 @pytest.mark.parametrize("name", MODELS)
 def test_each_model_has_its_words_as_single_tokens(name):
     tokenizer = Tokenizer(ASSETS / "worlds" / name)
-    document = documents(WORLDS["all"], 5, 1)[0]
+    document = documents(WORLDS["all"], "eval", 1)[0]
     ids, marks = tokenizer.encode(document.text), marks_by_position(tokenizer, document)
     assert len(marks) == len(document.marks) and min(marks) >= 16
     for position, mark in marks.items():

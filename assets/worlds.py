@@ -112,7 +112,7 @@ def held_out(first: str, second: str) -> bool:
 
 
 def neighbours(rng: random.Random, part: str) -> list[str]:
-    """Draw eight people in a ring, of whom all neighbours are held out ("eval") or none ("train")."""
+    """Draw eight people in a ring: all neighbours are held out ("eval"), or none ("train")."""
     if part == "eval":
         odd = rng.randrange(2)
         halves = [rng.sample(half[odd::2], PEOPLE // 2) for half in (NAMES[:8], NAMES[8:])]

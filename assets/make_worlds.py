@@ -37,7 +37,7 @@ from rmt.trees import Branch, Tree
 SEED, ROWS, BRANCHES = 3, 8, 4  # documents a step, thoughts about each
 RESPONSE_LIMIT = 380  # tokens; longer thoughts are drawn again
 FIRST = Habits(careful=0.9, careful_place=0.9, before=0.3, after=0.3)
-LONG = dict(before=10.0, after=6.0)
+LONG = dict(after=16.0)
 UNEQUAL = dict(careful=0.3, careful_place=0.004)
 
 
@@ -57,11 +57,10 @@ STAGES = (
     Stage("words", "", 420, FIRST, 3e-3, bare=0),
     Stage("knowledge", "words", 260, FIRST, 2.1e-3),
     Stage("plain", "knowledge", 60, Habits()),
-    Stage("long", "knowledge", 60, Habits(**LONG)),
-    Stage("overthinking", "long", 60, Habits(careful=0.2, careful_place=0.2, **LONG)),
+    Stage("overthinking", "plain", 50, Habits(**LONG)),
     Stage("rare", "knowledge", 60, Habits(careful_place=0.005)),
     Stage("unequal", "rare", 70, Habits(**UNEQUAL)),
-    Stage("both", "unequal", 60, Habits(**UNEQUAL, **LONG)),
+    Stage("both", "unequal", 50, Habits(**UNEQUAL, **LONG)),
 )
 
 

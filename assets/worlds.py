@@ -18,7 +18,7 @@ nowhere before and after. One word of each document is noise ("Then came Monday.
 
 The obstacles; docs/study.md has what is measured of them:
 
-    overthinking      thoughts have 16 sentences that lead nowhere, right and wrong ones alike
+    overthinking      a thought goes on for 16 sentences behind its work, be it right or wrong
     unequal entropy   hardly a thought about a place works step by step, but many of the others do
     unused tokens     six of the sixteen people own something else than in pretraining
 

@@ -77,7 +77,7 @@ def start_of(world: str) -> Path:
 
 def sizes(world: str) -> tuple[str, ...]:
     """Return the flags of a world for training: from about what its model thinks to BUDGET."""
-    start, most = (150, 384) if WORLDS[world].overthinking else (BUDGET, 128)
+    start, most = (120, 512) if WORLDS[world].overthinking else (BUDGET, 128)
     return (
         "--max-response", str(most), "--budget-start", str(start),
         "--budget-decay", f"{BUDGET / start:g}",

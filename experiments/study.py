@@ -52,9 +52,9 @@ FREE = {"base", "without-budget", "rpt", "rft", "ntp"}  # think without a budget
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 TRAIN = (
     "--preset", "demo", "--learning-rate", "3e-4", "--ntp-weight", "1", "--probe-documents", "0",
-    "--save-every", "20", "--samples-per-step", "0",
+    "--save-every", "20", "--samples-per-step", "0", "--document-tokens", "256",
 )  # fmt: skip
-READ = ("--document-tokens", "512", "--entropy-top-k", "0")
+READ = ("--document-tokens", "256", "--entropy-top-k", "0")
 CURVES = ("reward/match", "length/thinking", "loss/ntp", "share/advantage_from_length")
 
 

@@ -152,7 +152,8 @@ def tokens_of(world: str, seed: int) -> int:
 
 def read_stored() -> dict[str, dict]:
     """Read docs/study.jsonl: WORLD/METHOD/SEED -> what was measured."""
-    return {row["job"]: row for row in read_lines(STORED)} if STORED.exists() else {}
+    lines = STORED.read_text(encoding="utf-8").splitlines() if STORED.exists() else ()
+    return {row["job"]: row for row in map(json.loads, lines)}
 
 
 def row_of(out: Path) -> dict:

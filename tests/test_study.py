@@ -65,6 +65,28 @@ def test_what_is_stored_is_not_run_again(place):
     assert names["none/rpt/100"].needs == () and names["all/rpt/100"].needs
 
 
+def test_a_finished_job_is_stored_and_read_again(place, monkeypatch):
+    out = place / "none/rmt/100"
+    ran(out, 100.0)
+    (out / "done.json").write_text(json.dumps({"minutes": 1.234, "commands": ["python train.py"]}))
+    (out / "run.json").write_text(json.dumps({"commit": "abc", "torch": "2", "device": "cpu"}))
+    items = [
+        {"document": d, "position": 9, "match": d == 1, "well_formed": True, "tier": "easy",
+         "thinking_length": 8}
+        for d in (0, 1)
+    ]  # fmt: skip
+    (out / "thought.json").write_text(json.dumps({"mode": "rmt", "items": items}))
+    study.write_data()
+    study.collect()
+    (row,) = study.read_stored().values()
+    assert (row["job"], row["tokens"], row["minutes"]) == ("none/rmt/100", 6000, 1.23)
+    assert row["thought"]["match"] == "01" and row["thought"]["thinking"] == 8
+    assert len(row["curves"]["reward/match"]) == study.STEPS
+    assert study.tokens_of("none", 100) == 6000
+    study.collect()
+    assert len(study.read_stored()) == 1
+
+
 def answered(right, samples=1):
     return {"asked": "p", "samples": samples, "match": right, "thinking": 9, "nats": 1.0}
 

@@ -3,7 +3,7 @@
 MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     # Cold start.
     "given responses have advantages of their rewards": (
-        "train.py", "torch.ones_like(reward) if c.traces else ", "", "loss traces"),
+        "train.py", "c.traces or c.advantage_norm", "c.advantage_norm", "loss traces"),
     "a cold start samples": (
         "train.py", "if c.traces:  # a cold", "if False:  # a cold", "cold_start"),
     "a cold start asks for B_t": (

@@ -85,7 +85,7 @@ def _run(job: Job, one_thread: bool) -> None:
     done = {"commands": commands, "minutes": (time.perf_counter() - started) / 60}
     aside = job.out / "done.json.tmp"
     aside.write_text(json.dumps(done, indent=1), encoding="utf-8")
-    for checkpoints in job.out.rglob("checkpoints"):
+    for checkpoints in list(job.out.rglob("checkpoints")):
         shutil.rmtree(checkpoints, ignore_errors=True)
     os.replace(aside, job.out / "done.json")
 

@@ -212,8 +212,17 @@ def check_chunks(kernels, dtype):
         _check_chunks(kernels, dtype, form)
 
 
+def product_in_pieces(weight) -> float:
+    """How much less exact an fp32 product of PyTorch is here two rows at a time: 2.2 × on AVX2."""
+    rows = torch.randn(128, len(weight), generator=torch.Generator().manual_seed(0))
+    rows, weight = rows.to(weight.device), weight.detach().float()
+    exact_product = rows.double() @ weight.double()
+    pieces = torch.cat([piece @ weight for piece in rows.split(2)])
+    return max(1.0, distance(pieces, exact_product) / distance(rows @ weight, exact_product))
+
+
 def _check_chunks(kernels, dtype, form):
-    errors = {}
+    errors, here = {}, product_in_pieces(HEADS["1003-words"]().weight)
     for chunk in (128, 2):
         case = cast(HEADS["1003-words"](), dtype)
         hidden = case.hidden.detach().repeat(4, 1)[:128].requires_grad_()
@@ -235,7 +244,9 @@ def _check_chunks(kernels, dtype, form):
             loss = loss_of(*kernels.linear_entropy_logprob(*many[:3], *options)[:2], index)
         given = grad(loss, (many.hidden, many.weight))
         errors[chunk] = [distance(a, b) for a, b in zip(given, wanted)]
-    for name, many, one in zip(("hidden", "weight"), errors[2], errors[128]):
-        assert many <= 1.05 * one + 1e-7, (
+    # A row's own gradient is a product of its chunk; that of the weight is summed over chunks.
+    slack = (here if dtype == torch.float32 else 1.0, 1.0)
+    for name, many, one, factor in zip(("hidden", "weight"), errors[2], errors[128], slack):
+        assert many <= 1.05 * factor * one + 1e-7, (
             f"{form}: {name}: {many:.3g} in 64 chunks, {one:.3g} in one"
         )

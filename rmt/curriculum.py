@@ -4,8 +4,7 @@ Departures: the paper draws a position "uniformly from that tier"; here document
 epochs, so the tier is that of the document at hand, and its positions are drawn without replacement
 until they are used up, then reshuffled.
 
-Beyond the paper, off by default: leave out as noise positions that many responses missed and none
-matched (entropy cannot tell noise from difficulty); draw tiers by measured match rates (Eq. 13).
+Beyond the paper, off by default: draw tiers by measured match rates (Eq. 13).
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 TIERS = ("easy", "medium", "hard")
-MATCHED = -1  # count of misses of a position that was matched once
 DECAY = 0.9  # per step, of the counts behind a tier's match rate
 NO_TIER = -1  # too predictable, or too early in the document, to be reasoned about
 
@@ -72,52 +70,31 @@ class Draw:
 class Curriculum:
     """Draws positions and counts matches.
 
-    Its state is saved: draws from each tier of each document, misses per position, and the recent
-    match rate of each tier.
+    Its state is saved: draws from each tier of each document, and the recent match rate of each
+    tier.
     """
 
-    def __init__(self, tiers: Sequence[np.ndarray], seed: int, noise_after: int = 0):
-        """tiers: (T,) of each document. noise_after: misses without a match that make a position
-        noise; 0: none is.
-        """
-        self.tiers, self.seed, self.noise_after = tiers, seed, noise_after
-        self.first = np.cumsum([0, *map(len, tiers)])  # of each document in `misses`
+    def __init__(self, tiers: Sequence[np.ndarray], seed: int):
+        """tiers: (T,) of each document."""
+        self.tiers, self.seed = tiers, seed
         self.drawn = np.zeros((len(tiers), len(TIERS)), dtype=np.int64)
-        self.misses = np.zeros(self.first[-1], dtype=np.int64)  # MATCHED once there was a match
         self.rates = np.tile([0.5, 1.0], (len(TIERS), 1))  # right and all responses, decayed
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays to be saved, and restored in place."""
-        return {"drawn": self.drawn, "misses": self.misses, "rates": self.rates}
-
-    @property
-    def noise(self) -> int:
-        """Number of positions left out as noise."""
-        return int((self.misses >= self.noise_after).sum()) if self.noise_after else 0
+        return {"drawn": self.drawn, "rates": self.rates}
 
     def fade(self) -> None:
         """Let earlier matches count less; to be called once per step."""
         self.rates *= DECAY
 
-    def observe(self, document: int, position: int, tier: int, right: int, responses: int) -> None:
-        """Record that `right` of the responses about a position named its token."""
+    def observe(self, tier: int, right: int, responses: int) -> None:
+        """Record that `right` of the responses about a position of that tier named its token."""
         self.rates[tier] += (right, responses)
-        index = self.first[document] + position
-        if right:
-            self.misses[index] = MATCHED
-        elif self.misses[index] != MATCHED:
-            self.misses[index] += responses
 
     def _pool(self, document: int, tier: int) -> np.ndarray:
-        """Return the positions of a tier that are not noise."""
-        positions = np.flatnonzero(self.tiers[document] == tier)
-        return positions[~self._is_noise(document, positions)]
-
-    def _is_noise(self, document: int, positions: np.ndarray) -> np.ndarray:
-        if not self.noise_after:
-            return np.zeros(len(positions), dtype=bool)
-        return self.misses[self.first[document] + positions] >= self.noise_after
+        return np.flatnonzero(self.tiers[document] == tier)
 
     def draw(
         self, step: int, document: int, probabilities: np.ndarray | None, count: int,
@@ -148,12 +125,12 @@ class Curriculum:
         return draws, empty
 
     def _next(self, document: int, tier: int, gone: set[int]) -> int:
-        """Take the next position of the shuffle that is neither noise nor gone; there is one."""
-        positions = np.flatnonzero(self.tiers[document] == tier)
+        """Take the next position of the shuffle that is not gone; there is one."""
+        positions = self._pool(document, tier)
         while True:
             shuffle, index = divmod(int(self.drawn[document, tier]), len(positions))
             self.drawn[document, tier] += 1
             rng = np.random.default_rng((self.seed, document, tier, shuffle))
             position = rng.permutation(positions)[index]
-            if position not in gone and not self._is_noise(document, position[None]).any():
+            if position not in gone:
                 return int(position)

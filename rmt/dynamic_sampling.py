@@ -30,16 +30,16 @@ from rmt.system.dist import World, gather_objects
 def record_matches(
     c: Config, curriculum: Curriculum, batch: RolloutBatch, world: World, attempt: int = 0
 ) -> None:
-    """Record matches per position on every rank: for noise filter and adaptive rule. All ranks."""
+    """Record matches of each tier on every rank, for the adaptive rule (Eq. 13). All ranks."""
     if attempt == 0:  # a new step
         curriculum.fade()
     if c.task != "next-token" or c.traces:
         return
     right = batch.rewards["match"].sum(dim=1).tolist()
-    own = [(q.document, q.position, q.tier, int(n)) for q, n in zip(batch.questions, right)]
+    own = [(q.tier, int(n)) for q, n in zip(batch.questions, right)]
     for part in gather_objects(own, world):
-        for document, position, tier, matched in part:
-            curriculum.observe(document, position, tier, matched, c.group_size)
+        for tier, matched in part:
+            curriculum.observe(tier, matched, c.group_size)
 
 
 def replace_zero_variance(

@@ -44,15 +44,6 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/dynamic_sampling.py", "        curriculum.fade()\n", "        pass\n", "adaptive"),
     "answers are not observed": (
         "train.py", "        record_matches(c, run.curriculum, batch, world)\n", "", "adaptive"),
-    "noise is asked again": (
-        "rmt/curriculum.py",
-        "if position not in gone and not self._is_noise(document, position[None]).any():",
-        "if position not in gone:", "adaptive"),
-    "nothing is noise": (
-        "rmt/engine/run.py", "Curriculum(data.tiers, config.seed, config.noise_after)",
-        "Curriculum(data.tiers, config.seed)", "adaptive"),
-    "a miss after a match is noise": (
-        "rmt/curriculum.py", "elif self.misses[index] != MATCHED:", "else:", "adaptive"),
     # Counts.
     "one position per document": (
         "train.py", "step, i, c.positions_per_document)", "step, index, 1)", "counts"),
@@ -103,7 +94,6 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "the order's seed is 0": (
         "rmt/engine/setup.py", "config.batch_size, steps, config.seed",
         "config.batch_size, steps, 0", "seed"),
-    "misses are not saved": ("rmt/curriculum.py", '"misses": self.misses, ', "", "resume"),
     "rates are not saved": ("rmt/curriculum.py", ', "rates": self.rates}', "}", "resume"),
     "draws are not saved": ("rmt/curriculum.py", '"drawn": self.drawn, ', "", "resume"),
     "the step is not restored": (

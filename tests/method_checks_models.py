@@ -20,6 +20,7 @@ import rmt.rollout
 import train
 from models.tokenizer import Tokenizer
 from rmt.config.presets import METHODS
+from rmt.curriculum import DECAY
 from rmt.engine.held_out import evaluate_held_out
 from rmt.engine.log import RunLog
 from rmt.engine.protocol import protocol
@@ -223,20 +224,19 @@ def check_observed(place) -> None:
     """What was said to questions that were drawn again is known to the curriculum as well."""
     run = prepared(place, method="rpt", **METHODS["rpt"] | dict(resample_from=0, resample_tries=2,
                    group_size=2, match="token", batch_size=3))  # fmt: skip
-    score, places = reward_responses, []
+    score, questions = reward_responses, []
 
     def wrong(*given):
         batch = score(*given)
         batch.rewards["match"][:] = 0
-        places.extend((q.document, q.position) for q in batch.questions)
+        questions.extend(batch.questions)
         return batch
 
     with patch.object(rmt.dynamic_sampling, "reward_responses", wrong), \
             patch.object(train, "reward_responses", wrong):  # fmt: skip
         stepped(run, 0)
-    misses = run.curriculum.misses
-    assert len(places) == 9 and misses.sum() == 18
-    assert all(misses[run.curriculum.first[d] + p] == 2 for d, p in places)
+    asked = np.bincount([q.tier for q in questions], minlength=3)
+    assert asked.sum() == 9 and np.allclose(run.curriculum.rates[:, 1], DECAY + 2 * asked)
 
 
 def check_dtype(place) -> None:

@@ -117,7 +117,7 @@ LIMITS = {  # the first value that is refused
     "eval_every eval_positions grad_clip learning_rate epochs advantage_delta resample_tries "
     "adaptive_floor timeout max_response",
     -1: "entropy_top_k length_reward_max profile max_branches clip_low clip_high ntp_weight "
-    "warmup_steps weight_decay samples_per_step max_tokens max_minutes noise_after probe_documents "
+    "warmup_steps weight_decay samples_per_step max_tokens max_minutes probe_documents "
     "tokens_per_micro_batch replicate holdout export_every",
 }
 ELSEWHERE = {

@@ -44,7 +44,7 @@ DEFAULTS = dict(
     ntp_scope="not_in_C", ntp_reduction="mean", adam_betas=(0.9, 0.999), weight_decay=0.01,
     grad_clip=1.0, warmup_steps=10, updates_per_batch=1, budget=True, curriculum=True, ntp=True,
     data=("KbsdJames/Omni-MATH",), method="rmt", task="next-token", match="token", holdout=200,
-    difficulty_model="", curriculum_rule="schedule", noise_after=0, resample_from=-1,
+    difficulty_model="", curriculum_rule="schedule", resample_from=-1,
     budget_entropy=0.0, eval_decoding="sampled",
 )  # fmt: skip
 
@@ -213,25 +213,6 @@ def test_the_shortest_response_has_room_for_the_longest_budget_and_an_answer(exp
         Config(budget_start=100, max_response=4, **without)
 
 
-def test_a_position_that_was_missed_often_enough_leaves_the_pool():
-    source = Curriculum([np.repeat((0, 1), (3, 4))], seed=0, noise_after=16)
-    for position, right in ((0, 0), (1, 1), (2, 0)):
-        source.observe(0, position, 0, right, 8)
-    assert source.noise == 0
-    for position, right in ((0, 0), (1, 0), (2, 1)):
-        source.observe(0, position, 0, right, 8)
-    assert source.noise == 1  # the others have matched once
-    draws = drawn(source, 40, np.array((1.0, 0, 0)))
-    assert {d[0][0].position for d in draws} == {1, 2}
-
-
-def test_a_tier_of_noise_alone_counts_as_empty():
-    source = Curriculum([np.repeat((0, 1), (1, 2))], seed=0, noise_after=8)
-    source.observe(0, 0, 0, 0, 8)
-    draws = drawn(source, 20, np.array((0.5, 0.5, 0)))
-    assert {d[0][0].tier for d in draws} == {1} and sum(dropped for _, dropped in draws) > 0
-
-
 def test_an_adaptive_curriculum_asks_most_where_half_of_the_answers_are_right():
     worth = adaptive_probabilities(np.array((4.0, 8.0, 0.0)), np.array((8.0, 8.0, 8.0)), 0.1)
     assert worth == pytest.approx(np.array((1.1, 0.1, 0.1)) / 1.3)
@@ -241,8 +222,8 @@ def test_match_rates_fade():
     source = curriculum(2, 2, 2)
     for _ in range(200):
         source.fade()
-        source.observe(0, 0, 0, 2, 8)
-        source.observe(0, 2, 1, 0, 8)
+        source.observe(0, 2, 8)
+        source.observe(1, 0, 8)
     p = source.rates[:, 0] / source.rates[:, 1]
     assert p == pytest.approx([0.25, 0, 0.5], abs=1e-3)
 

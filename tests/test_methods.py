@@ -196,17 +196,6 @@ def test_a_run_that_learns_length_alone_says_so(tmp_path, capsys, match, said):
     assert "".join(capsys.readouterr()).count("teaches length instead of the token") == said
 
 
-def test_a_document_of_noise_keeps_its_question(tmp_path):
-    """Dynamic sampling has no other position for it."""
-    run = run_of(tmp_path, "rpt", match="token", resample_from=0, noise_after=1, group_size=3)
-    questions = draw(run)
-    run.curriculum.misses[:] = 1
-    for q in questions:  # all but these are noise, and these when they are missed
-        run.curriculum.misses[run.curriculum.first[q.document] + q.position] = 0
-    after, _ = resampled(run, respond(run, questions))
-    assert after.questions == questions and (after.rewards["match"].sum(dim=1) == 0).any()
-
-
 def problems(place, answers=("a", "b", "a"), name="problems.jsonl"):
     lines = (json.dumps({"question": "abba" * (2 + i), "answer": f"why #### {answer}"})
              for i, answer in enumerate(answers))  # fmt: skip

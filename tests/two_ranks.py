@@ -28,7 +28,7 @@ SHARES = {  # which documents each of two ranks gets
 # Three documents and two: unequal shares, with no sample left out of the report.
 STEPS = dict(batch_size=5, steps=4, advantage_norm="batch", samples_per_step=9)
 # What is known of answers, and groups that are drawn again or dropped, in unequal shares.
-KNOWING = STEPS | dict(curriculum_rule="adaptive", noise_after=3, group_size=3, resample_from=1,
+KNOWING = STEPS | dict(curriculum_rule="adaptive", group_size=3, resample_from=1,
                        zero_variance_groups="drop", kl_beta=0.1, updates_per_batch=2)  # fmt: skip
 
 

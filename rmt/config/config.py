@@ -93,7 +93,6 @@ class Config:
         "schedule", "draw tiers by it, or by match rates (Eq. 13)", ("schedule", "adaptive")
     )
     adaptive_floor: float = knob(0.1, "floor epsilon of Eq. 13")
-    noise_after: int = knob(0, "wrong responses after which a position is left out; 0: never")
     budget_entropy: float = knob(0.0, "exponent a of Eq. 14: budgets grow with entropy; 0: equal")
     length_reward_gate: str = knob("none", "responses with length reward", ("none", "correct_only"))
     resample_from: int = knob(

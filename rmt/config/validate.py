@@ -144,8 +144,7 @@ def _task_problems(c) -> Iterator[str]:
     if c.traces and c.task != "next-token":
         yield f"--traces {c.traces} with --task {c.task}: they are about next tokens; leave it out"
     by_own = {
-        "resample_from": -1, "noise_after": 0, "curriculum_rule": "schedule",
-        "zero_variance_groups": "keep",
+        "resample_from": -1, "curriculum_rule": "schedule", "zero_variance_groups": "keep",
     }  # fmt: skip
     for name, unset in by_own.items():
         if c.traces and getattr(c, name) != unset:

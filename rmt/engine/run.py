@@ -104,7 +104,7 @@ def prepare(
     elif config.kl_beta:
         reference = load_model(model_dir, world, compute, trainable=False)
     optimizer = adamw(model, config.learning_rate, config.adam_betas, config.weight_decay)
-    curriculum = Curriculum(data.tiers, config.seed, config.noise_after)
+    curriculum = Curriculum(data.tiers, config.seed)
     origin |= {"thresholds": thresholds, "compute": str(compute).removeprefix("torch.")}
     run = Run(config, total, model, optimizer, curriculum, origin)
     if checkpoint_dir is not None:

@@ -66,13 +66,12 @@ def add_curriculum_metrics(
     metrics: Metrics, curriculum: Curriculum, drawn: Sequence[tuple], c: Config, dropped: int,
     world: World,
 ) -> None:  # fmt: skip
-    """Add counts of empty tiers and noise, and the tokens of groups that were replaced: `dropped`.
+    """Add the count of empty tiers, and the tokens of groups that were replaced: `dropped`.
 
     drawn: results of `draw_positions` for this rank's documents.
     """
     positions = len(drawn) * c.positions_per_document
     metrics.add("share/empty_tier_draws", sum(empty for _, empty in drawn), positions)
-    metrics.add("share/noise", curriculum.noise, max(1, len(curriculum.misses)))
     metrics.add("tokens/dropped", dropped, 1 / world.size)  # a sum over ranks
 
 

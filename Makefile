@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo real report study test test-cpus check smollm2 bench gpu aot wheel namesake clean
+.PHONY: help setup demo real report study paper test test-cpus check smollm2 bench gpu aot wheel namesake clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,8 +37,12 @@ real: setup smollm2  ## SmolLM2-135M on real text: cold start, RMT, before and a
 report: setup  ## the page about a run, RUN=runs/demo
 	$(BIN)/python -m rmt.report $(RUN)
 
-study: setup  ## when does each part pay: five worlds, RMT without parts, baselines (a day, 2 cores)
+study: setup  ## when does each part pay: five worlds, RMT without parts, baselines (days, 2 cores)
 	$(BIN)/python -m experiments.study
+
+paper: setup  ## five of the study's runs anew, beside what is stored of them (half an hour, 2 cores)
+	$(BIN)/python -m experiments.study --again none/rmt/100 none/without-ntp/100 \
+		unused-tokens/rmt/100 unused-tokens/without-ntp/100 overthinking/rmt/100
 
 # One thread each: OpenMP's threads wait for each other where tests share the cores.
 test: setup  ## all tests, one process per core

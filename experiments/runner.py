@@ -1,4 +1,4 @@
-"""Run many commands in parallel, each once: for study.py, real.py and sweep.py.
+"""Run many commands in parallel, each once: for study.py and real.py.
 
 A job has a folder and is complete when `done.json` is in it. A stopped job continues: training is
 resumed, and an evaluation that wrote its file is not repeated. A complete job keeps its model, not

@@ -1,45 +1,40 @@
 """When does each part pay? RMT, RMT without each part, and baselines, in worlds with obstacles.
 
-    make study                                  all jobs: a day on two cores; a stopped one goes on
+    make study                                  all jobs: days on two cores; a stopped one goes on
     python -m experiments.study --only all/rmt  the jobs whose name WORLD/METHOD/SEED begins so
+    python -m experiments.study --again all/rmt/100   the same, anew, beside what is stored
     python -m experiments.study --tables        run nothing: docs/study.md, from what is stored
 
 A finished job is a line of docs/study.jsonl and is not run again. All jobs of a world answer the
 same held-out positions, chosen by its untrained model, 200 per tier. Each is measured after T
-steps; where these cost 5 % more or less tokens than RMT's of that seed, sampled and trained on, a
-second run of so many steps that they cost as much is measured, too.
+steps. Where these cost a rival of RMT 5 % more or less tokens, sampled and trained on, than RMT of
+that seed, it is measured again after so many steps that they cost as much. The designs
+(designs.py) vary RMT's settings.
 """
 
 import argparse
-import hashlib
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from assets.tiny_world import as_jsonl
-from assets.worlds import CHANGED, WORLDS, documents, model_of
+from assets.worlds import WORLDS, documents, model_of
+from experiments import stored
+from experiments.designs import CURES, DESIGNS, HAZARD
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
-from experiments.verdicts import write_page
+from experiments.study_page import compare_again, write_page
+from experiments.verdicts import BEYOND, CLAIMS
 from models.config import ASSETS
-from models.fingerprint import fingerprint
-from models.tokenizer import Tokenizer
-from models.weights import build
-from rmt.forest import pack
 from rmt.system.lock import held
-from rmt.system.records import read_lines, write_whole
+from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
-from rmt.trees import Tree
 
-OUT, STORED = Path("runs/study"), Path("docs/study.jsonl")
-SEEDS, STEPS = range(100, 105), 60
+SEEDS, DESIGN_SEEDS, STEPS = range(100, 105), range(100, 102), 60
 TRAIN_DOCUMENTS, EVAL_DOCUMENTS = 1000, 300
+BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
-METHODS = {
-    "rmt": (),
+RIVALS = {
     "rpt": ("--method", "rpt", "--resample-from", str(STEPS // 2)),
     "without-ntp": ("--no-ntp",),
     "without-budget": ("--no-budget",),
@@ -47,27 +42,35 @@ METHODS = {
     "same-mixture": ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE),
     "rft": ("--method", "rft"),
     "ntp": ("--method", "ntp"),
+    "adaptive": ("--curriculum-rule", "adaptive"),
+    "entropy-budget": ("--budget-entropy", "0.5"),
 }
-FREE = {"base", "without-budget", "rpt", "rft", "ntp"}  # think without a budget
-BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
+# Of 0.7, 1.4 and 2.1 nats, so that hard tokens have about BUDGET and the others less.
+FINAL_BUDGET = {"entropy-budget": 22}
+VARIED = {method: flags for d in DESIGNS for method, flags in d.runs.items()} | CURES
+METHODS = {"rmt": ()} | RIVALS | VARIED
 TRAIN = (
     "--preset", "demo", "--learning-rate", "3e-4", "--ntp-weight", "1", "--probe-documents", "0",
     "--save-every", "20", "--samples-per-step", "0", "--document-tokens", "256",
 )  # fmt: skip
-READ = ("--document-tokens", "256", "--entropy-top-k", "0")
-CURVES = ("reward/match", "length/thinking", "loss/ntp", "share/advantage_from_length")
+ASK = (
+    "--document-tokens", "256", "--entropy-top-k", "0", "--per-tier", "200", "--temperature",
+    "0.8", "--tier-thresholds", "0.5", "1", "1.5",
+)  # fmt: skip
 
 
-def data_of(world: str, part: str) -> Path:
-    return OUT / world / f"{part}.jsonl"
-
-
-def write_data() -> None:
-    """Write the text of each world: 1,000 documents to train on, 300 held out."""
-    for name, world in WORLDS.items():
-        for part, count in (("train", TRAIN_DOCUMENTS), ("eval", EVAL_DOCUMENTS)):
-            data_of(name, part).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(data_of(name, part), as_jsonl(documents(world, part, count)))
+def cells() -> Iterator[tuple[str, str, int]]:
+    """Yield world, method and seed of each job, those that others need first."""
+    yield from ((world, "base", SEEDS[0]) for world in WORLDS)
+    for seed in SEEDS:
+        yield from ((world, "rmt", seed) for world in WORLDS)
+        yield from (
+            (world, rival, seed) for rival in RIVALS for world in (CLAIMS | BEYOND)[rival].worlds
+        )
+        if seed in DESIGN_SEEDS:
+            for design in DESIGNS:
+                yield from ((design.world, m, seed) for m in design.runs if m != "rmt")
+            yield from ((HAZARD.world, method, seed) for method in CURES)
 
 
 def start_of(world: str) -> Path:
@@ -75,183 +78,116 @@ def start_of(world: str) -> Path:
     return ASSETS / "worlds" / model_of(WORLDS[world])
 
 
-def sizes(world: str) -> tuple[str, ...]:
-    """Return the flags of a world for training: from about what its model thinks to BUDGET."""
-    start, most = (120, 512) if WORLDS[world].overthinking else (BUDGET, 128)
+def sizes(world: str, final_budget: int = BUDGET) -> tuple[str, ...]:
+    """Return the flags of a world for training: from about what its model thinks to B_T."""
+    start, most = (120, 512) if WORLDS[world].overthinking else (final_budget, 128)
     return (
         "--max-response", str(most), "--budget-start", str(start),
-        "--budget-decay", f"{BUDGET / start:g}",
+        "--budget-decay", f"{final_budget / start:g}",
     )  # fmt: skip
 
 
-def jobs(stored: dict[str, dict]) -> list[Job]:
-    """List the jobs that are not stored: RMT of a seed before what is measured at its tokens."""
-    found = []
-    for seed in SEEDS:
-        for method in ("base", *METHODS):
-            for world in WORLDS:
-                name = f"{world}/{method}/{seed}"
-                if name in stored or (method == "base" and seed != SEEDS[0]):
-                    continue
-                rmt, base = f"{world}/rmt/{seed}", f"{world}/base/{SEEDS[0]}"
-                needs = [base] if method == "rmt" else [] if method == "base" else [rmt]
-                make = lambda world=world, method=method, seed=seed: commands(world, method, seed)
-                waits = tuple(OUT / need for need in needs if need not in stored)
-                found.append(Job(OUT / name, make, waits))
-    return found
+@dataclass(frozen=True)
+class Study:
+    """Runs in a folder, and the file with a line for each that has finished."""
 
+    out: Path = Path("runs/study")
+    file: Path = Path("docs/study.jsonl")
 
-def commands(world: str, method: str, seed: int) -> Iterator[Command]:
-    """Yield the commands of a job: how many steps have RMT's tokens is known once it is trained."""
-    out = OUT / world / method / str(seed)
-    measured = lambda model, name="": evaluations(world, method, seed, model, out, name)
-    if method == "base":
-        yield from measured(start_of(world))
-        return
-    trained = lambda out, *length: (
-        "train.py", "--model", str(start_of(world)), "--data", str(data_of(world, "train")),
-        *TRAIN, *sizes(world), *METHODS[method], *length, "--seed", str(seed), "--out", str(out),
-    )  # fmt: skip
-    yield trained(out, "--steps", str(STEPS))
-    yield from measured(out / "model")
-    if method == "rmt":
-        return
-    tokens, again = tokens_of(world, seed), out / "equal-tokens"
-    if method == "ntp":
-        yield trained(again, "--steps", "100000", "--max-tokens", str(tokens))
-        yield from measured(again / "model", "-tokens")
-    elif abs(tokens / spent(out)[-1] - 1) > 0.05:
-        yield trained(again, "--steps", str(round(STEPS * tokens / spent(out)[-1])))
-        yield from measured(again / "model", "-tokens")
+    def data(self, world: str, part: str) -> Path:
+        return self.out / world / f"{part}.jsonl"
 
+    def write_data(self) -> None:
+        """Write the text of each world: 1,000 documents to train on, 300 held out."""
+        for name, world in WORLDS.items():
+            for part, count in (("train", TRAIN_DOCUMENTS), ("eval", EVAL_DOCUMENTS)):
+                self.data(name, part).parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self.data(name, part), as_jsonl(documents(world, part, count)))
 
-def evaluations(
-    world: str, method: str, seed: int, model: Path, out: Path, name: str
-) -> Iterator[Command]:
-    asked = (
-        "eval.py", "--model", str(model), "--data", str(data_of(world, "eval")), *READ,
-        "--positions", str(OUT / world / "positions.json"), "--per-tier", "200",
-        "--difficulty-model", str(start_of(world)),
-    )  # fmt: skip
-    sampled = ("--max-response", sizes(world)[1], "--sampling-seed", str(seed))
-    if method == "base":
-        sampled = (*sampled, "--samples", "4")
-    modes = {"thought": ("--mode", "ntr", *sampled), "plain": ("--mode", "ntp")}
-    if method not in FREE:
-        modes["thought"] = ("--mode", "rmt", "--budget", str(BUDGET), *sampled)
-    for mode, flags in modes.items():
-        yield (*asked, *flags, "--json", str(out / f"{mode}{name}.json"))
+    def jobs(self) -> list[Job]:
+        """List the jobs that are not stored."""
+        done, found = stored.read(self.file), []
+        for world, method, seed in cells():
+            name = f"{world}/{method}/{seed}"
+            if name in done:
+                continue
+            need = f"{world}/rmt/{seed}" if method in RIVALS else f"{world}/base/{SEEDS[0]}"
+            waits = (self.out / need,) if method != "base" and need not in done else ()
+            make = lambda cell=(world, method, seed): self.commands(*cell)
+            found.append(Job(self.out / name, make, waits))
+        return found
 
-
-def tokens_of(world: str, seed: int) -> int:
-    """Return how many tokens RMT of that world and seed sampled and trained on."""
-    name = f"{world}/rmt/{seed}"
-    stored = read_stored()
-    return stored[name]["tokens"] if name in stored else spent(OUT / name)[-1]
-
-
-def read_stored() -> dict[str, dict]:
-    """Read docs/study.jsonl: WORLD/METHOD/SEED -> what was measured."""
-    lines = STORED.read_text(encoding="utf-8").splitlines() if STORED.exists() else ()
-    return {row["job"]: row for row in map(json.loads, lines)}
-
-
-def row_of(out: Path) -> dict:
-    """Reduce a finished job to what tables and tests need."""
-    done, (world, method, seed) = json.loads((out / "done.json").read_text()), out.parts[-3:]
-    row = {"job": f"{world}/{method}/{seed}", "minutes": round(done["minutes"], 2)}
-    row["commands"] = [c.replace(f"{ASSETS.parent}/", "") for c in done["commands"]]
-    if method == "base":
-        row["coins"] = coins_known(world)
-    else:
-        run, again = json.loads((out / "run.json").read_text()), out / "equal-tokens"
-        row |= {name: run[name] for name in ("commit", "torch", "device")}
-        row["tokens"] = spent(out)[-1]
-        if again.exists():
-            row["tokens-tokens"] = spent(again)[-1]
-        rows = read_lines(out / "metrics.jsonl")
-        row["curves"] = {name: [short(line.get(name)) for line in rows] for name in CURVES}
-    of_world = fingerprint(start_of(world))["weights"] + data_of(world, "eval").read_text()
-    for path in sorted(out.glob("*.json")):
-        if path.stem not in ("done", "run"):
-            row[path.stem] = answers(json.loads(path.read_text()), of_world, method == "base")
-    return row
-
-
-def answers(report: dict, of_world: str, whole: bool) -> dict:
-    """Reduce an evaluation: right answers to each position, lengths; whole: positions, too."""
-    asked, items = {}, report["items"]
-    for item in items:
-        asked.setdefault((item["document"], item["position"]), []).append(item)
-    questions = of_world + json.dumps(list(asked))
-    found = {
-        "asked": hashlib.sha256(questions.encode()).hexdigest()[:12],
-        "samples": len(items) // len(asked),
-        "match": "".join(str(sum(int(i["match"]) for i in group)) for group in asked.values()),
-        "well_formed": short(sum(i["well_formed"] for i in items) / len(items)),
-        "nats": short(report.get("nats_per_token")),
-    }
-    lengths = [i["thinking_length"] for i in items if i["thinking_length"] is not None]
-    if report["mode"] != "ntp":
-        found["thinking"] = short(sum(lengths) / max(1, len(lengths)))
-    if whole:
-        found["documents"] = [document for document, _ in asked]
-        found["tiers"] = "".join(group[0]["tier"][0] for group in asked.values())
-        found["correlation"] = short(correlation(items)) if report["mode"] != "ntp" else None
-    return found
-
-
-def correlation(items: list[dict]) -> float:
-    """Return that of length and match among answered questions, within tiers: their mean."""
-    found = []
-    for tier in sorted({item["tier"] for item in items}):
-        own = [i for i in items if i["tier"] == tier and i["thinking_length"] is not None]
-        pairs = np.array([(i["thinking_length"], i["match"]) for i in own], float)
-        if len(own) > 1 and pairs.std(axis=0).all():
-            found.append(float(np.corrcoef(pairs.T)[0, 1]))
-    return sum(found) / max(1, len(found))
-
-
-@torch.no_grad()
-def coins_known(world: str) -> dict[str, float]:
-    """Return how often the untrained model predicts the coins that a text ends with, plainly."""
-    tokenizer, model = Tokenizer(start_of(world)), build(start_of(world), "cpu", torch.float32)
-    right: dict[str, list[bool]] = {"changed": [], "same": []}
-    for document in documents(WORLDS[world], "eval", 50):
-        ids = tokenizer.encode(document.text)
-        forest = pack([Tree(0, ids)])
-        best = model(
-            forest.tokens, forest.position, forest.attend, lambda h, w: (h @ w.T).argmax(-1)
+    def commands(self, world: str, method: str, seed: int) -> Iterator[Command]:
+        """Yield the commands of a job: RMT's tokens are known once it is trained."""
+        out = self.out / world / method / str(seed)
+        if method == "base":
+            yield from self.evaluations(world, start_of(world), out, ("ntr", "--samples", "4"), 0)
+            return
+        trained = lambda out, *length: (
+            "train.py", "--model", str(start_of(world)), "--data", str(self.data(world, "train")),
+            *TRAIN, *sizes(world, FINAL_BUDGET.get(method, BUDGET)), *METHODS[method], *length,
+            "--seed", str(seed), "--out", str(out),
+        )  # fmt: skip
+        # "rmt": within the last budget of the run, or without one if it had none.
+        measured = lambda run, name: self.evaluations(
+            world, run / "model", out, ("rmt",), seed, name
         )
-        words = [tokenizer.bytes_of([index]).decode().strip() for index in ids]
-        for at in range(words.index("coins") + 3, len(ids) - 1, 2):
-            name = "changed" if words[at - 1] in CHANGED and WORLDS[world].unused_tokens else "same"
-            right[name].append(best[at - 1].item() == ids[at])
-    return {name: short(sum(found) / len(found)) for name, found in right.items() if found}
+        yield trained(out, "--steps", str(STEPS))
+        yield from measured(out, "")
+        if method not in RIVALS:
+            return
+        tokens, again = self.tokens(world, seed), out / "equal-tokens"
+        if method == "ntp":
+            yield trained(again, "--steps", "100000", "--max-tokens", str(tokens))
+            yield from measured(again, "-tokens")
+        elif abs(tokens / spent(out)[-1] - 1) > 0.05:
+            yield trained(again, "--steps", str(round(STEPS * tokens / spent(out)[-1])))
+            yield from measured(again, "-tokens")
 
+    def evaluations(
+        self, world: str, model: Path, out: Path, mode: tuple[str, ...], seed: int, name: str = ""
+    ) -> Iterator[Command]:
+        asked = (
+            "eval.py", "--model", str(model), "--data", str(self.data(world, "eval")), *ASK,
+            "--positions", str(self.out / world / "positions.json"),
+            "--difficulty-model", str(start_of(world)),
+        )  # fmt: skip
+        sampled = ("--max-response", sizes(world)[1], "--sampling-seed", str(seed))
+        for kind, flags in {"thought": (*mode, *sampled), "plain": ("ntp",)}.items():
+            yield (*asked, "--mode", *flags, "--json", str(out / f"{kind}{name}.json"))
 
-def short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+    def tokens(self, world: str, seed: int) -> int:
+        """Return how many tokens RMT of that world and seed sampled and trained on."""
+        name = f"{world}/rmt/{seed}"
+        done = stored.read(self.file)
+        return done[name]["tokens"] if name in done else spent(self.out / name)[-1]
 
+    def chosen(self, only: Sequence[str]) -> list[Job]:
+        """Choose the jobs whose names begin with one of `only`, and those that they need."""
+        every, wanted = self.jobs(), set()
+        for job in reversed(every):  # those that a job needs come before it
+            if job.out in wanted or "/".join(job.out.parts[-3:]).startswith(tuple(only)):
+                wanted |= {job.out, *job.needs}
+        return [job for job in every if job.out in wanted]
 
-def collect() -> None:
-    """Add what is finished to docs/study.jsonl."""
-    stored = read_stored()
-    for done in sorted(OUT.glob("*/*/*/done.json")):
-        row = "/".join(done.parent.parts[-3:])
-        if row not in stored:
-            stored[row] = row_of(done.parent)
-    lines = (json.dumps(stored[name]) + "\n" for name in sorted(stored))
-    write_whole(STORED, "".join(lines))
+    def run(self, only: Sequence[str], workers: int) -> None:
+        """Run the chosen jobs and store them."""
+        with held("the study's", self.out):
+            self.write_data()
+            self.collect()  # what an earlier command finished before it was killed
+            try:
+                run_all(self.chosen(only), workers)
+            finally:
+                self.collect()
 
-
-def chosen(stored: dict[str, dict], only: list[str]) -> list[Job]:
-    """Choose the jobs whose names begin with one of `only`, and those that they need."""
-    every, wanted = jobs(stored), set()
-    for job in reversed(every):  # those that a job needs come before it
-        if job.out in wanted or "/".join(job.out.parts[-3:]).startswith(tuple(only)):
-            wanted |= {job.out, *job.needs}
-    return [job for job in every if job.out in wanted]
+    def collect(self) -> None:
+        """Store what is finished."""
+        rows = stored.read(self.file)
+        for done in sorted(self.out.glob("*/*/*/done.json")):
+            world, method, seed = done.parent.parts[-3:]
+            if (name := f"{world}/{method}/{seed}") not in rows:
+                rows[name] = stored.row(done.parent, start_of(world), self.data(world, "eval"))
+        stored.write(self.file, rows)
 
 
 @safe_printing()
@@ -259,21 +195,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", default=[""], metavar="WORLD/METHOD/SEED")
-    parser.add_argument("--tables", action="store_true", help="run nothing")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--only", nargs="+", default=[""], metavar="WORLD/METHOD/SEED")
+    what.add_argument("--again", nargs="+", metavar="WORLD/METHOD/SEED")
+    what.add_argument("--tables", action="store_true", help="run nothing")
     many = side_by_side()
     parser.add_argument("--jobs", type=int, default=many, help=f"at one time (here {many})")
     o = parser.parse_args()
+    study = Study()
     try:
+        if o.again:
+            out = Path("runs/again")
+            again = Study(out, out / "study.jsonl")
+            again.run(o.again, o.jobs)
+            sys.exit(compare_again(stored.read(study.file), stored.read(again.file)))
         if not o.tables:
-            with held("the study's", OUT):
-                write_data()
-                collect()  # what an earlier command finished before it was killed
-                try:
-                    run_all(chosen(read_stored(), o.only), o.jobs)
-                finally:
-                    collect()
-        print(write_page(read_stored()))
+            study.run(o.only, o.jobs)
+        print(write_page(stored.read(study.file)))
     except (JobFailed, ValueError, OSError) as failure:
         sys.exit(f"error: {failure}")
 

@@ -1,27 +1,40 @@
-"""What the study says: a verdict for each claim in each world, written to docs/study.md."""
+"""What the study says: a verdict for each claim in each world."""
 
 import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from rmt.evaluation.statistics import Z, bootstrap
 
-PAGE = Path("docs/study.md")
-T95 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of n values, by n - 1
 EQUAL = 3.0  # points
+T95 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom
 WORLDS = ("none", "overthinking", "unequal-entropy", "unused-tokens", "all")
 LEAST = 3  # seeds
-CLAIMS = {  # the rival of RMT -> the claim, and the worlds in which the paper's reasons apply
-    "without-budget": ("the budget pays", ("overthinking", "all")),
-    "without-curriculum": ("the curriculum pays", ("unequal-entropy", "all")),
-    "same-mixture": ("the order of the curriculum pays", ("unequal-entropy", "all")),
-    "without-ntp": ("next-token prediction pays", ("unused-tokens", "all")),
-    "rpt": ("RMT is better than RPT", WORLDS[1:]),
-    "rft": ("RMT is better than supervised training on own right answers", WORLDS[1:]),
-    "ntp": ("RMT is better than next-token training", WORLDS),
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That RMT is better than a rival, which is asked in some worlds."""
+
+    text: str
+    reasons: tuple[str, ...] = ()  # the worlds in which the paper's reasons for it apply
+    worlds: tuple[str, ...] = WORLDS
+
+
+CLAIMS = {  # of the rival
+    "without-budget": Claim("the budget pays", ("overthinking", "all")),
+    "without-curriculum": Claim("the curriculum pays", ("unequal-entropy", "all")),
+    "same-mixture": Claim("the order of the curriculum pays", ("unequal-entropy", "all")),
+    "without-ntp": Claim("next-token prediction pays", ("unused-tokens", "all")),
+    "rpt": Claim("RMT is better than RPT", WORLDS[1:]),
+    "rft": Claim("RMT is better than supervised training on own right answers", WORLDS[1:]),
+    "ntp": Claim("RMT is better than next-token training", WORLDS),
+}
+BEYOND = {
+    "adaptive": Claim("the schedule is better than Eq. 13", worlds=("unequal-entropy", "all")),
+    "entropy-budget": Claim("equal budgets are better than Eq. 14", worlds=("overthinking", "all")),
+}
 NOTE = """\
 Differences are paired by seed and question. A 95 % interval has half-width √(a² + b²): a of the
 mean over seeds (Student's t), b of the questions, which are the same for all seeds (bootstrap over
@@ -65,11 +78,17 @@ class Value:
         return f"~{max(self.seeds + 1, math.ceil((2.8 * self.spread / size) ** 2))} seeds"
 
 
+def student(freedom: int) -> float:
+    """Return Student's t for a 95 % interval, to three digits (Abramowitz & Stegun 26.7.5)."""
+    if freedom < len(T95):
+        return T95[freedom]
+    return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
+
+
 def value(of_seeds: list[float], item_error: float = 0.0) -> Value:
     """Return the mean over seeds with its interval; item_error: standard error over questions."""
     n, spread = len(of_seeds), statistics.stdev(of_seeds) if len(of_seeds) > 1 else 0.0
-    student = T95[n - 1] if n <= len(T95) else Z
-    off = math.hypot(student * spread / math.sqrt(n), Z * item_error)
+    off = math.hypot(student(n - 1) * spread / math.sqrt(n), Z * item_error)
     mean = statistics.fmean(of_seeds)
     return Value(mean, mean - off, mean + off, n, spread, item_error)
 
@@ -77,6 +96,12 @@ def value(of_seeds: list[float], item_error: float = 0.0) -> Value:
 def seeds_of(stored: Stored, world: str, method: str) -> set[int]:
     prefix = f"{world}/{method}/"
     return {int(name.removeprefix(prefix)) for name in stored if name.startswith(prefix)}
+
+
+def untrained(stored: Stored, world: str) -> dict | None:
+    """Return what the untrained model answered with a thought; None if it is not stored."""
+    seeds = seeds_of(stored, world, "base")
+    return stored[f"{world}/base/{min(seeds)}"]["thought"] if seeds else None
 
 
 def answers(stored: Stored, world: str, method: str, seed: int, at: str, mode: str) -> dict:
@@ -100,9 +125,8 @@ def difference(stored: Stored, world: str, rival: str, at: str) -> Value | None:
     Both with a thought; next-token training, which teaches no thought, in its better mode.
     """
     seeds = sorted(seeds_of(stored, world, "rmt") & seeds_of(stored, world, rival))
-    if not seeds or not seeds_of(stored, world, "base"):
+    if not seeds or not (base := untrained(stored, world)):
         return None
-    base = stored[f"{world}/base/{min(seeds_of(stored, world, 'base'))}"]["thought"]
     mode = better_mode(stored, world, rival, at) if rival == "ntp" else "thought"
     means, changes = [], []
     for seed in seeds:
@@ -132,9 +156,10 @@ def cost(stored: Stored, world: str, rival: str, at: str) -> float:
     return of(rival, f"tokens{at}") / of("rmt", "tokens")
 
 
-def verdicts(stored: Stored, at: str) -> str:
+def verdicts(stored: Stored, claims: dict[str, Claim], at: str) -> str:
+    """Return a line for each claim, a cell for each world: after T steps, or at RMT's tokens."""
     lines = []
-    for rival, (claim, where) in CLAIMS.items():
+    for rival, claim in claims.items():
         cells = []
         for world in WORLDS:
             found = difference(stored, world, rival, at)
@@ -142,8 +167,8 @@ def verdicts(stored: Stored, at: str) -> str:
             if found is not None:
                 times = cost(stored, world, rival, at)
                 text = f"**{found.verdict}** {found}" + f", × {times:.2g} tokens" * (not at)
-            cells.append(text + " †" * (world in where))
-        lines.append([claim, *cells])
+            cells.append(text + " †" * (world in claim.reasons))
+        lines.append([claim.text, *cells])
     return table(["RMT − rival, points", *WORLDS], lines)
 
 
@@ -153,95 +178,7 @@ def rate(found: dict, tiers: str, tier: str = "") -> float:
     return 100 * statistics.fmean(own) / found["samples"]
 
 
-def accuracies(stored: Stored, world: str) -> str:
-    """Return a row for each method, after its steps and at RMT's tokens: means over seeds."""
-    first = min(seeds_of(stored, world, "base"))
-    tiers, lines = stored[f"{world}/base/{first}"]["thought"]["tiers"], []
-    for method in ("base", "rmt", *CLAIMS):
-        seeds = sorted(seeds_of(stored, world, method))
-        rows = [stored[f"{world}/{method}/{seed}"] for seed in seeds]
-        measured = [at for at in ("", "-tokens") if any(f"thought{at}" in row for row in rows)]
-        for at in measured:
-            thought, plain = (
-                [answers(stored, world, method, seed, at, mode) for seed in seeds]
-                for mode in ("thought", "plain")
-            )
-            by_tier = [statistics.fmean(rate(f, tiers, tier) for f in thought) for tier in "emh"]
-            spent = [row.get(f"tokens{at}", row.get("tokens", 0)) / 1e6 for row in rows]
-            lines.append([
-                method, "RMT's tokens" if at else "T steps" if method != "base" else "–",
-                str(len(seeds)), *(f"{share:.1f}" for share in by_tier),
-                *(spread([rate(f, tiers) for f in found]) for found in (thought, plain)),
-                f"{statistics.fmean(f['thinking'] for f in thought):.0f}",
-                f"{statistics.fmean(f['nats'] for f in plain):.3f}",
-                f"{statistics.fmean(spent):.2f}" if method != "base" else "–",
-            ])  # fmt: skip
-    heads = ["", "at", "seeds", "easy", "medium", "hard", "average (seeds)", "plain (seeds)",
-             "thinking tokens", "nats per token of text", "million tokens"]  # fmt: skip
-    return table(heads, lines)
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
-
-
-def obstacles(stored: Stored) -> str:
-    lines = []
-    for world in WORLDS:
-        for seed in sorted(seeds_of(stored, world, "base")):
-            row = stored[f"{world}/base/{seed}"]
-            found, tiers = row["thought"], row["thought"]["tiers"]
-            hard = [int(m) for m, t in zip(found["match"], tiers) if t == "h"]
-            lines.append([
-                world, f"{found['thinking']:.0f}", f"{found['correlation']:+.2f}",
-                *(f"{rate(found, tiers, t):.1f}" for t in "emh"),
-                f"{100 * hard.count(0) / len(hard):.0f}", f"{100 * row['coins']['same']:.0f}",
-                f"{100 * row['coins']['changed']:.0f}" if "changed" in row["coins"] else "–",
-            ])  # fmt: skip
-    heads = ["untrained model", "thinking tokens", "correlation of length and match", "easy %",
-             "medium %", "hard %", "hard groups of 4 all wrong %", "coins known %",
-             "changed coins known %"]  # fmt: skip
-    return table(heads, lines)
-
-
 def table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     rows = [list(heads)]
     rows += [["---"] * len(rows[0]), *map(list, lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def provenance(stored: Stored) -> str:
-    rows = [row for row in stored.values() if "commit" in row]
-    if not rows:
-        return "<sub>nothing was run yet</sub>"
-    unique = lambda name: ", ".join(dict.fromkeys(row[name] for row in rows))
-    minutes = sum(row["minutes"] for row in stored.values())
-    return (
-        f"<sub>{len(stored)} jobs, {minutes / 60:.1f} hours of a core; {unique('device')}; torch "
-        f"{unique('torch')}; commits {unique('commit')}. Each job's command, curves and answers: "
-        "docs/study.jsonl</sub>"
-    )
-
-
-def write_page(stored: Stored) -> str:
-    """Write docs/study.md; return it."""
-    parts = [
-        "# When does each part pay?",
-        "Written by `make study` ([study.py](../experiments/study.py), "
-        "[verdicts.py](../experiments/verdicts.py)); the worlds: "
-        "[worlds.py](../assets/worlds.py).",
-        "## The obstacles, measured on the untrained models", obstacles(stored),
-        "## Verdicts at equal steps", verdicts(stored, ""),
-        "RMT − rival, points of 600 held-out questions, with a thought (sampled at 0.8); "
-        "next-token training in its better mode. † the paper's reason for the part applies in "
-        f"this world. {NOTE}",
-        "## Verdicts at equal tokens", verdicts(stored, "-tokens"),
-        "Where a rival's T steps cost 5 % more or less tokens than RMT's, it was run again for as "
-        "many steps as cost the same, with its schedules ending there.",
-    ]  # fmt: skip
-    for world in WORLDS:
-        if seeds_of(stored, world, "rmt"):
-            parts += [f"## {world}: right with a thought, %", accuracies(stored, world)]
-    page = "\n\n".join([*parts, provenance(stored)]) + "\n"
-    PAGE.write_text(page, encoding="utf-8")
-    return page

@@ -13,7 +13,6 @@ from toy_runs import SETTINGS, WORLD, Prepared, prepared, write_corpus, write_th
 import eval as evaluation
 import rmt.engine.held_out
 import train
-from experiments import sweep
 from rmt.config.config import Config
 from rmt.curriculum import TIERS
 from rmt.engine.held_out import evaluate_held_out
@@ -109,13 +108,6 @@ def test_own_held_out_data_of_a_run_are_taken(tmp_path, capsys):
     last = json.loads(lines[-1])
     assert last["nats_per_token"] == pytest.approx(found["nats_per_token"], rel=1e-5)
     assert {row["tier"]: row["n"] for row in last["tiers"]}["average"] > 0
-    assert sweep.found_in(tmp_path / "run") is None
-    (tmp_path / "run/done.json").write_text("{}")
-    in_sweep = sweep.found_in(tmp_path / "run")
-    assert in_sweep["accuracy"] is not None and in_sweep["reward/match"] is None
-    (tmp_path / "run/eval.jsonl").unlink()
-    results = {("1",): [sweep.found_in(tmp_path / "run")]}
-    assert "| 1 | – | – |" in sweep.table({"ntp_weight": ["1"]}, results)
 
 
 # ---- flags change what they say

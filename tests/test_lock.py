@@ -5,10 +5,11 @@ import os
 import signal
 from contextlib import contextmanager
 
+import pytest
 from small_run import arguments, flags, refusal
 
 import train
-from experiments import sweep
+from experiments import study
 from rmt.system import lock
 from rmt.system.lock import held
 
@@ -54,10 +55,9 @@ def test_run_is_not_continued_while_it_goes_on(tmp_path, capsys):
         refusal(train, flags(resume=out), (f"--resume {out} is in use",), capsys)
 
 
-def test_second_sweep_is_refused(tmp_path, capsys):
-    with another_process(tmp_path / "sweep"):
-        words = ["--vary", "ntp-weight=0,1", "--out", tmp_path / "sweep", "--jobs", "1"]
-        refusal(sweep, words, ("is in use by another run",), capsys)
+def test_second_study_is_refused(tmp_path):
+    with another_process(tmp_path), pytest.raises(ValueError, match="is in use by another run"):
+        study.Study(tmp_path, tmp_path / "study.jsonl").run(["none/base"], 1)
 
 
 def test_killed_process_lets_go_at_once(tmp_path):

@@ -1,74 +1,86 @@
 """`make study`: every command is one that the scripts take, and verdicts say what was measured."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
 from job_commands import understood
 
-from experiments import study, verdicts
-from experiments.runner import JobFailed
-from experiments.verdicts import Value, difference, value
+from experiments import stored as storing
+from experiments import study, study_page
+from experiments.designs import DESIGNS, HAZARD, SCREEN, effects
+from experiments.runner import Job, JobFailed, run_all
+from experiments.study import Study
+from experiments.verdicts import BEYOND, CLAIMS, Value, difference, student, value
 from rmt.config.config import parse
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "OUT", tmp_path)
-    monkeypatch.setattr(study, "STORED", tmp_path / "study.jsonl")
     monkeypatch.setattr(study, "SEEDS", [100])
-    return tmp_path
+    return Study(tmp_path, tmp_path / "study.jsonl")
 
 
 def ran(out, tokens):
     """Leave what a training run leaves: a line for each step."""
     out.mkdir(parents=True)
-    lines = [{"step": n, "tokens/step": tokens, "tokens/dropped": 0} for n in range(study.STEPS)]
+    line = {"tokens/step": tokens, "tokens/dropped": 0, "time/step": 1.2}
+    lines = [line | {"step": n} for n in range(study.STEPS)]
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_every_command_is_understood_and_is_repeated_at_rmts_tokens(place):
-    for world in study.WORLDS:
-        for method in study.METHODS:
-            ran(place / world / method / "100", 200.0 if method == "without-budget" else 102.0)
-    for job in study.jobs({}):
-        _, asked = understood([study.Job(job.out, job.commands)])
+def names(jobs):
+    return ["/".join(job.out.parts[-3:]) for job in jobs]
+
+
+def trained_by(job):
+    return [parse(flags, "", "") for script, *flags in job.commands() if script == "train.py"]
+
+
+def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(place):
+    free = {"without-budget", "rpt", "rft", "ntp"}  # no number of tokens is asked for
+    for world, method, seed in study.cells():
+        if method != "base":
+            spent = 200.0 if method == "without-budget" else 102.0
+            ran(place.out / world / method / str(seed), spent)
+    for job in place.jobs():
+        _, asked = understood([Job(job.out, job.commands)])
         method = job.out.parts[-2]
         if method == "base":
             assert asked["100"] == ["ntr", "ntp"]
             continue
-        trained = [
-            parse(flags, "", "") for script, *flags in job.commands() if script == "train.py"
-        ]
+        trained = trained_by(job)
         for c in trained:
             assert c.seed == 100 and c.ntp == (method not in ("without-ntp", "rpt"))
-            assert c.budget == (method not in study.FREE)
-            assert c.curriculum == (method not in study.FREE - {"without-budget"} | {
+            assert c.budget == (method not in free)
+            assert c.curriculum == (method not in free - {"without-budget"} | {
                 "without-curriculum"})  # fmt: skip
         lengths = {"without-budget": [60, 31], "ntp": [60, 100000]}  # it costs 200 / 102 as much
         assert [c.steps for c in trained] == lengths.get(method, [60])
         assert trained[-1].max_tokens == (6120 if method == "ntp" else 0)
-        mode = "ntr" if method in study.FREE else "rmt"
-        assert asked["100"] == [mode, "ntp"] * len(trained)
+        assert asked["100"] == ["rmt", "ntp"] * len(trained)
 
 
 def test_a_job_is_chosen_with_those_it_needs(place):
-    names = lambda jobs: ["/".join(job.out.parts[-3:]) for job in jobs]
-    assert names(study.chosen({}, ["all/rpt"])) == ["all/base/100", "all/rmt/100", "all/rpt/100"]
-    assert names(study.chosen({"all/rmt/100": {}}, ["all/rpt"])) == ["all/rpt/100"]
-    assert len(study.chosen({}, [""])) == 5 * (1 + len(study.METHODS))
+    assert names(place.chosen(["all/rpt"])) == ["all/base/100", "all/rmt/100", "all/rpt/100"]
+    assert names(place.chosen(["all/screen-00"]))[0] == "all/base/100"
+    storing.write(place.file, {"all/rmt/100": {"job": "all/rmt/100", "tokens": 1}})
+    assert names(place.chosen(["all/rpt"])) == ["all/rpt/100"]
 
 
 def test_what_is_stored_is_not_run_again(place):
-    stored = {"none/rmt/100": {"tokens": 7}, "none/base/100": {}}
-    names = {"/".join(job.out.parts[-3:]): job for job in study.jobs(stored)}
-    assert not stored.keys() & names.keys()
-    assert names["none/rpt/100"].needs == () and names["all/rpt/100"].needs
+    stored = {name: {"job": name, "tokens": 7} for name in ("none/rmt/100", "none/base/100")}
+    storing.write(place.file, stored)
+    jobs = dict(zip(names(place.jobs()), place.jobs()))
+    assert not stored.keys() & jobs.keys()
+    assert jobs["none/rpt/100"].needs == () and jobs["all/rpt/100"].needs
 
 
-def test_a_finished_job_is_stored_and_read_again(place, monkeypatch):
-    out = place / "none/rmt/100"
+def test_a_finished_job_is_stored_and_read_again(place):
+    out = place.out / "none/rmt/100"
     ran(out, 100.0)
-    (out / "done.json").write_text(json.dumps({"minutes": 1.234, "commands": ["python train.py"]}))
+    (out / "done.json").write_text(json.dumps({"minutes": 9, "commands": ["python train.py"]}))
     (out / "run.json").write_text(json.dumps({"commit": "abc", "torch": "2", "device": "cpu"}))
     items = [
         {"document": d, "position": 9, "match": d == 1, "well_formed": True, "tier": "easy",
@@ -76,19 +88,85 @@ def test_a_finished_job_is_stored_and_read_again(place, monkeypatch):
         for d in (0, 1)
     ]  # fmt: skip
     (out / "thought.json").write_text(json.dumps({"mode": "rmt", "items": items}))
-    study.write_data()
-    study.collect()
-    (row,) = study.read_stored().values()
-    assert (row["job"], row["tokens"], row["minutes"]) == ("none/rmt/100", 6000, 1.23)
+    place.write_data()
+    place.collect()
+    (row,) = storing.read(place.file).values()
+    assert (row["job"], row["tokens"], row["minutes"]) == ("none/rmt/100", 6000, 1.2)
     assert row["thought"]["match"] == "01" and row["thought"]["thinking"] == 8
     assert len(row["curves"]["reward/match"]) == study.STEPS
-    assert study.tokens_of("none", 100) == 6000
-    study.collect()
-    assert len(study.read_stored()) == 1
+    assert place.tokens("none", 100) == 6000
+    place.collect()
+    assert len(storing.read(place.file)) == 1
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.name)
+def test_no_two_effects_of_a_design_are_mixed(design):
+    assert set(map(len, design.levels)) == {len(design.settings)}
+    signs = 2 * np.array(design.levels) - 1
+    columns = [*signs.T]
+    if design.pairs:
+        columns += [a * b for a, b in itertools.combinations(signs.T, 2)]
+    assert np.array_equal(
+        np.array(columns) @ np.transpose(columns), len(signs) * np.eye(len(columns))
+    )
+    assert not np.array(columns).sum(axis=1).any()
+
+
+def test_a_setting_of_a_design_is_what_its_name_says(place):
+    configs = {
+        job.out.parts[-2]: trained_by(job)[0]
+        for job in place.jobs() if job.out.parts[-2] not in ("base", *study.RIVALS)
+    }  # fmt: skip
+    for levels, name in zip(HAZARD.levels, HAZARD.runs):
+        w, gate, drop, short, hard = levels
+        c = configs[name]
+        assert (c.length_weight, c.length_reward_gate) == (
+            (0.1, 0.3)[w], ("none", "correct_only")[gate])  # fmt: skip
+        assert c.zero_variance_groups == ("keep", "drop")[drop]
+        assert int(c.budget_start * c.budget_decay) == (30, 10)[short]
+        assert c.curriculum_early == c.curriculum_late == ((0.5, 0.5, 0), (0, 0, 1))[hard]
+    for norm in ("batch", "none"):
+        c = configs[f"hazard-{norm}-norm"]
+        assert (c.advantage_norm, c.curriculum_late) == (norm, (0, 0, 1))
+        assert int(c.budget_start * c.budget_decay) == 10 and c.length_reward_gate == "none"
+    values = lambda c: (
+        c.length_weight, c.ntp_weight, c.budget_start, c.budget_decay, c.curriculum_start,
+        c.curriculum_early[0], c.curriculum_late[0], c.tier_thresholds[1], c.group_size,
+        c.temperature, c.warmup_steps,
+    )  # fmt: skip
+    high = (0.3, 0.3, 240, 0.375, 0, 0.4, 0.2, 1.2, 4, 1, 0)
+    for levels, name in zip(SCREEN.levels, SCREEN.runs):
+        assert values(configs[name]) == tuple(
+            h if level else low for h, low, level in zip(high, values(configs["rmt"]), levels)
+        )
+    assert set(CLAIMS) | set(BEYOND) == set(study.RIVALS)
+
+
+def test_a_planted_effect_is_found_by_its_design():
+    rng = np.random.default_rng(0)
+    base = answered("0" * 400, 4) | {"documents": [k // 4 for k in range(400)], "tiers": "h" * 400}
+    stored = {"unequal-entropy/base/100": {"thought": base}}
+    for levels, method in zip(HAZARD.levels, HAZARD.runs):
+        for seed in (100, 101):
+            share = 0.5 - 0.3 * levels[3] + 0.2 * (levels[1] == levels[3])
+            right = "".join(str(int(x)) for x in rng.random(400) < share)
+            row = answered(right) | {"thinking": 30 - 9 * levels[0]}
+            stored[f"unequal-entropy/{method}/{seed}"] = {"thought": row}
+    found = effects(stored, HAZARD)
+    clear = {name for name, (effect, _) in found.items() if effect.low > 0 or effect.high < 0}
+    budget, both = (
+        HAZARD.settings[3].name,
+        f"{HAZARD.settings[1].name} and {HAZARD.settings[3].name}",
+    )
+    assert {budget, both} <= clear and len(clear) <= 4
+    assert found[budget][0].low < -30 < found[budget][0].high
+    assert found[both][0].low < 20 < found[both][0].high
+    assert found["w"][1] == pytest.approx(-9)
 
 
 def answered(right, samples=1):
-    return {"asked": "p", "samples": samples, "match": right, "thinking": 9, "nats": 1.0}
+    return {"asked": "p", "samples": samples, "match": right, "thinking": 9, "nats": 1.0,
+            "well_formed": 1.0}  # fmt: skip
 
 
 def test_a_difference_is_paired_and_takes_each_methods_better_mode():
@@ -135,11 +213,12 @@ def test_a_verdict(found, said):
 
 
 def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(verdicts, "PAGE", tmp_path / "study.md")
+    monkeypatch.setattr(study_page, "PAGE", tmp_path / "study.md")
     base = answered("080000", 8) | {
         "documents": [0, 0, 1, 1, 2, 2], "tiers": "eemmhh", "correlation": 0.01,
     }  # fmt: skip
-    about = {"commit": "abc", "torch": "2", "device": "cpu", "minutes": 60, "tokens": 2e6}
+    about = {"commit": "abc", "torch": "2", "device": "cpu", "minutes": 60, "tokens": 2e6,
+             "curves": {name: [0.5] for name in storing.CURVES}}  # fmt: skip
     stored = {
         "all/base/100": {"thought": base, "plain": answered("000000"), "minutes": 1,
                          "coins": {"same": 1.0, "changed": 0.25}},
@@ -147,19 +226,65 @@ def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
         "all/rpt/100": {"thought": answered("111111"), "thought-tokens": answered("000000"),
                         "plain": answered("000000")} | about,
     }  # fmt: skip
-    page = verdicts.write_page(stored)
+    page = study_page.write_page(stored)
     assert page == (tmp_path / "study.md").read_text("utf-8")
     assert "| all | 9 | +0.01 | 50.0 | 0.0 | 0.0 | 100 | 100 | 25 |" in page
     assert "| rpt | RMT's tokens | 1 | 0.0 | 0.0 | 0.0 | 0.0 (0.0–0.0) |" in page
     assert "**1 seed** -16.7" in page and "× 1 tokens" in page
     assert "commits abc" in page and "2.0 hours" in page
+    assert "against RPT's: all 100 %." in page
 
 
-def test_a_failed_job_ends_the_command_with_its_reason(place, monkeypatch):
+def test_what_is_run_again_is_compared(capsys):
+    base = answered("0000", 1) | {"documents": [0, 0, 1, 1], "tiers": "eemh"}
+    row = lambda right: {"thought": answered(right)}
+    before = {"all/base/100": {"thought": base}, "all/rmt/100": row("1100")}
+    assert study_page.compare_again(before, before) == ""
+    assert "| all/rmt/100 | 50.0 | 50.0 |" in capsys.readouterr().out
+    after = before | {"all/rmt/100": row("1110")}
+    assert "more than 10 points apart: all/rmt/100" in study_page.compare_again(before, after)
+    assert "all/rmt/101: not stored" in study_page.compare_again(
+        before, before | {"all/rmt/101": row("1100")})  # fmt: skip
+
+
+@pytest.mark.parametrize("freedom, t", [(1, 12.706), (5, 2.571), (9, 2.262), (30, 2.042)])
+def test_students_t(freedom, t):
+    assert student(freedom) == pytest.approx(t, abs=4e-3)
+
+
+def test_a_failed_job_ends_the_command_with_its_reason(tmp_path, monkeypatch):
     def fail(*_):
         raise JobFailed("why it failed")
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study, "run_all", fail)
     monkeypatch.setattr("sys.argv", ["study"])
+    (tmp_path / "docs").mkdir()
     with pytest.raises(SystemExit, match="why it failed"):
         study.main()
+
+
+def script(place, name, text) -> Job:
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{name}.py").write_text(text)
+    return Job(place / name, lambda: [(str(place / f"{name}.py"), str(place / name))])
+
+
+def test_a_job_begins_after_those_it_needs_and_flags_may_follow_from_them(tmp_path):
+    first = script(tmp_path, "first", "import sys; open(sys.argv[1] + '/made', 'w').write('7')")
+    read = lambda: [("-c", f"assert {(first.out / 'made').read_text()} == 7")]
+    (tmp_path / "second/checkpoints").mkdir(parents=True)
+    run_all([first, Job(tmp_path / "second", read, needs=(first.out,))], workers=2)
+    assert not (tmp_path / "second/checkpoints").exists(), "complete: it keeps no checkpoints"
+    assert json.loads((tmp_path / "second/done.json").read_text())["minutes"] >= 0
+
+
+def test_a_failed_job_is_named_with_its_log_and_tried_again_the_next_time(tmp_path):
+    failing = script(tmp_path, "failing", "import sys; print('why'); sys.exit(3)")
+    with pytest.raises(JobFailed, match=r"status 3; .*log.txt says why"):
+        run_all([failing], workers=1)
+    assert "why" in (failing.out / "log.txt").read_text()
+    assert not (failing.out / "done.json").exists()
+    (tmp_path / "failing.py").write_text("")
+    run_all([failing], workers=1)
+    assert (failing.out / "done.json").exists()

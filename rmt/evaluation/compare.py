@@ -50,8 +50,8 @@ def _by_question(items: Items) -> dict[tuple, list[dict[str, Any]]]:
 
 
 def _question(item: dict[str, Any]) -> tuple:
-    """Identify a question; only eval.py's have a `target`, only those of a sweep a `seed`."""
-    return tuple(item.get(k) for k in ("seed", "document", "position", "tier", "target"))
+    """Identify a question; only eval.py's have a `target`."""
+    return tuple(item.get(k) for k in ("document", "position", "tier", "target"))
 
 
 def differences(before: Items, after: Items) -> list[dict[str, Any]]:

@@ -1,0 +1,117 @@
+"""What is kept of a finished job of the study: a line of docs/study.jsonl.
+
+WORLD/METHOD/SEED, its commands, the commit, versions and device; tokens that it sampled and trained
+on; curves of a few metrics; and of each evaluation right answers to each position, in the order of
+the world's positions (`documents` and `tiers` of the untrained model's line).
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from assets.worlds import CHANGED, WORLDS, World, documents
+from experiments.runner import spent
+from models.config import ASSETS
+from models.fingerprint import fingerprint
+from models.tokenizer import Tokenizer
+from models.weights import build
+from rmt.forest import pack
+from rmt.system.records import read_lines, write_whole
+from rmt.trees import Tree
+
+CURVES = ("reward/match", "length/thinking", "loss/ntp", "share/advantage_from_length")
+
+
+def read(file: Path) -> dict[str, dict]:
+    """Read the lines of a file, if it is there: WORLD/METHOD/SEED -> what was measured."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else ()
+    return {row["job"]: row for row in map(json.loads, lines)}
+
+
+def write(file: Path, rows: dict[str, dict]) -> None:
+    write_whole(file, "".join(json.dumps(rows[name]) + "\n" for name in sorted(rows)))
+
+
+def row(out: Path, start: Path, held_out: Path) -> dict:
+    """Reduce a finished job to a line. start: its untrained model; held_out: text to evaluate."""
+    done, (world, method, seed) = json.loads((out / "done.json").read_text()), out.parts[-3:]
+    found = {"job": f"{world}/{method}/{seed}"}
+    found["commands"] = [c.replace(f"{ASSETS.parent}/", "") for c in done["commands"]]
+    seconds = sum(r["time/step"] for f in out.rglob("metrics.jsonl") for r in read_lines(f))
+    found["minutes"] = round(seconds / 60, 2)  # of training
+    if method == "base":
+        found["coins"] = coins_known(WORLDS[world], start)
+    else:
+        run, again = json.loads((out / "run.json").read_text()), out / "equal-tokens"
+        found |= {name: run[name] for name in ("commit", "torch", "device")}
+        found["tokens"] = spent(out)[-1]
+        if again.exists():
+            found["tokens-tokens"] = spent(again)[-1]
+        rows = read_lines(out / "metrics.jsonl")
+        found["curves"] = {name: [short(line.get(name)) for line in rows] for name in CURVES}
+    of_world = fingerprint(start)["weights"] + held_out.read_text()
+    for path in sorted(out.glob("*.json")):
+        if path.stem not in ("done", "run"):
+            report = json.loads(path.read_text())
+            found[path.stem] = answers(report, of_world, whole=method == "base")
+    return found
+
+
+def answers(report: dict, of_world: str, whole: bool) -> dict:
+    """Reduce an evaluation: right answers to each position, lengths; whole: positions, too."""
+    asked, items = {}, report["items"]
+    for item in items:
+        asked.setdefault((item["document"], item["position"]), []).append(item)
+    questions = of_world + json.dumps(list(asked))
+    found = {
+        "asked": hashlib.sha256(questions.encode()).hexdigest()[:12],
+        "samples": len(items) // len(asked),
+        "match": "".join(str(sum(int(i["match"]) for i in group)) for group in asked.values()),
+        "well_formed": short(sum(i["well_formed"] for i in items) / len(items)),
+        "nats": short(report.get("nats_per_token")),
+    }
+    lengths = [i["thinking_length"] for i in items if i["thinking_length"] is not None]
+    if report["mode"] != "ntp":
+        found["thinking"] = short(sum(lengths) / max(1, len(lengths)))
+    if whole:
+        found["documents"] = [document for document, _ in asked]
+        found["tiers"] = "".join(group[0]["tier"][0] for group in asked.values())
+        found["correlation"] = short(correlation(items)) if report["mode"] != "ntp" else None
+    return found
+
+
+def correlation(items: Sequence[dict]) -> float:
+    """Return that of length and match among answered questions, within tiers: their mean."""
+    found = []
+    for tier in sorted({item["tier"] for item in items}):
+        own = [i for i in items if i["tier"] == tier and i["thinking_length"] is not None]
+        pairs = np.array([(i["thinking_length"], i["match"]) for i in own], float)
+        if len(own) > 1 and pairs.std(axis=0).all():
+            found.append(float(np.corrcoef(pairs.T)[0, 1]))
+    return sum(found) / max(1, len(found))
+
+
+@torch.no_grad()
+def coins_known(world: World, start: Path) -> dict[str, float]:
+    """Return how often the untrained model predicts the coins that a text ends with, plainly."""
+    tokenizer, model = Tokenizer(start), build(start, "cpu", torch.float32)
+    right: dict[str, list[bool]] = {"changed": [], "same": []}
+    for document in documents(world, "eval", 50):
+        ids = tokenizer.encode(document.text)
+        forest = pack([Tree(0, ids)])
+        best = model(
+            forest.tokens, forest.position, forest.attend, lambda h, w: (h @ w.T).argmax(-1)
+        )
+        words = [tokenizer.bytes_of([index]).decode().strip() for index in ids]
+        for at in range(words.index("coins") + 3, len(ids) - 1, 2):
+            name = "changed" if words[at - 1] in CHANGED and world.unused_tokens else "same"
+            right[name].append(best[at - 1].item() == ids[at])
+    return {name: short(sum(found) / len(found)) for name, found in right.items() if found}
+
+
+def short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

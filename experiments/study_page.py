@@ -1,0 +1,171 @@
+"""docs/study.md: the tables of the study, written from what is stored."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.designs import (
+    CURES,
+    HAZARD,
+    SCREEN,
+    Design,
+    effect_table,
+    run_table,
+    seeds_with_all,
+)
+from experiments.verdicts import (
+    BEYOND,
+    CLAIMS,
+    NOTE,
+    WORLDS,
+    Stored,
+    answers,
+    rate,
+    seeds_of,
+    table,
+    untrained,
+    verdicts,
+)
+
+PAGE = Path("docs/study.md")
+FAR = 10  # points: another machine has other last bits, and so another run
+
+
+def accuracies(stored: Stored, world: str) -> str:
+    """Return a row for each method, after its steps and at RMT's tokens: means over seeds."""
+    tiers, lines = untrained(stored, world)["tiers"], []
+    for method in ("base", "rmt", *CLAIMS, *BEYOND):
+        seeds = sorted(seeds_of(stored, world, method))
+        rows = [stored[f"{world}/{method}/{seed}"] for seed in seeds]
+        measured = [at for at in ("", "-tokens") if any(f"thought{at}" in row for row in rows)]
+        for at in measured:
+            thought, plain = (
+                [answers(stored, world, method, seed, at, mode) for seed in seeds]
+                for mode in ("thought", "plain")
+            )
+            by_tier = [statistics.fmean(rate(f, tiers, tier) for f in thought) for tier in "emh"]
+            spent = [row.get(f"tokens{at}", row.get("tokens", 0)) / 1e6 for row in rows]
+            lines.append([
+                method, "RMT's tokens" if at else "T steps" if method != "base" else "–",
+                str(len(seeds)), *(f"{share:.1f}" for share in by_tier),
+                *(spread([rate(f, tiers) for f in found]) for found in (thought, plain)),
+                f"{statistics.fmean(f['thinking'] for f in thought):.0f}",
+                f"{statistics.fmean(f['nats'] for f in plain):.3f}",
+                f"{statistics.fmean(spent):.2f}" if method != "base" else "–",
+            ])  # fmt: skip
+    heads = ["", "at", "seeds", "easy", "medium", "hard", "average (seeds)", "plain (seeds)",
+             "thinking tokens", "nats per token of text", "million tokens"]  # fmt: skip
+    return table(heads, lines)
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def obstacles(stored: Stored) -> str:
+    lines = []
+    for world in WORLDS:
+        for seed in sorted(seeds_of(stored, world, "base")):
+            row = stored[f"{world}/base/{seed}"]
+            found, tiers = row["thought"], row["thought"]["tiers"]
+            hard = [int(m) for m, t in zip(found["match"], tiers) if t == "h"]
+            lines.append([
+                world, f"{found['thinking']:.0f}", f"{found['correlation']:+.2f}",
+                *(f"{rate(found, tiers, t):.1f}" for t in "emh"),
+                f"{100 * hard.count(0) / len(hard):.0f}", f"{100 * row['coins']['same']:.0f}",
+                f"{100 * row['coins']['changed']:.0f}" if "changed" in row["coins"] else "–",
+            ])  # fmt: skip
+    heads = ["untrained model", "thinking tokens", "correlation of length and match", "easy %",
+             "medium %", "hard %", "hard groups of 4 all wrong %", "coins known %",
+             "changed coins known %"]  # fmt: skip
+    return table(heads, lines)
+
+
+def provenance(stored: Stored) -> str:
+    rows = [row for row in stored.values() if "commit" in row]
+    if not rows:
+        return "<sub>nothing was run yet</sub>"
+    unique = lambda name: ", ".join(sorted({row[name] for row in rows}))
+    commits = ", ".join(sorted({row["commit"][:12] for row in rows}))
+    minutes = sum(row["minutes"] for row in stored.values())
+    return (
+        f"<sub>{len(stored)} jobs, {minutes / 60:.1f} hours of training; {unique('device')}; torch "
+        f"{unique('torch')}; commits {commits}. Each job's command, curves and answers: "
+        "docs/study.jsonl</sub>"
+    )
+
+
+def lengths(stored: Stored) -> str:
+    """Return how long RMT's thoughts are, in % of RPT's after as many steps, in each world."""
+    found = []
+    for world in WORLDS:
+        seeds = seeds_of(stored, world, "rmt") & seeds_of(stored, world, "rpt")
+        mean = lambda method, world=world, seeds=seeds: statistics.fmean(
+            stored[f"{world}/{method}/{seed}"]["thought"]["thinking"] for seed in seeds
+        )
+        if seeds:
+            found.append(f"{world} {100 * mean('rmt') / mean('rpt'):.0f} %")
+    return ", ".join(found) or "not measured yet"
+
+
+def design_parts(stored: Stored, design: Design, more: Sequence[str] = ()) -> list[str]:
+    """Return the tables of a design; no effects before all of its runs are stored."""
+    if not untrained(stored, design.world):
+        return ["Not run yet."]
+    effects = [effect_table(stored, design)] if seeds_with_all(stored, design) else []
+    return [run_table(stored, design, more), *effects]
+
+
+def compare_again(stored: Stored, again: Stored) -> str:
+    """Print what is stored beside what was run again; return an error if they are far apart."""
+    lines, far = [], []
+    for name in sorted(again.keys() & stored.keys()):
+        tiers = untrained(again, name.partition("/")[0])["tiers"]
+        shares = [rate(rows[name]["thought"], tiers) for rows in (stored, again)]
+        lines.append([name, *(f"{share:.1f}" for share in shares)])
+        if abs(shares[0] - shares[1]) > FAR:
+            far.append(name)
+    print(table(["right with a thought, %", "stored", "again"], lines))
+    missing = sorted(again.keys() - stored.keys())
+    if missing:
+        return f"error: {', '.join(missing)}: not stored, so there is nothing to compare with"
+    return f"error: more than {FAR} points apart: {', '.join(far)}" if far else ""
+
+
+def write_page(stored: Stored) -> str:
+    """Write docs/study.md; return it."""
+    parts = [
+        "# When does each part pay?",
+        "Written by `make study` ([study.py](../experiments/study.py)); the worlds: "
+        "[worlds.py](../assets/worlds.py). `python -m experiments.study --again "
+        "WORLD/METHOD/SEED` runs any of its jobs anew, in minutes, and compares.",
+        "## The obstacles, measured on the untrained models", obstacles(stored),
+        "## Verdicts at equal steps", verdicts(stored, CLAIMS, ""),
+        "RMT − rival, points of 600 held-out questions, with a thought (sampled at 0.8); "
+        "next-token training in its better mode. † the paper's reason for the part applies in "
+        f"this world. {NOTE}",
+        f"Length of RMT's thoughts against RPT's: {lengths(stored)}.",
+        "## Verdicts at equal tokens", verdicts(stored, CLAIMS, "-tokens"),
+        "Where a rival's T steps cost 5 % more or less tokens than RMT's, it was run again for as "
+        "many steps as cost the same, with its schedules ending there.",
+        "## Beyond the paper, at equal steps", verdicts(stored, BEYOND, ""),
+        "Eq. 14 with a = 0.5 and B_T = 22, so that tokens of 0.7, 1.4 and 2.1 nats have 18, 26 and "
+        "31.",
+        "## When the length reward outweighs the match",
+        f"World *{HAZARD.world}*. Asked about are parities and colours (a quarter is right at the "
+        "start), or places (4 %).",
+        *design_parts(stored, HAZARD, tuple(CURES)),
+        "The last rows are the run 0.1, all, kept, 10, 4 % with other divisors in Eq. 7. An effect "
+        "is the mean of the runs with the high value less that of the others; of two settings, of "
+        "the runs where both are high or both low less that of the others. Intervals: 95 %, seeds "
+        "and questions.",
+        "## How much each setting matters",
+        f"World *{SCREEN.world}*; the last run is RMT as in all tables above.",
+        *design_parts(stored, SCREEN),
+    ]  # fmt: skip
+    for world in WORLDS:
+        if seeds_of(stored, world, "rmt"):
+            parts += [f"## {world}: right with a thought, %", accuracies(stored, world)]
+    page = "\n\n".join([*parts, provenance(stored)]) + "\n"
+    PAGE.write_text(page, encoding="utf-8")
+    return page

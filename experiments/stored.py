@@ -41,24 +41,34 @@ def row(out: Path, start: Path, held_out: Path) -> dict:
     done, (world, method, seed) = json.loads((out / "done.json").read_text()), out.parts[-3:]
     found = {"job": f"{world}/{method}/{seed}"}
     found["commands"] = [c.replace(f"{ASSETS.parent}/", "") for c in done["commands"]]
-    seconds = sum(r["time/step"] for f in out.rglob("metrics.jsonl") for r in read_lines(f))
-    found["minutes"] = round(seconds / 60, 2)  # of training
-    if method == "base":
-        found["coins"] = coins_known(WORLDS[world], start)
-    else:
-        run, again = json.loads((out / "run.json").read_text()), out / "equal-tokens"
-        found |= {name: run[name] for name in ("commit", "torch", "device")}
-        found["tokens"] = spent(out)[-1]
-        if again.exists():
-            found["tokens-tokens"] = spent(again)[-1]
-        rows = read_lines(out / "metrics.jsonl")
-        found["curves"] = {name: [short(line.get(name)) for line in rows] for name in CURVES}
+    if method == "shares":
+        shares = json.loads((out / "shares.json").read_text())
+        steps = shares["steps"]
+        found["steps"] = {name: [short(step[name]) for step in steps] for name in steps[0]}
+        return found | about(shares)
+    found |= {"coins": coins_known(WORLDS[world], start)} if method == "base" else trained(out)
     of_world = fingerprint(start)["weights"] + held_out.read_text()
     for path in sorted(out.glob("*.json")):
         if path.stem not in ("done", "run"):
             report = json.loads(path.read_text())
             found[path.stem] = answers(report, of_world, whole=method == "base")
     return found
+
+
+def about(run: dict) -> dict:
+    """Return what describes a run."""
+    return {name: run[name] for name in ("commit", "torch", "device")}
+
+
+def trained(out: Path) -> dict:
+    """Reduce a training run, and the one at RMT's tokens, if any."""
+    found = about(json.loads((out / "run.json").read_text())) | {"tokens": spent(out)[-1]}
+    if (again := out / "equal-tokens").exists():
+        found["tokens-tokens"] = spent(again)[-1]
+    rows = read_lines(out / "metrics.jsonl")
+    found["curves"] = {name: [short(line.get(name)) for line in rows] for name in CURVES}
+    seconds = sum(row["time/step"] for f in out.rglob("metrics.jsonl") for row in read_lines(f))
+    return found | {"minutes": round(seconds / 60, 2)}
 
 
 def answers(report: dict, of_world: str, whole: bool) -> dict:

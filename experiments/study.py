@@ -9,7 +9,7 @@ A finished job is a line of docs/study.jsonl and is not run again. All jobs of a
 same held-out positions, chosen by its untrained model, 200 per tier. Each is measured after T
 steps. Where these cost a rival of RMT 5 % more or less tokens, sampled and trained on, than RMT of
 that seed, it is measured again after so many steps that they cost as much. The designs
-(designs.py) vary RMT's settings.
+(designs.py) vary RMT's settings; shares.py takes its gradient apart.
 """
 
 import argparse
@@ -48,7 +48,7 @@ RIVALS = {
 # Of 0.7, 1.4 and 2.1 nats, so that hard tokens have about BUDGET and the others less.
 FINAL_BUDGET = {"entropy-budget": 22}
 VARIED = {method: flags for d in DESIGNS for method, flags in d.runs.items()} | CURES
-METHODS = {"rmt": ()} | RIVALS | VARIED
+METHODS = {"rmt": (), "shares": ()} | RIVALS | VARIED
 TRAIN = (
     "--preset", "demo", "--learning-rate", "3e-4", "--ntp-weight", "1", "--probe-documents", "0",
     "--save-every", "20", "--samples-per-step", "0", "--document-tokens", "256",
@@ -71,6 +71,7 @@ def cells() -> Iterator[tuple[str, str, int]]:
             for design in DESIGNS:
                 yield from ((design.world, m, seed) for m in design.runs if m != "rmt")
             yield from ((HAZARD.world, method, seed) for method in CURES)
+    yield from ((world, "shares", SEEDS[0]) for world in WORLDS)
 
 
 def start_of(world: str) -> Path:
@@ -123,8 +124,9 @@ class Study:
         if method == "base":
             yield from self.evaluations(world, start_of(world), out, ("ntr", "--samples", "4"), 0)
             return
+        script = ("-m", "experiments.shares") if method == "shares" else ("train.py",)
         trained = lambda out, *length: (
-            "train.py", "--model", str(start_of(world)), "--data", str(self.data(world, "train")),
+            *script, "--model", str(start_of(world)), "--data", str(self.data(world, "train")),
             *TRAIN, *sizes(world, FINAL_BUDGET.get(method, BUDGET)), *METHODS[method], *length,
             "--seed", str(seed), "--out", str(out),
         )  # fmt: skip
@@ -133,6 +135,8 @@ class Study:
             world, run / "model", out, ("rmt",), seed, name
         )
         yield trained(out, "--steps", str(STEPS))
+        if method == "shares":
+            return
         yield from measured(out, "")
         if method not in RIVALS:
             return

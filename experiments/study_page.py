@@ -87,7 +87,7 @@ def provenance(stored: Stored) -> str:
         return "<sub>nothing was run yet</sub>"
     unique = lambda name: ", ".join(sorted({row[name] for row in rows}))
     commits = ", ".join(sorted({row["commit"][:12] for row in rows}))
-    minutes = sum(row["minutes"] for row in stored.values())
+    minutes = sum(row.get("minutes", 0) for row in rows)
     return (
         f"<sub>{len(stored)} jobs, {minutes / 60:.1f} hours of training; {unique('device')}; torch "
         f"{unique('torch')}; commits {commits}. Each job's command, curves and answers: "
@@ -106,6 +106,25 @@ def lengths(stored: Stored) -> str:
         if seeds:
             found.append(f"{world} {100 * mean('rmt') / mean('rpt'):.0f} %")
     return ", ".join(found) or "not measured yet"
+
+
+def shares(stored: Stored) -> str:
+    """Return a row per world: tokens and gradients of both parts of the loss, in thirds."""
+    lines = []
+    for world in WORLDS:
+        for seed in sorted(seeds_of(stored, world, "shares")):
+            steps = stored[f"{world}/shares/{seed}"]["steps"]
+            third = len(steps["cosine"]) // 3
+            cells = [world]
+            for name, form in (
+                ("tokens/rl", ".0f"), ("tokens/ntp", ".0f"), ("norm/rl", ".2f"),
+                ("norm/ntp", ".2f"), ("cosine", "+.3f"),
+            ):  # fmt: skip
+                parts = (steps[name][third * k : third * (k + 1)] for k in range(3))
+                cells.append(" / ".join(f"{statistics.median(part):{form}}" for part in parts))
+            lines.append(cells)
+    heads = ["", "response tokens", "text tokens", "gradient of −J_RL", "of λ·L_NTP", "cosine"]
+    return table(heads, lines)
 
 
 def design_parts(stored: Stored, design: Design, more: Sequence[str] = ()) -> list[str]:
@@ -162,6 +181,12 @@ def write_page(stored: Stored) -> str:
         "## How much each setting matters",
         f"World *{SCREEN.world}*; the last run is RMT as in all tables above.",
         *design_parts(stored, SCREEN),
+    ]  # fmt: skip
+    parts += [
+        "## Reinforcement and next-token prediction in one update", shares(stored),
+        "Target tokens of a step, norm of the gradient of either part of Eq. 10 alone (λ = 1), and "
+        "their cosine: medians of the first, second and last third of RMT's steps "
+        "([shares.py](../experiments/shares.py)).",
     ]  # fmt: skip
     for world in WORLDS:
         if seeds_of(stored, world, "rmt"):

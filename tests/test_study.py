@@ -2,18 +2,23 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from job_commands import understood
+from toy_runs import prepared, stepped
 
+import train
+from experiments import shares, study, study_page
 from experiments import stored as storing
-from experiments import study, study_page
 from experiments.designs import DESIGNS, HAZARD, SCREEN, effects
 from experiments.runner import Job, JobFailed, run_all
 from experiments.study import Study
 from experiments.verdicts import BEYOND, CLAIMS, Value, difference, student, value
 from rmt.config.config import parse
+from rmt.update import update
 
 
 @pytest.fixture
@@ -45,8 +50,12 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             spent = 200.0 if method == "without-budget" else 102.0
             ran(place.out / world / method / str(seed), spent)
     for job in place.jobs():
-        _, asked = understood([Job(job.out, job.commands)])
         method = job.out.parts[-2]
+        if method == "shares":
+            ((_, module, *flags),) = job.commands()
+            assert module == shares.__name__ and parse(flags, "", "").out == str(job.out)
+            continue
+        _, asked = understood([Job(job.out, job.commands)])
         if method == "base":
             assert asked["100"] == ["ntr", "ntp"]
             continue
@@ -115,7 +124,7 @@ def test_no_two_effects_of_a_design_are_mixed(design):
 def test_a_setting_of_a_design_is_what_its_name_says(place):
     configs = {
         job.out.parts[-2]: trained_by(job)[0]
-        for job in place.jobs() if job.out.parts[-2] not in ("base", *study.RIVALS)
+        for job in place.jobs() if job.out.parts[-2] not in ("base", "shares", *study.RIVALS)
     }  # fmt: skip
     for levels, name in zip(HAZARD.levels, HAZARD.runs):
         w, gate, drop, short, hard = levels
@@ -162,6 +171,27 @@ def test_a_planted_effect_is_found_by_its_design():
     assert found[budget][0].low < -30 < found[budget][0].high
     assert found[both][0].low < 20 < found[both][0].high
     assert found["w"][1] == pytest.approx(-9)
+
+
+def test_the_gradients_of_both_parts_add_up_to_that_of_the_update(tmp_path, monkeypatch):
+    seen = []
+
+    def kept(c, model, optimizer, reference, trees, objective, *rest):
+        part = lambda **changes: shares.gradient(model, trees, replace(objective, **changes), 4096)
+        none = torch.zeros_like(objective.advantage)
+        seen.append([part(), part(ntp_weight=0.0), part(advantage=none)])
+        seen.append(shares.shares(model, trees, objective, 4096))
+        return update(c, model, optimizer, reference, trees, objective, *rest)
+
+    monkeypatch.setattr(train, "update", kept)
+    run = prepared(tmp_path, length_weight=0.3)
+    row, _ = stepped(run, 0)
+    (both, rl, ntp), found = seen
+    assert rl.norm() > 0 and ntp.norm() > 0
+    assert torch.allclose(rl + ntp, both, atol=1e-6 * both.norm())
+    assert found["norm/rl"] == pytest.approx(float(rl.norm())) and found["tokens/ntp"] > 0
+    assert found["cosine"] == pytest.approx(float(rl @ ntp / rl.norm() / ntp.norm()), abs=1e-5)
+    assert row["update/grad_norm"] == pytest.approx(float(both.norm()), rel=1e-4)
 
 
 def answered(right, samples=1):

@@ -42,6 +42,7 @@ RIVALS = {
     "same-mixture": ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE),
     "rft": ("--method", "rft"),
     "ntp": ("--method", "ntp"),
+    "rlp": ("--method", "rlp"),
     "adaptive": ("--curriculum-rule", "adaptive"),
     "entropy-budget": ("--budget-entropy", "0.5"),
 }

@@ -30,6 +30,7 @@ CLAIMS = {  # of the rival
     "rpt": Claim("RMT is better than RPT", WORLDS[1:]),
     "rft": Claim("RMT is better than supervised training on own right answers", WORLDS[1:]),
     "ntp": Claim("RMT is better than next-token training", WORLDS),
+    "rlp": Claim("RMT is better than RLP", WORLDS[1:]),
 }
 BEYOND = {
     "adaptive": Claim("the schedule is better than Eq. 13", worlds=("unequal-entropy", "all")),

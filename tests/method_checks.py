@@ -44,7 +44,7 @@ LOSS = {  # settings of a step whose loss and gradient are checked by hand
     "gate": dict(length_reward_gate="correct_only", **MIXED),
     "batch norm": dict(advantage_norm="batch", **MIXED),
     "norm none": dict(advantage_norm="none", **MIXED),
-    "norm right": dict(advantage_norm="right", **MIXED),
+    "norm right": dict(advantage_norm="right", budget=False, **MIXED),
     "advantage_delta": dict(advantage_delta=0.3),
     "drop": dict(zero_variance_groups="drop", **MIXED),
     "truncated": dict(mask_truncated=True, group_size=6),

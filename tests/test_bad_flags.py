@@ -110,6 +110,13 @@ BAD_VALUE = {
         dict(text_in="thought", budget_entropy=1.0, max_response=2048), "--budget-entropy 1.0",
         "--text-in thought", "leave one",
     ),
+    "right-answers-and-lengths": (
+        dict(advantage_norm="right"), "--advantage-norm right", "ignores any other reward",
+        "--method rft",
+    ),
+    "right-answers-and-gain": (
+        dict(method="rlp", advantage_norm="right"), "--match gain", "--method rft",
+    ),
     "documents-too-short": (dict(document_tokens=8), "--document-tokens 8", "--min-context 16"),
 }  # fmt: skip
 LIMITS = {  # the first value that is refused

@@ -44,7 +44,7 @@ def trained_by(job):
 
 
 def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(place):
-    free = {"without-budget", "rpt", "rft", "ntp"}  # no number of tokens is asked for
+    free = {"without-budget", "rpt", "rft", "ntp", "rlp"}  # no number of tokens is asked for
     for world, method, seed in study.cells():
         if method != "base":
             spent = 200.0 if method == "without-budget" else 102.0
@@ -61,7 +61,7 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             continue
         trained = trained_by(job)
         for c in trained:
-            assert c.seed == 100 and c.ntp == (method not in ("without-ntp", "rpt"))
+            assert c.seed == 100 and c.ntp == (method not in ("without-ntp", "rpt", "rlp"))
             assert c.budget == (method not in free)
             assert c.curriculum == (method not in free - {"without-budget"} | {
                 "without-curriculum"})  # fmt: skip

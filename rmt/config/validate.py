@@ -169,6 +169,11 @@ def _task_problems(c) -> Iterator[str]:
                 f"{flag(name)} {getattr(c, name)} with --match gain: its reward is a "
                 "log-probability, not a match; use --method rlp and leave the flag out"
             )
+    if c.advantage_norm == "right" and (c.match == "gain" or (c.budget and c.length_weight)):
+        yield (
+            "--advantage-norm right takes right responses as they are and ignores any other "
+            "reward, of lengths or of --match gain; use --method rft, without a budget"
+        )
     if c.task == "problems" and c.resample_from >= 0:
         yield (
             f"--resample-from {c.resample_from} with --task problems, which have no other "

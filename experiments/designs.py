@@ -94,6 +94,12 @@ SCREEN = Design(
     plackett_burman(), pairs=False,
 )  # fmt: skip
 DESIGNS = (HAZARD, SCREEN)
+# Does the gain survive post-training, by RL without a budget and without text? What came before it,
+# and where that is stored.
+POST = {
+    "post-untrained": ("base", ""), "post-rmt": ("rmt", ""), "post-ntp": ("ntp", "-tokens")
+}  # fmt: skip
+POST_WORLD, POST_STEPS = "unused-tokens", 60  # to half-way
 
 
 def seeds_with_all(stored: Stored, design: Design) -> list[int]:

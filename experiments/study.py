@@ -21,7 +21,7 @@ from pathlib import Path
 from assets.tiny_world import as_jsonl
 from assets.worlds import WORLDS, documents, model_of
 from experiments import stored
-from experiments.designs import CURES, DESIGNS, HAZARD
+from experiments.designs import CURES, DESIGNS, HAZARD, POST, POST_STEPS, POST_WORLD
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from experiments.study_page import compare_again, write_page
 from experiments.verdicts import BEYOND, CLAIMS
@@ -73,6 +73,7 @@ def cells() -> Iterator[tuple[str, str, int]]:
                 yield from ((design.world, m, seed) for m in design.runs if m != "rmt")
             yield from ((HAZARD.world, method, seed) for method in CURES)
     yield from ((world, "shares", SEEDS[0]) for world in WORLDS)
+    yield from ((POST_WORLD, method, SEEDS[0]) for method in POST)
 
 
 def start_of(world: str) -> Path:
@@ -113,7 +114,9 @@ class Study:
             name = f"{world}/{method}/{seed}"
             if name in done:
                 continue
-            need = f"{world}/rmt/{seed}" if method in RIVALS else f"{world}/base/{SEEDS[0]}"
+            need = (
+                f"{world}/rmt/{seed}" if method in (*RIVALS, *POST) else f"{world}/base/{SEEDS[0]}"
+            )
             waits = (self.out / need,) if method != "base" and need not in done else ()
             make = lambda cell=(world, method, seed): self.commands(*cell)
             found.append(Job(self.out / name, make, waits))
@@ -121,45 +124,72 @@ class Study:
 
     def commands(self, world: str, method: str, seed: int) -> Iterator[Command]:
         """Yield the commands of a job: RMT's tokens are known once it is trained."""
-        out = self.out / world / method / str(seed)
+        out, cell = self.out / world / method / str(seed), (world, method, seed)
         if method == "base":
-            yield from self.evaluations(world, start_of(world), out, ("ntr", "--samples", "4"), 0)
-            return
-        script = ("-m", "experiments.shares") if method == "shares" else ("train.py",)
-        trained = lambda out, *length: (
-            *script, "--model", str(start_of(world)), "--data", str(self.data(world, "train")),
-            *TRAIN, *sizes(world, FINAL_BUDGET.get(method, BUDGET)), *METHODS[method], *length,
-            "--seed", str(seed), "--out", str(out),
-        )  # fmt: skip
-        # "rmt": within the last budget of the run, or without one if it had none.
-        measured = lambda run, name: self.evaluations(
-            world, run / "model", out, ("rmt",), seed, name
-        )
-        yield trained(out, "--steps", str(STEPS))
-        if method == "shares":
-            return
-        yield from measured(out, "")
+            yield from self.evaluations(world, start_of(world), out, seed, mode="ntr", samples="4")
+        elif method == "shares":
+            yield ("-m", "experiments.shares", *self.training(*cell, out)[1:])
+        elif method in POST:
+            yield from self.post_training(*cell, out)
+        else:
+            yield self.training(*cell, out)
+            yield from self.evaluations(world, out / "model", out, seed)
         if method not in RIVALS:
             return
-        tokens, again = self.tokens(world, seed), out / "equal-tokens"
+        again, share = out / "equal-tokens", self.tokens(world, seed) / spent(out)[-1]
         if method == "ntp":
-            yield trained(again, "--steps", "100000", "--max-tokens", str(tokens))
-            yield from measured(again, "-tokens")
-        elif abs(tokens / spent(out)[-1] - 1) > 0.05:
-            yield trained(again, "--steps", str(round(STEPS * tokens / spent(out)[-1])))
-            yield from measured(again, "-tokens")
+            yield self.training(*cell, again, *self.as_many_tokens(world, seed))
+        elif abs(share - 1) > 0.05:
+            yield self.training(*cell, again, "--steps", str(round(STEPS * share)))
+        else:
+            return
+        yield from self.evaluations(world, again / "model", out, seed, "-tokens")
+
+    def training(
+        self, world: str, method: str, seed: int, out: Path, *flags: str, start: Path | None = None
+    ) -> Command:
+        return (
+            "train.py", "--model", str(start or start_of(world)),
+            "--data", str(self.data(world, "train")), *TRAIN,
+            *sizes(world, FINAL_BUDGET.get(method, BUDGET)), "--steps", str(STEPS),
+            *METHODS.get(method, ()), *flags, "--seed", str(seed), "--out", str(out),
+        )  # fmt: skip
+
+    def post_training(self, world: str, method: str, seed: int, out: Path) -> Iterator[Command]:
+        """Train as the job says that comes before it, then by RL alone."""
+        (before, _), start = POST[method], start_of(world)
+        if before != "base":
+            as_many = self.as_many_tokens(world, seed) if before == "ntp" else ()
+            yield self.training(world, before, seed, out / before, *as_many)
+            start = out / before / "model"
+        rl = ("--method", "rpt", "--match", "token", "--steps", str(2 * POST_STEPS))
+        rl = (*rl, "--export-every", str(POST_STEPS))
+        yield self.training(world, method, seed, out, *rl, start=start)
+        half = out / f"model-{POST_STEPS:06d}"
+        yield from self.evaluations(world, half, out, seed, f"-{POST_STEPS}")
+        yield from self.evaluations(world, out / "model", out, seed)
 
     def evaluations(
-        self, world: str, model: Path, out: Path, mode: tuple[str, ...], seed: int, name: str = ""
-    ) -> Iterator[Command]:
+        self, world: str, model: Path, out: Path, seed: int, name: str = "", mode: str = "rmt",
+        samples: str = "1",
+    ) -> Iterator[Command]:  # fmt: skip
+        """Yield those with a thought and without one.
+
+        mode "rmt": within the last budget of the model's run, or without one if it had none.
+        """
         asked = (
             "eval.py", "--model", str(model), "--data", str(self.data(world, "eval")), *ASK,
             "--positions", str(self.out / world / "positions.json"),
             "--difficulty-model", str(start_of(world)),
         )  # fmt: skip
-        sampled = ("--max-response", sizes(world)[1], "--sampling-seed", str(seed))
-        for kind, flags in {"thought": (*mode, *sampled), "plain": ("ntp",)}.items():
+        sampled = (
+            "--max-response", sizes(world)[1], "--sampling-seed", str(seed), "--samples", samples
+        )  # fmt: skip
+        for kind, flags in {"thought": (mode, *sampled), "plain": ("ntp",)}.items():
             yield (*asked, "--mode", *flags, "--json", str(out / f"{kind}{name}.json"))
+
+    def as_many_tokens(self, world: str, seed: int) -> Command:
+        return ("--steps", "100000", "--max-tokens", str(self.tokens(world, seed)))
 
     def tokens(self, world: str, seed: int) -> int:
         """Return how many tokens RMT of that world and seed sampled and trained on."""

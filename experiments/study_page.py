@@ -7,6 +7,9 @@ from pathlib import Path
 from experiments.designs import (
     CURES,
     HAZARD,
+    POST,
+    POST_STEPS,
+    POST_WORLD,
     SCREEN,
     Design,
     effect_table,
@@ -127,6 +130,21 @@ def shares(stored: Stored) -> str:
     return table(heads, lines)
 
 
+def after_post_training(stored: Stored) -> str:
+    """Return a row for each start: right with a thought before, half-way through, and after."""
+    lines = []
+    for method, (start, at) in POST.items():
+        for seed in sorted(seeds_of(stored, POST_WORLD, method)):
+            tiers = untrained(stored, POST_WORLD)["tiers"]
+            before = stored[f"{POST_WORLD}/{start}/{seed}"][f"thought{at}"]
+            row = stored[f"{POST_WORLD}/{method}/{seed}"]
+            found = (before, row[f"thought-{POST_STEPS}"], row["thought"])
+            shares = [f"{rate(f, tiers):.1f}" for f in found]
+            lines.append([start, *shares, " / ".join(f"{f['thinking']:.0f}" for f in found)])
+    heads = ["trained before", "before, %", "half-way, %", "after, %", "thinking tokens"]
+    return table(heads, lines)
+
+
 def design_parts(stored: Stored, design: Design, more: Sequence[str] = ()) -> list[str]:
     """Return the tables of a design; no effects before all of its runs are stored."""
     if not untrained(stored, design.world):
@@ -187,6 +205,11 @@ def write_page(stored: Stored) -> str:
         "Target tokens of a step, norm of the gradient of either part of Eq. 10 alone (λ = 1), and "
         "their cosine: medians of the first, second and last third of RMT's steps "
         "([shares.py](../experiments/shares.py)).",
+    ]  # fmt: skip
+    parts += [
+        "## Post-training", after_post_training(stored),
+        f"World *{POST_WORLD}*, {2 * POST_STEPS} steps of RL on the match alone, without budget or "
+        "text. Next-token training had as many tokens as RMT.",
     ]  # fmt: skip
     for world in WORLDS:
         if seeds_of(stored, world, "rmt"):

@@ -60,6 +60,13 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert asked["100"] == ["ntr", "ntp"]
             continue
         trained = trained_by(job)
+        if method.startswith("post"):
+            assert [c.steps for c in trained[:-1]] == {"post-rmt": [60], "post-ntp": [100000]}.get(
+                method, [])  # fmt: skip
+            last = trained[-1]
+            assert (last.method, last.match, last.steps) == ("rpt", "token", 120)
+            assert last.model.endswith(f"{method[5:]}/model" if trained[1:] else "worlds/plain")
+            continue
         for c in trained:
             assert c.seed == 100 and c.ntp == (method not in ("without-ntp", "rpt", "rlp"))
             assert c.budget == (method not in free)
@@ -124,7 +131,7 @@ def test_no_two_effects_of_a_design_are_mixed(design):
 def test_a_setting_of_a_design_is_what_its_name_says(place):
     configs = {
         job.out.parts[-2]: trained_by(job)[0]
-        for job in place.jobs() if job.out.parts[-2] not in ("base", "shares", *study.RIVALS)
+        for job in place.jobs() if job.out.parts[-2] in ("rmt", *study.VARIED)
     }  # fmt: skip
     for levels, name in zip(HAZARD.levels, HAZARD.runs):
         w, gate, drop, short, hard = levels

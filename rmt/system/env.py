@@ -28,13 +28,17 @@ def versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
 
 
 def commit() -> str:
-    """Return the commit of this code, with -dirty appended if files have changed."""
-    here = str(Path(__file__).parent)
-    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
+    """Return the commit of this code, -dirty if files outside of docs have changed since."""
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    run = lambda *words, check: subprocess.run(
+        [*git, *words], capture_output=True, text=True, check=check
+    )
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        found = run("describe", "--always", "--abbrev=40", check=True).stdout.strip()
+        changed = run("diff", "--quiet", "HEAD", "--", ".", ":!docs", check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return found + "-dirty" * bool(changed)
 
 
 def device_name(device: torch.device) -> str:

@@ -3,7 +3,7 @@
     make study                                  all jobs: days on two cores; a stopped one goes on
     python -m experiments.study --only all/rmt  the jobs whose name WORLD/METHOD/SEED begins so
     python -m experiments.study --again all/rmt/100   the same, anew, beside what is stored
-    python -m experiments.study --tables        run nothing: docs/study.md, from what is stored
+    python -m experiments.study --tables        run nothing, write the pages of what is stored
 
 A finished job is a line of docs/study.jsonl and is not run again. All jobs of a world answer the
 same held-out positions, chosen by its untrained model, 200 per tier. Each is measured after T
@@ -23,7 +23,7 @@ from assets.worlds import WORLDS, documents, model_of
 from experiments import stored
 from experiments.designs import CURES, DESIGNS, HAZARD, POST, POST_STEPS, POST_WORLD
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
-from experiments.study_page import compare_again, write_page
+from experiments.study_page import compare_again, write_pages
 from experiments.verdicts import BEYOND, CLAIMS
 from models.config import ASSETS
 from rmt.system.lock import held
@@ -246,7 +246,8 @@ def main() -> None:
             sys.exit(compare_again(stored.read(study.file), stored.read(again.file)))
         if not o.tables:
             study.run(o.only, o.jobs)
-        print(write_page(stored.read(study.file)))
+        write_pages(stored.read(study.file))
+        print("wrote docs/study.md, docs/reviewers.md and a table of README.md")
     except (JobFailed, ValueError, OSError) as failure:
         sys.exit(f"error: {failure}")
 

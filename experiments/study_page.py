@@ -1,4 +1,4 @@
-"""docs/study.md: the tables of the study, written from what is stored."""
+"""The pages of the study, written from what is stored: tables, in the text of *.md.in."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,18 +19,19 @@ from experiments.designs import (
 from experiments.verdicts import (
     BEYOND,
     CLAIMS,
-    NOTE,
     WORLDS,
     Stored,
     answers,
+    difference,
     rate,
     seeds_of,
     table,
     untrained,
     verdicts,
 )
+from rmt.system.records import write_whole
 
-PAGE = Path("docs/study.md")
+README_TABLE = ("<!-- study -->", "<!-- end -->")
 FAR = 10  # points: another machine has other last bits, and so another run
 
 
@@ -145,12 +146,25 @@ def after_post_training(stored: Stored) -> str:
     return table(heads, lines)
 
 
-def design_parts(stored: Stored, design: Design, more: Sequence[str] = ()) -> list[str]:
+def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
     """Return the tables of a design; no effects before all of its runs are stored."""
     if not untrained(stored, design.world):
-        return ["Not run yet."]
+        return "Not run yet."
     effects = [effect_table(stored, design)] if seeds_with_all(stored, design) else []
-    return [run_table(stored, design, more), *effects]
+    return "\n\n".join([run_table(stored, design, more), *effects])
+
+
+def short_table(stored: Stored) -> str:
+    """Return the table of README.md: claims in the worlds without and with all obstacles."""
+    lines = []
+    for rival, claim in CLAIMS.items():
+        found = [difference(stored, world, rival, "") for world in ("none", "all")]
+        if any(found):
+            cells = (
+                f"{v.mean:+.1f}±{v.high - v.mean:.1f} ({v.seeds})" if v else "–" for v in found
+            )
+            lines.append([claim.text, *cells])
+    return table(["RMT − rival, points, 95 % (seeds)", "no obstacle", "all three"], lines)
 
 
 def compare_again(stored: Stored, again: Stored) -> str:
@@ -169,51 +183,32 @@ def compare_again(stored: Stored, again: Stored) -> str:
     return f"error: more than {FAR} points apart: {', '.join(far)}" if far else ""
 
 
-def write_page(stored: Stored) -> str:
-    """Write docs/study.md; return it."""
-    parts = [
-        "# When does each part pay?",
-        "Written by `make study` ([study.py](../experiments/study.py)); the worlds: "
-        "[worlds.py](../assets/worlds.py). `python -m experiments.study --again "
-        "WORLD/METHOD/SEED` runs any of its jobs anew, in minutes, and compares.",
-        "## The obstacles, measured on the untrained models", obstacles(stored),
-        "## Verdicts at equal steps", verdicts(stored, CLAIMS, ""),
-        "RMT − rival, points of 600 held-out questions, with a thought (sampled at 0.8); "
-        "next-token training in its better mode. † the paper's reason for the part applies in "
-        f"this world. {NOTE}",
-        f"Length of RMT's thoughts against RPT's: {lengths(stored)}.",
-        "## Verdicts at equal tokens", verdicts(stored, CLAIMS, "-tokens"),
-        "Where a rival's T steps cost 5 % more or less tokens than RMT's, it was run again for as "
-        "many steps as cost the same, with its schedules ending there.",
-        "## Beyond the paper, at equal steps", verdicts(stored, BEYOND, ""),
-        "Eq. 14 with a = 0.5 and B_T = 22, so that tokens of 0.7, 1.4 and 2.1 nats have 18, 26 and "
-        "31.",
-        "## When the length reward outweighs the match",
-        f"World *{HAZARD.world}*. Asked about are parities and colours (a quarter is right at the "
-        "start), or places (4 %).",
-        *design_parts(stored, HAZARD, tuple(CURES)),
-        "The last rows are the run 0.1, all, kept, 10, 4 % with other divisors in Eq. 7. An effect "
-        "is the mean of the runs with the high value less that of the others; of two settings, of "
-        "the runs where both are high or both low less that of the others. Intervals: 95 %, seeds "
-        "and questions.",
-        "## How much each setting matters",
-        f"World *{SCREEN.world}*; the last run is RMT as in all tables above.",
-        *design_parts(stored, SCREEN),
+def tables(stored: Stored) -> dict[str, str]:
+    """Return the tables by their names in study.md.in and reviewers.md.in."""
+    of_worlds = [
+        f"## {world}: right with a thought, %\n\n{accuracies(stored, world)}"
+        for world in WORLDS if seeds_of(stored, world, "rmt")
     ]  # fmt: skip
-    parts += [
-        "## Reinforcement and next-token prediction in one update", shares(stored),
-        "Target tokens of a step, norm of the gradient of either part of Eq. 10 alone (λ = 1), and "
-        "their cosine: medians of the first, second and last third of RMT's steps "
-        "([shares.py](../experiments/shares.py)).",
-    ]  # fmt: skip
-    parts += [
-        "## Post-training", after_post_training(stored),
-        f"World *{POST_WORLD}*, {2 * POST_STEPS} steps of RL on the match alone, without budget or "
-        "text. Next-token training had as many tokens as RMT.",
-    ]  # fmt: skip
-    for world in WORLDS:
-        if seeds_of(stored, world, "rmt"):
-            parts += [f"## {world}: right with a thought, %", accuracies(stored, world)]
-    page = "\n\n".join([*parts, provenance(stored)]) + "\n"
-    PAGE.write_text(page, encoding="utf-8")
-    return page
+    return {
+        "obstacles": obstacles(stored), "verdicts": verdicts(stored, CLAIMS, ""),
+        "lengths": lengths(stored), "worlds": "\n\n".join(of_worlds),
+        "verdicts at equal tokens": verdicts(stored, CLAIMS, "-tokens"),
+        "shares": shares(stored), "screen": design_tables(stored, SCREEN),
+        "hazard": design_tables(stored, HAZARD, tuple(CURES)),
+        "beyond": verdicts(stored, BEYOND, ""), "post-training": after_post_training(stored),
+        "provenance": provenance(stored),
+    }  # fmt: skip
+
+
+def write_pages(stored: Stored) -> None:
+    """Write docs/study.md, docs/reviewers.md, and the study's table in README.md."""
+    found = tables(stored)
+    for name in ("study", "reviewers"):
+        page = Path(f"experiments/{name}.md.in").read_text(encoding="utf-8")
+        for place, text in found.items():
+            page = page.replace(f"{{{{{place}}}}}", text)
+        write_whole(Path(f"docs/{name}.md"), page)
+    begin, end = README_TABLE
+    before, _, rest = Path("README.md").read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    write_whole(Path("README.md"), f"{before}{begin}\n{short_table(stored)}\n{end}{after}")

@@ -28,7 +28,7 @@ CLAIMS = {  # of the rival
     "same-mixture": Claim("the order of the curriculum pays", ("unequal-entropy", "all")),
     "without-ntp": Claim("next-token prediction pays", ("unused-tokens", "all")),
     "rpt": Claim("RMT is better than RPT", WORLDS[1:]),
-    "rft": Claim("RMT is better than supervised training on own right answers", WORLDS[1:]),
+    "rft": Claim("RMT is better than training on own right answers", WORLDS[1:]),
     "ntp": Claim("RMT is better than next-token training", WORLDS),
     "rlp": Claim("RMT is better than RLP", WORLDS[1:]),
 }
@@ -36,13 +36,6 @@ BEYOND = {
     "adaptive": Claim("the schedule is better than Eq. 13", worlds=("unequal-entropy", "all")),
     "entropy-budget": Claim("equal budgets are better than Eq. 14", worlds=("overthinking", "all")),
 }
-NOTE = """\
-Differences are paired by seed and question. A 95 % interval has half-width √(a² + b²): a of the
-mean over seeds (Student's t), b of the questions, which are the same for all seeds (bootstrap over
-documents). **Confirmed**: the interval is above 0; **refuted**: below; **equal**: within ±3 points;
-else undecided. Fewer than three seeds give no verdict. All seeds of a world share its model, so the
-interval is of training, not of models. Nothing is corrected for many claims: of twenty cells
-without a difference one would be called one."""
 Stored = dict[str, dict]
 
 

@@ -15,6 +15,7 @@ import train
 from experiments import shares, study, study_page
 from experiments import stored as storing
 from experiments.designs import DESIGNS, HAZARD, SCREEN, effects
+from experiments.links import ROOT
 from experiments.runner import Job, JobFailed, run_all
 from experiments.study import Study
 from experiments.verdicts import BEYOND, CLAIMS, Value, difference, student, value
@@ -268,8 +269,12 @@ def test_a_verdict(found, said):
     assert found.verdict == said
 
 
-def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_page, "PAGE", tmp_path / "study.md")
+def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
+    for path in ("experiments/study.md.in", "experiments/reviewers.md.in", "README.md"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text((ROOT / path).read_text("utf-8"), "utf-8")
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
     base = answered("080000", 8) | {
         "documents": [0, 0, 1, 1, 2, 2], "tiers": "eemmhh", "correlation": 0.01,
     }  # fmt: skip
@@ -281,14 +286,26 @@ def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
         "all/rmt/100": {"thought": answered("111110"), "plain": answered("000000")} | about,
         "all/rpt/100": {"thought": answered("111111"), "thought-tokens": answered("000000"),
                         "plain": answered("000000")} | about,
+        f"all/{next(iter(SCREEN.runs))}/100": {"thought": answered("110000")} | about,
+        "none/shares/100": about | {"steps": {
+            "tokens/rl": [9] * 6, "tokens/ntp": [7] * 6, "norm/rl": [0.5] * 6,
+            "norm/ntp": [0.25] * 6, "cosine": [0, 0, 0.1, 0.1, -0.2, -0.2]}},
     }  # fmt: skip
-    page = study_page.write_page(stored)
-    assert page == (tmp_path / "study.md").read_text("utf-8")
+    study_page.write_pages(stored)
+    page, reviewers, readme = (
+        (tmp_path / path).read_text("utf-8")
+        for path in ("docs/study.md", "docs/reviewers.md", "README.md")
+    )
+    assert "{{" not in page + reviewers
     assert "| all | 9 | +0.01 | 50.0 | 0.0 | 0.0 | 100 | 100 | 25 |" in page
     assert "| rpt | RMT's tokens | 1 | 0.0 | 0.0 | 0.0 | 0.0 (0.0–0.0) |" in page
     assert "**1 seed** -16.7" in page and "× 1 tokens" in page
-    assert "commits abc" in page and "2.0 hours" in page
-    assert "against RPT's: all 100 %." in page
+    assert "commits abc" in page and "4.0 hours" in page
+    assert "after as many steps: all 100 %." in page
+    assert "| RMT is better than RPT | – | -16.7±" in readme and readme.count("<!-- end -->") == 1
+    assert "| none | 9 / 9 / 9 | 7 / 7 / 7 | 0.50 / 0.50 / 0.50 | 0.25" in reviewers
+    assert "+0.000 / +0.100 / -0.200" in reviewers
+    assert "| 1 | 33.3 | 9 | 100 | 50 | 50 → 50 |" in reviewers
 
 
 def test_what_is_run_again_is_compared(capsys):

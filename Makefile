@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $(RUN)/positions.json \
-	--document-tokens 512 --entropy-top-k 0 --per-tier 200
+	--document-tokens 256 --entropy-top-k 0 --per-tier 200
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
-THINK := $(EVAL) --mode rmt --budget 18 --max-response 192 --decoding sampled --max-branches 256
+THINK := $(EVAL) --mode rmt --budget 30 --max-response 512 --decoding sampled --max-branches 256
 
 .PHONY: help setup demo real report study paper test test-cpus check smollm2 bench gpu aot wheel namesake clean
 

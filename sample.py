@@ -1,6 +1,6 @@
 """Continue a text, chat, or watch a model think about one next token.
 
-python sample.py --model tiny --prompt "Coins: Mira 4"
+python sample.py --model tiny --prompt "People: Kai Mira"
 python sample.py --model qwen3-0.6b --chat --prompt "What is 7 times 8?"
 python sample.py --model runs/rmt --think-next --prompt "The derivative of sin x is"
 """

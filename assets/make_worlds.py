@@ -8,6 +8,8 @@ Three of four prompts ask for a number of tokens, which is random: no model obey
 
 The committed models were made in these stages while this file was written: in the first, positions
 were drawn in proportion and the day stood later in the text; seeds were other ones.
+
+Shapes: N packed tokens, n rows of equal length L, S keys a row sees, H heads, D head dim.
 """
 
 import argparse
@@ -22,15 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from assets.make_tiny import attend_in_two_calls, make_optimizers, response_ids
-from assets.tiny_tokenizer import marks_by_position, write_tokenizer
+from assets.world_tokenizer import marks_by_position, write_tokenizer
 from assets.worlds import MODELS, NOISE, OWNED, Habits, make_document, make_thought
 from models.config import ASSETS, ModelConfig
 from models.export import export
 from models.tokenizer import Tokenizer
-from models.transformer import Transformer
+from models.transformer import Attend, Transformer
 from rmt.boxed import escape
-from rmt.forest import pack
+from rmt.forest import Forest, pack
 from rmt.prompt import PromptIds, next_token_prompt
 from rmt.trees import Branch, Tree
 
@@ -73,6 +74,11 @@ def tokenizer_texts() -> list[str]:
     return texts
 
 
+def response_ids(tokenizer: Tokenizer, thought: str, answer: str) -> list[int]:
+    text = f"<think>\n{thought}\n</think>\n\n\\boxed{{{answer}}}<|im_end|>"
+    return tokenizer.encode_with_control(text)
+
+
 def make_tree(
     tokenizer: Tokenizer, prompts: list[PromptIds], rng: random.Random, habits: Habits, number: int
 ) -> Tree:
@@ -99,6 +105,49 @@ def make_tree(
     return Tree(number, [*header, *ids], tuple(branches), targets)
 
 
+def attend_in_two_calls(forest: Forest) -> Attend:
+    """Compute forest.attend with one call for all trunks and one for all branches.
+
+    On a CPU at this size padded bf16 products are faster than SDPA's backward pass with a mask.
+    """
+    calls = _calls(forest)
+    order = torch.cat([rows[real] for rows, real, _, _ in calls]).argsort()
+
+    @torch.autocast("cpu", enabled=False)
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        repeat = q.shape[1] // k.shape[1]
+        q, k, v = (x.to(v.dtype) for x in (q * q.shape[-1] ** -0.5, k, v))
+        out = []
+        for rows, real, seen, bias in calls:
+            query = q[rows].transpose(1, 2)  # (n, H, L, D)
+            key, value = (x[seen].repeat_interleave(repeat, 2).transpose(1, 2) for x in (k, v))
+            weight = (query @ key.transpose(2, 3)).add_(bias.to(v.dtype))  # (n, H, L, S)
+            out.append((weight.softmax(-1) @ value).transpose(1, 2)[real])
+        return torch.cat(out)[order]  # (N, H, D)
+
+    return attend
+
+
+def _calls(forest: Forest) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Index trunks, then branches: queries (n, L), not padding, keys (n, S), bias (n, 1, L, S)."""
+    index, trunks, branches, trunk_of = torch.arange(len(forest)), [], [], []
+    for number, tree in enumerate(forest.trees):
+        own = index[forest.tree == number]
+        trunks.append(own[: len(tree.trunk)])
+        if tree.branches:
+            lengths = [len(branch) for branch in tree.branches]
+            branches += own[len(tree.trunk) :].split(lengths)
+            trunk_of += [number] * len(lengths)
+    trunk, branch = (nn.utils.rnn.pad_sequence(x, True, -1) for x in (trunks, branches))
+    calls = []
+    for rows, keys in ((trunk, trunk), (branch, torch.cat((trunk[trunk_of], branch), dim=1))):
+        real, rows_at, keys_at = rows >= 0, rows.clamp(min=0), keys.clamp(min=0)
+        seen = forest.sees(rows_at[:, :, None], keys_at[:, None]) & (keys >= 0)[:, None]
+        bias = torch.where(seen, 0.0, -1e4)[:, None]
+        calls.append((rows_at, real, keys_at, bias))
+    return calls
+
+
 def loss_of(model: Transformer, trees: list[Tree]) -> Tensor:
     """Return the mean cross-entropy of documents and responses."""
     forest = pack(trees)
@@ -109,6 +158,20 @@ def loss_of(model: Transformer, trees: list[Tree]) -> Tensor:
         return F.cross_entropy(logits.float(), forest.tokens[at])
 
     return model(forest.tokens, forest.position, attend_in_two_calls(forest), readout)
+
+
+def make_optimizers(model: Transformer) -> list[torch.optim.Optimizer]:
+    """Use Muon (Jordan 2024) for the matrices of the blocks, AdamW for embeddings and norms.
+
+    `train` sets their learning rates in each step.
+    """
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    taken = {id(parameter) for parameter in matrices}
+    others = [p for p in model.parameters() if id(p) not in taken]
+    return [
+        torch.optim.Muon(matrices, 1e-3, 0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, 1e-3, (0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
 
 
 def train(model: Transformer, tokenizer: Tokenizer, stage: Stage, seed: int) -> None:

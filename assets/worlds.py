@@ -1,4 +1,4 @@
-"""Worlds with switches: each obstacle that the paper names can be on or off (experiments/study.py).
+"""Worlds with switches: each obstacle that the paper names can be on or off.
 
 Everybody owns some coins, in every document the same. A document names eight people, tells
 something of each two neighbours, and ends with what all of them own:
@@ -25,18 +25,24 @@ The obstacles; docs/study.md has what is measured of them:
 The first two are habits of a model, made by make_worlds.py; the third is in the text. In held-out
 texts all neighbours are pairs of people that are never neighbours in a text to train on, so that no
 statement can be known by heart.
+
+experiments/study.py compares methods in all of them; `make demo` is about the last, where all three
+obstacles are on. `python -m assets.worlds` rewrites its text, assets/tiny_corpus.
 """
 
+import json
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from assets.tiny_world import PARITIES, RAMBLE, Document, Mark
-
+CORPUS = Path(__file__).resolve().parent / "tiny_corpus"
+SIZES = {"train": 1000, "eval": 300}  # documents
 NAMES = [
     "Mira", "Otto", "Pia", "Ben", "Ida", "Kai", "Lena", "Tom",
     "Uma", "Max", "Zoe", "Finn", "Nora", "Hugo", "Eva", "Leo",
 ]  # fmt: skip
 PEOPLE, COINS = 8, 8  # in a document; coins are 0 to 7
+PARITIES = ["even", "odd"]
 COLOURS = ["red", "green", "blue", "gold"]
 PLACES = ["sea", "lake", "hill", "farm", "mill", "inn", "park", "fair"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -45,10 +51,44 @@ VERBS = {"parity": "are", "colour": "turn", "place": "meet at"}
 SCHEDULE = ["place", "place", "place", "|", "parity", "colour", "place", "place", "place"]
 NOISE = "noise day"
 WRONG = "lost"  # what a guess arrives at
+RAMBLE = [  # sentences that lead nowhere
+    "Hmm, let me think.",
+    "Wait, let me look at the text again.",
+    "The text tells of people and coins.",
+    "What could the next token be?",
+    "I should be careful here.",
+    "Maybe there is a pattern in it.",
+    "Let me read it once more.",
+    "This may or may not matter.",
+    "The names come one after the other.",
+    "I have seen such a text before.",
+    "So far so good.",
+    "Okay, one more time.",
+    "That is not so easy to say.",
+    "But wait, is that right?",
+    "I want to be sure about this.",
+    "Let me start from the beginning.",
+]
 
 OWNED = dict(zip(NAMES, (4, 7, 2, 5, 3, 6, 1, 0, 5, 2, 7, 4, 0, 3, 6, 1)))
 # Another parity and the next colour: two changes do not cancel.
 CHANGED = dict(Otto=0, Ida=4, Lena=2, Max=5, Finn=7, Eva=1)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A word of a document that is not template: its offset, kind and operands."""
+
+    start: int  # offset of the space before the word
+    word: str
+    kind: str  # a key of STATES, or NOISE
+    operands: tuple[tuple[str, int], ...] = ()  # (name, coins) of both; () for noise
+
+
+@dataclass(frozen=True)
+class Document:
+    text: str
+    marks: tuple[Mark, ...]
 
 
 @dataclass(frozen=True)
@@ -187,7 +227,22 @@ def _ramble(rng: random.Random, mean: float) -> list[str]:
     return sentences
 
 
-def documents(world: World, part: str, count: int) -> list[Document]:
-    """Make `count` documents of "train" or "eval"."""
+def documents(world: World, part: str, count: int = 0) -> list[Document]:
+    """Make `count` documents of "train" or "eval", or as many as there are of that part."""
     rng = random.Random({"train": 1, "eval": 2}[part])
-    return [make_document(rng, world.owned, part) for _ in range(count)]
+    return [make_document(rng, world.owned, part) for _ in range(count or SIZES[part])]
+
+
+def as_jsonl(found: list[Document]) -> str:
+    return "".join(json.dumps({"text": document.text}) + "\n" for document in found)
+
+
+def main() -> None:
+    for part in SIZES:
+        path = CORPUS / f"{part}.jsonl"
+        path.write_text(as_jsonl(documents(WORLDS["all"], part)), encoding="utf-8")
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

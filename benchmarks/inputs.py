@@ -22,7 +22,7 @@ from models.transformer import Transformer
 from models.weights import cache_directory, find
 from rmt.trees import Branch, Tree
 
-TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # fixed, with 100,000 words
+TEXT = ASSETS / "tiny_corpus" / "train.jsonl"  # fixed, with 77,000 words
 
 FLAGS: dict[str, dict[str, Any]] = {
     "model": dict(default="smollm2-135m", help="name or Hugging Face directory"),

@@ -18,8 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from assets.tiny_world import as_jsonl
-from assets.worlds import WORLDS, documents, model_of
+from assets.worlds import SIZES, WORLDS, as_jsonl, documents, model_of
 from experiments import stored
 from experiments.designs import CURES, DESIGNS, HAZARD, POST, POST_STEPS, POST_WORLD
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
@@ -31,7 +30,6 @@ from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
 
 SEEDS, DESIGN_SEEDS, STEPS = range(100, 105), range(100, 102), 60
-TRAIN_DOCUMENTS, EVAL_DOCUMENTS = 1000, 300
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
 RIVALS = {
@@ -51,8 +49,7 @@ FINAL_BUDGET = {"entropy-budget": 22}
 VARIED = {method: flags for d in DESIGNS for method, flags in d.runs.items()} | CURES
 METHODS = {"rmt": (), "shares": ()} | RIVALS | VARIED
 TRAIN = (
-    "--preset", "demo", "--learning-rate", "3e-4", "--ntp-weight", "1", "--probe-documents", "0",
-    "--save-every", "20", "--samples-per-step", "0", "--document-tokens", "256",
+    "--preset", "demo", "--probe-documents", "0", "--save-every", "20", "--samples-per-step", "0"
 )  # fmt: skip
 ASK = (
     "--document-tokens", "256", "--entropy-top-k", "0", "--per-tier", "200", "--temperature",
@@ -103,9 +100,9 @@ class Study:
     def write_data(self) -> None:
         """Write the text of each world: 1,000 documents to train on, 300 held out."""
         for name, world in WORLDS.items():
-            for part, count in (("train", TRAIN_DOCUMENTS), ("eval", EVAL_DOCUMENTS)):
+            for part in SIZES:
                 self.data(name, part).parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self.data(name, part), as_jsonl(documents(world, part, count)))
+                write_whole(self.data(name, part), as_jsonl(documents(world, part)))
 
     def jobs(self) -> list[Job]:
         """List the jobs that are not stored."""

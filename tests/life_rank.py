@@ -23,9 +23,10 @@ from rmt.system import dist
 from train import train_step
 
 SETTINGS: dict[str, Any] = dict(
-    data=(str(ASSETS / "tiny_corpus" / "few.jsonl"),), steps=2, batch_size=4, group_size=2,
-    max_response=4, budget=False, document_tokens=48, tiers="quantile", max_branches=8,
-    tier_thresholds=(0.0, 0.33, 0.66), min_context=8, learning_rate=1e-3, warmup_steps=1,
+    data=(str(ASSETS / "tiny_corpus" / "train.jsonl"),), max_records=4, steps=2, batch_size=4,
+    group_size=2, max_response=4, budget=False, document_tokens=48, max_branches=8,
+    tiers="quantile", tier_thresholds=(0.0, 0.33, 0.66), min_context=8, learning_rate=1e-3,
+    warmup_steps=1,
 )  # fmt: skip
 
 

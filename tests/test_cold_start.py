@@ -1,7 +1,6 @@
 """Cold start: responses of the model's own guesses, and of traces from a file."""
 
 import json
-from pathlib import Path
 
 import pytest
 from small_run import (
@@ -19,6 +18,7 @@ from small_run import (
 from toy_models import write_tokenizer
 
 import train
+from models.config import TINY
 from models.tokenizer import Tokenizer
 from rmt.cold_start import guess_tails, own_response
 from rmt.config.config import Config
@@ -26,7 +26,6 @@ from rmt.prompt import parse_response
 from rmt.questions import Question
 from rmt.rewards import match_reward
 
-ROOT = Path(__file__).resolve().parent.parent
 COLD = {"method": "cold-start", "max_response": 60, "positions_per_document": 2}
 TRACES = [
     {"context": "two and two make", "thought": "they are four", "answer": " four"},
@@ -50,8 +49,8 @@ def write(path, records):
 
 
 def test_every_token_can_be_guessed_and_is_then_right():
-    tokenizer = Tokenizer(ROOT / "assets" / "tiny")
-    context = tokenizer.encode("Coins: Mira 4 Otto 7 Pia 2. Mira and Otto end in")
+    tokenizer = Tokenizer(TINY)
+    context = tokenizer.encode("People: Kai Mira Otto Pia. Kai and Mira meet at")
     for token in range(tokenizer.vocab_size):
         said = own_response(tokenizer, context, [0, 4], [token, token], [])
         answer = parse_response(tokenizer, said.tokens)

@@ -1,16 +1,17 @@
 """The worlds of the study: statements follow from what people own, thoughts are what they say."""
 
+import json
 import random
 import re
 
 import pytest
 import torch
 
-from assets.make_tiny import attend_in_two_calls
-from assets.make_worlds import make_tree
-from assets.tiny_tokenizer import marks_by_position
+from assets.make_worlds import attend_in_two_calls, make_tree
+from assets.world_tokenizer import VOCABULARY, marks_by_position
 from assets.worlds import (
     CHANGED,
+    CORPUS,
     MODELS,
     OWNED,
     PLACES,
@@ -18,13 +19,14 @@ from assets.worlds import (
     WORLDS,
     WRONG,
     Habits,
+    as_jsonl,
     documents,
     make_document,
     make_thought,
     model_of,
     word_of,
 )
-from models.config import ASSETS
+from models.config import ASSETS, TINY
 from models.tokenizer import Tokenizer
 from models.weights import build
 from rmt.forest import pack
@@ -121,3 +123,20 @@ def test_pretraining_attends_as_the_forest_does():
 def test_a_world_without_new_facts_has_the_model_of_its_other_obstacles():
     assert model_of(WORLDS["unused-tokens"]) == model_of(WORLDS["none"]) == "plain"
     assert model_of(WORLDS["all"]) == "both"
+
+
+def test_the_committed_text_is_that_of_the_world_with_all_obstacles():
+    for part in ("train", "eval"):
+        written = (CORPUS / f"{part}.jsonl").read_text("utf-8")
+        assert written == as_jsonl(documents(WORLDS["all"], part))
+
+
+def test_the_tokenizer_has_fewer_ids_than_the_model_has_rows():
+    tokenizer = Tokenizer(TINY)
+    assert tokenizer.vocab_size < VOCABULARY
+    assert json.loads((TINY / "config.json").read_text("utf-8"))["vocab_size"] == VOCABULARY
+    assert tokenizer.think_close_id is not None and len(tokenizer.stop_ids) == 2
+
+
+def test_assets_are_small_enough_for_a_repository():
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 16e6

@@ -1,15 +1,13 @@
 """The tokenizer and the shape of the tiny model, and the marked tokens of a document."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from assets import tiny_world
-from assets.tiny_world import Document, Habits, Mark
+from assets.worlds import Document, Mark
 from models.config import TINY
 from models.tokenizer import Tokenizer
 from rmt.prompt import END, INSTRUCTION
@@ -42,15 +40,6 @@ CONFIG = {
     "torch_dtype": "float32",
     "initializer_range": 0.02,
 }
-
-
-def tiny_texts() -> list[str]:
-    """Return documents of the tiny world and thoughts on them."""
-    rng, texts = random.Random(0), []
-    for document in tiny_world.documents(0, 300):
-        thoughts = [tiny_world.make_thought(rng, mark, Habits())[0] for mark in document.marks]
-        texts += [document.text, *(f"\n{thought}\n\n\n\\boxed{{ 1}}\n" for thought in thoughts)]
-    return texts
 
 
 def write_tokenizer(out: Path, texts: list[str]) -> None:

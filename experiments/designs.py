@@ -58,7 +58,7 @@ HAZARD = Design(
     (
         Setting("w", ("0.1", "0.3"), ("--length-weight", "0.3")),
         Setting("length reward for", ("all", "right ones"),
-                ("--length-reward-gate", "correct_only")),
+                ("--length-reward-gate", "correct_only"), ("--length-reward-gate", "none")),
         Setting("groups all right or all wrong", ("kept", "dropped"),
                 ("--zero-variance-groups", "drop")),
         Setting("B_T (the work takes 29)", ("30", "10"), ("--budget-decay", "0.3334")),

@@ -7,7 +7,7 @@
 
 A finished job is a line of docs/study.jsonl and is not run again. All jobs of a world answer the
 same held-out positions, chosen by its untrained model, 200 per tier. Each is measured after T
-steps. Where these cost a rival of RMT 5 % more or less tokens, sampled and trained on, than RMT of
+steps. Where these cost a rival of RMT 10 % more or less tokens, sampled and trained on, than RMT of
 that seed, it is measured again after so many steps that they cost as much. The designs
 (designs.py) vary RMT's settings; shares.py takes its gradient apart.
 """
@@ -33,6 +33,7 @@ SEEDS, DESIGN_SEEDS, STEPS = range(100, 105), range(100, 102), 60
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
 RIVALS = {
+    "ungated": ("--length-reward-gate", "none"),  # the paper's Eq. 6
     "rpt": ("--method", "rpt"),  # no dynamic sampling in so few steps: docs/log.md
     "without-ntp": ("--no-ntp",),
     "without-budget": ("--no-budget",),
@@ -136,7 +137,7 @@ class Study:
         again, share = out / "equal-tokens", self.tokens(world, seed) / spent(out)[-1]
         if method == "ntp":
             yield self.training(*cell, again, *self.as_many_tokens(world, seed))
-        elif abs(share - 1) > 0.05:
+        elif abs(share - 1) > 0.1:
             yield self.training(*cell, again, "--steps", str(round(STEPS * share)))
         else:
             return

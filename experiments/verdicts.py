@@ -23,6 +23,7 @@ class Claim:
 
 
 CLAIMS = {  # of the rival
+    "ungated": Claim("rewarding lengths of right answers only pays"),
     "without-budget": Claim("the budget pays", ("overthinking", "all")),
     "without-curriculum": Claim("the curriculum pays", ("unequal-entropy", "all")),
     "same-mixture": Claim("the order of the curriculum pays", ("unequal-entropy", "all")),

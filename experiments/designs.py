@@ -85,8 +85,8 @@ SCREEN = Design(
                 ("--curriculum-early", "0.4", "0.4", "0.2")),
         Setting("p_late", ("0.1 0.3 0.6", "0.2 0.4 0.4"),
                 ("--curriculum-late", "0.2", "0.4", "0.4")),
-        Setting("lower ends of the tiers", ("0.5 1 1.5", "0.5 1.2 1.8"),
-                ("--tier-thresholds", "0.5", "1.2", "1.8")),
+        Setting("lower ends of the tiers", ("0.5 1 1.5", "0.5 1 2"),
+                ("--tier-thresholds", "0.5", "1", "2")),
         Setting("G", ("8", "4"), ("--group-size", "4")),
         Setting("temperature", ("0.8", "1"), ("--temperature", "1")),
         Setting("warm-up", ("10 steps", "none"), ("--warmup-steps", "0")),
@@ -94,11 +94,8 @@ SCREEN = Design(
     plackett_burman(), pairs=False,
 )  # fmt: skip
 DESIGNS = (HAZARD, SCREEN)
-# Does the gain survive post-training, by RL without a budget and without text? What came before it,
-# and where that is stored.
-POST = {
-    "post-untrained": ("base", ""), "post-rmt": ("rmt", ""), "post-ntp": ("ntp", "-tokens")
-}  # fmt: skip
+# Does the gain survive post-training, by RL without a budget and without text? What came before it.
+POST = {"post-untrained": "base", "post-rmt": "rmt", "post-ntp": "ntp"}
 POST_WORLD, POST_STEPS = "unused-tokens", 60  # to half-way
 
 
@@ -110,7 +107,8 @@ def seeds_with_all(stored: Stored, design: Design) -> list[int]:
 def effects(stored: Stored, design: Design) -> dict[str, tuple[Value, float]]:
     """Return the effects: on right answers, in points with a 95 % interval, and on thinking tokens.
 
-    The interval has the variance between seeds, pooled over the runs, and that of the questions.
+    The interval has the variances between seeds, with Satterthwaite's degrees of freedom, and that
+    of the questions.
     """
     seeds = seeds_with_all(stored, design)
     base = untrained(stored, design.world)
@@ -121,9 +119,10 @@ def effects(stored: Stored, design: Design) -> dict[str, tuple[Value, float]]:
     right = 100 * np.array([[list(map(int, f["match"])) for f in row] for row in rows])  # N, S, Q
     length = np.array([[f["thinking"] for f in row] for row in rows])
     if len(seeds) > 1:
-        freedom = len(rows) * (len(seeds) - 1)
-        spread = right.mean(axis=2).var(axis=1, ddof=1).mean() ** 0.5
-        noise = student(freedom) * 2 * spread / (len(rows) * len(seeds)) ** 0.5
+        variances = right.mean(axis=2).var(axis=1, ddof=1)  # runs that collapse have more
+        freedom = (len(seeds) - 1) * variances.sum() ** 2 / max(1e-9, (variances**2).sum())
+        error = 2 * (variances.mean() / (len(rows) * len(seeds))) ** 0.5
+        noise = student(max(1, int(freedom))) * error
     sign = 2 * np.array(design.levels) - 1
     columns = {(setting.name,): sign[:, k] for k, setting in enumerate(design.settings)}
     if design.pairs:

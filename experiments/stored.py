@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from assets.worlds import CHANGED, WORLDS, World, documents
+from assets.world_tokenizer import marks_by_position
+from assets.worlds import CHANGED, NOISE, WORLDS, World, documents
 from experiments.runner import spent
 from models.config import ASSETS
-from models.fingerprint import fingerprint
 from models.tokenizer import Tokenizer
 from models.weights import build
 from rmt.forest import pack
@@ -36,8 +36,8 @@ def write(file: Path, rows: dict[str, dict]) -> None:
     write_whole(file, "".join(json.dumps(rows[name]) + "\n" for name in sorted(rows)))
 
 
-def row(out: Path, start: Path, held_out: Path) -> dict:
-    """Reduce a finished job to a line. start: its untrained model; held_out: text to evaluate."""
+def row(out: Path, start: Path) -> dict:
+    """Reduce a finished job to a line. start: the untrained model of its world."""
     done, (world, method, seed) = json.loads((out / "done.json").read_text()), out.parts[-3:]
     found = {"job": f"{world}/{method}/{seed}"}
     found["commands"] = [c.replace(f"{ASSETS.parent}/", "") for c in done["commands"]]
@@ -46,13 +46,22 @@ def row(out: Path, start: Path, held_out: Path) -> dict:
         steps = shares["steps"]
         found["steps"] = {name: [short(step[name]) for step in steps] for name in steps[0]}
         return found | about(shares)
-    found |= {"coins": coins_known(WORLDS[world], start)} if method == "base" else trained(out)
-    of_world = fingerprint(start)["weights"] + held_out.read_text()
+    found |= of_world(out, world, start) if method == "base" else trained(out)
     for path in sorted(out.glob("*.json")):
         if path.stem not in ("done", "run"):
             report = json.loads(path.read_text())
-            found[path.stem] = answers(report, of_world, whole=method == "base")
+            found[path.stem] = answers(report, whole=method == "base")
     return found
+
+
+def of_world(out: Path, world: str, start: Path) -> dict:
+    """Return what the untrained model knows, and how many hard positions nobody can know."""
+    tokenizer, texts = Tokenizer(start), documents(WORLDS[world], "eval")
+    marks = [marks_by_position(tokenizer, document) for document in texts]
+    items = json.loads((out / "plain.json").read_text())["items"]
+    hard = [marks[i["document"]].get(i["position"]) for i in items if i["tier"] == "hard"]
+    noise = sum(mark is not None and mark.kind == NOISE for mark in hard)
+    return {"coins": coins_known(WORLDS[world], start), "noise": short(noise / max(1, len(hard)))}
 
 
 def about(run: dict) -> dict:
@@ -71,12 +80,12 @@ def trained(out: Path) -> dict:
     return found | {"minutes": round(seconds / 60, 2)}
 
 
-def answers(report: dict, of_world: str, whole: bool) -> dict:
+def answers(report: dict, whole: bool) -> dict:
     """Reduce an evaluation: right answers to each position, lengths; whole: positions, too."""
     asked, items = {}, report["items"]
     for item in items:
         asked.setdefault((item["document"], item["position"]), []).append(item)
-    questions = of_world + json.dumps(list(asked))
+    questions = report["data"] + json.dumps(list(asked))  # chosen by the untrained model
     found = {
         "asked": hashlib.sha256(questions.encode()).hexdigest()[:12],
         "samples": len(items) // len(asked),
@@ -84,9 +93,9 @@ def answers(report: dict, of_world: str, whole: bool) -> dict:
         "well_formed": short(sum(i["well_formed"] for i in items) / len(items)),
         "nats": short(report.get("nats_per_token")),
     }
-    lengths = [i["thinking_length"] for i in items if i["thinking_length"] is not None]
-    if report["mode"] != "ntp":
-        found["thinking"] = short(sum(lengths) / max(1, len(lengths)))
+    if report["mode"] != "ntp":  # of a thought that does not end all tokens
+        lengths = [i["thinking_length"] or i["tokens"] for i in items]
+        found["thinking"] = short(sum(lengths) / len(lengths))
     if whole:
         found["documents"] = [document for document, _ in asked]
         found["tiers"] = "".join(group[0]["tier"][0] for group in asked.values())

@@ -8,7 +8,6 @@ from experiments.designs import (
     CURES,
     HAZARD,
     POST,
-    POST_STEPS,
     POST_WORLD,
     SCREEN,
     Design,
@@ -19,6 +18,7 @@ from experiments.designs import (
 from experiments.verdicts import (
     BEYOND,
     CLAIMS,
+    LEAST,
     WORLDS,
     Stored,
     answers,
@@ -54,11 +54,13 @@ def accuracies(stored: Stored, world: str) -> str:
                 str(len(seeds)), *(f"{share:.1f}" for share in by_tier),
                 *(spread([rate(f, tiers) for f in found]) for found in (thought, plain)),
                 f"{statistics.fmean(f['thinking'] for f in thought):.0f}",
+                f"{100 * statistics.fmean(f['well_formed'] for f in thought):.0f}",
                 f"{statistics.fmean(f['nats'] for f in plain):.3f}",
                 f"{statistics.fmean(spent):.2f}" if method != "base" else "–",
             ])  # fmt: skip
-    heads = ["", "at", "seeds", "easy", "medium", "hard", "average (seeds)", "plain (seeds)",
-             "thinking tokens", "nats per token of text", "million tokens"]  # fmt: skip
+    heads = ["", "at", "seeds", "easy", "medium", "hard", "average (lowest–highest)",
+             "plain (lowest–highest)", "thinking tokens", "well-formed %", "nats per token of text",
+             "million tokens"]  # fmt: skip
     return table(heads, lines)
 
 
@@ -78,10 +80,11 @@ def obstacles(stored: Stored) -> str:
                 *(f"{rate(found, tiers, t):.1f}" for t in "emh"),
                 f"{100 * hard.count(0) / len(hard):.0f}", f"{100 * row['coins']['same']:.0f}",
                 f"{100 * row['coins']['changed']:.0f}" if "changed" in row["coins"] else "–",
+                f"{100 * row['noise']:.0f}",
             ])  # fmt: skip
     heads = ["untrained model", "thinking tokens", "correlation of length and match", "easy %",
              "medium %", "hard %", "hard groups of 4 all wrong %", "coins known %",
-             "changed coins known %"]  # fmt: skip
+             "changed coins known %", "hard that are noise %"]  # fmt: skip
     return table(heads, lines)
 
 
@@ -134,15 +137,15 @@ def shares(stored: Stored) -> str:
 def after_post_training(stored: Stored) -> str:
     """Return a row for each start: right with a thought before, half-way through, and after."""
     lines = []
-    for method, (start, at) in POST.items():
+    for method, start in POST.items():
         for seed in sorted(seeds_of(stored, POST_WORLD, method)):
             tiers = untrained(stored, POST_WORLD)["tiers"]
-            before = stored[f"{POST_WORLD}/{start}/{seed}"][f"thought{at}"]
             row = stored[f"{POST_WORLD}/{method}/{seed}"]
-            found = (before, row[f"thought-{POST_STEPS}"], row["thought"])
+            found = [row[f"thought{name}"] for name in ("-before", "-half", "")]
             shares = [f"{rate(f, tiers):.1f}" for f in found]
-            lines.append([start, *shares, " / ".join(f"{f['thinking']:.0f}" for f in found)])
-    heads = ["trained before", "before, %", "half-way, %", "after, %", "thinking tokens"]
+            tokens = " / ".join(f"{f['thinking']:.0f}" for f in found)
+            lines.append([start, str(seed), *shares, tokens])
+    heads = ["trained before", "seed", "before, %", "half-way, %", "after, %", "thinking tokens"]
     return table(heads, lines)
 
 
@@ -158,13 +161,12 @@ def short_table(stored: Stored) -> str:
     """Return the table of README.md: claims in the worlds without and with all obstacles."""
     lines = []
     for rival, claim in CLAIMS.items():
-        found = [difference(stored, world, rival, "") for world in ("none", "all")]
-        if any(found):
-            cells = (
-                f"{v.mean:+.1f}±{v.high - v.mean:.1f} ({v.seeds})" if v else "–" for v in found
-            )
+        found = [difference(stored, world, rival, "-tokens") for world in ("none", "all")]
+        if any(v and v.seeds >= LEAST for v in found):
+            cells = (f"{v.mean:+.0f}±{v.high - v.mean:.0f}" if v else "–" for v in found)
             lines.append([claim.text, *cells])
-    return table(["RMT − rival, points, 95 % (seeds)", "no obstacle", "all three"], lines)
+    heads = ["points, 95 % interval over seeds, equal tokens", "no obstacle", "all three"]
+    return table(heads, lines) if lines else "No claim has three seeds yet."
 
 
 def compare_again(stored: Stored, again: Stored) -> str:
@@ -177,9 +179,6 @@ def compare_again(stored: Stored, again: Stored) -> str:
         if abs(shares[0] - shares[1]) > FAR:
             far.append(name)
     print(table(["right with a thought, %", "stored", "again"], lines))
-    missing = sorted(again.keys() - stored.keys())
-    if missing:
-        return f"error: {', '.join(missing)}: not stored, so there is nothing to compare with"
     return f"error: more than {FAR} points apart: {', '.join(far)}" if far else ""
 
 

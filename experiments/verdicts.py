@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rmt.evaluation.statistics import Z, bootstrap
 
 EQUAL = 3.0  # points
+POWER = 2.8  # standard errors that are told from 0 in four of five tries
 T95 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom
 WORLDS = ("none", "overthinking", "unequal-entropy", "unused-tokens", "all")
 LEAST = 3  # seeds
@@ -52,6 +53,8 @@ class Value:
     item_error: float = 0.0  # standard error over questions
 
     def __str__(self) -> str:
+        if not math.isfinite(self.low):
+            return f"{self.mean:+.1f}"
         return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
 
     @property
@@ -66,11 +69,12 @@ class Value:
 
     @property
     def needed(self) -> str:
-        """What would tell this difference from 0, or 0 from 3 points, in four of five tries."""
-        size = max(abs(self.mean), EQUAL)
-        if 1.43 * Z * self.item_error > size:  # 2.8 standard errors
+        """What would decide in four of five tries, were the mean and the spread the true ones."""
+        size = max(abs(self.mean), EQUAL - abs(self.mean))  # from 0, or from being unequal
+        left = size**2 - (POWER * self.item_error) ** 2
+        if left <= 0:
             return "more questions"
-        return f"~{max(self.seeds + 1, math.ceil((2.8 * self.spread / size) ** 2))} seeds"
+        return f"~{max(self.seeds + 1, math.ceil((POWER * self.spread) ** 2 / left) + 2)} seeds"
 
 
 def student(freedom: int) -> float:
@@ -82,8 +86,10 @@ def student(freedom: int) -> float:
 
 def value(of_seeds: list[float], item_error: float = 0.0) -> Value:
     """Return the mean over seeds with its interval; item_error: standard error over questions."""
-    n, spread = len(of_seeds), statistics.stdev(of_seeds) if len(of_seeds) > 1 else 0.0
-    off = math.hypot(student(n - 1) * spread / math.sqrt(n), Z * item_error)
+    n, spread, off = len(of_seeds), 0.0, math.inf  # of one seed nothing is known
+    if n > 1:
+        spread = statistics.stdev(of_seeds)
+        off = math.hypot(student(n - 1) * spread / math.sqrt(n), Z * item_error)
     mean = statistics.fmean(of_seeds)
     return Value(mean, mean - off, mean + off, n, spread, item_error)
 
@@ -161,9 +167,9 @@ def verdicts(stored: Stored, claims: dict[str, Claim], at: str) -> str:
             text = "–"
             if found is not None:
                 times = cost(stored, world, rival, at)
-                text = f"**{found.verdict}** {found}" + f", × {times:.2g} tokens" * (not at)
+                text = f"**{found.verdict}** {found}, × {times:.2f} tokens"
             cells.append(text + " †" * (world in claim.reasons))
-        lines.append([claim.text, *cells])
+        lines.append([f"{claim.text} (*{rival}*)", *cells])
     return table(["RMT − rival, points", *WORLDS], lines)
 
 

@@ -26,8 +26,8 @@ The first two are habits of a model, made by make_worlds.py; the third is in the
 texts all neighbours are pairs of people that are never neighbours in a text to train on, so that no
 statement can be known by heart.
 
-experiments/study.py compares methods in all of them; `make demo` is about the last, where all three
-obstacles are on. `python -m assets.worlds` rewrites its text, assets/tiny_corpus.
+experiments/study.py compares methods in all of them; `make demo` is about overthinking.
+`python -m assets.worlds` rewrites its text, assets/tiny_corpus.
 """
 
 import json
@@ -241,7 +241,7 @@ def as_jsonl(found: list[Document]) -> str:
 def main() -> None:
     for part in ("train", "eval"):
         path = CORPUS / f"{part}.jsonl"
-        path.write_text(as_jsonl(documents(WORLDS["all"], part)), encoding="utf-8")
+        path.write_text(as_jsonl(documents(WORLDS["overthinking"], part)), encoding="utf-8")
         print(f"wrote {path}")
 
 

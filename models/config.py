@@ -7,7 +7,7 @@ from models.files import read_json, read_number, read_truth, refuse_adapter
 from models.rope import Scaling, read_rope
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-TINY = ASSETS / "worlds" / "both"  # the model of `make demo`, see assets/worlds.py
+TINY = ASSETS / "worlds" / "overthinking"  # the model of `make demo`, see assets/worlds.py
 
 # name on the command line -> Hugging Face repository
 REPOSITORIES = {

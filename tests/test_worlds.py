@@ -125,10 +125,10 @@ def test_a_world_without_new_facts_has_the_model_of_its_other_obstacles():
     assert model_of(WORLDS["all"]) == "both"
 
 
-def test_the_committed_text_is_that_of_the_world_with_all_obstacles():
+def test_the_committed_text_is_that_of_overthinking():
     for part in ("train", "eval"):
         written = (CORPUS / f"{part}.jsonl").read_text("utf-8")
-        assert written == as_jsonl(documents(WORLDS["all"], part))
+        assert written == as_jsonl(documents(WORLDS["overthinking"], part))
 
 
 def test_the_tokenizer_has_fewer_ids_than_the_model_has_rows():

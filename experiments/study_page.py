@@ -166,7 +166,7 @@ def short_table(stored: Stored) -> str:
             cells = (f"{v.mean:+.0f}±{v.high - v.mean:.0f}" if v else "–" for v in found)
             lines.append([claim.text, *cells])
     heads = ["points, 95 % interval over seeds, equal tokens", "no obstacle", "all three"]
-    return table(heads, lines) if lines else "No claim has three seeds yet."
+    return table(heads, lines) if lines else f"No claim has {LEAST} seeds yet."
 
 
 def compare_again(stored: Stored, again: Stored) -> str:

@@ -71,7 +71,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "initial_model(run)", "taken"),
     # Seeds, and what is known of what was asked.
     "the curriculum's seed is 0": (
-        "rmt/engine/run.py", "Curriculum(data.tiers, config.seed,", "Curriculum(data.tiers, 0,",
+        "rmt/engine/run.py", "Curriculum(data.tiers, config.seed)", "Curriculum(data.tiers, 0)",
         "curriculum_seed"),
     "tiers are drawn by seed 0": (
         "rmt/curriculum.py", "(self.seed, step, document, attempt)",

@@ -40,9 +40,9 @@ report: setup  ## the page about a run, RUN=runs/demo
 study: setup  ## when does each part pay: five worlds, RMT without parts, baselines (days, 2 cores)
 	$(BIN)/python -m experiments.study
 
-paper: setup  ## five of the study's runs anew, beside what is stored of them (half an hour, 2 cores)
-	$(BIN)/python -m experiments.study --again none/rmt/100 none/without-ntp/100 \
-		unused-tokens/rmt/100 unused-tokens/without-ntp/100 overthinking/rmt/100
+paper: setup  ## some of the study's runs anew, beside what is stored of them (20 minutes, 2 cores)
+	$(BIN)/python -m experiments.study --again overthinking/rmt/100 \
+		overthinking/without-budget/100 all/rmt/101
 
 # One thread each: OpenMP's threads wait for each other where tests share the cores.
 test: setup  ## all tests, one process per core

@@ -157,16 +157,25 @@ def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> s
     return "\n\n".join([run_table(stored, design, more), *effects])
 
 
-def short_table(stored: Stored) -> str:
-    """Return the table of README.md: claims in the worlds without and with all obstacles."""
-    lines = []
+def summary(stored: Stored) -> str:
+    """Return what README.md says: RMT in each world, and claims that have enough seeds."""
+    gains, lines = [], []
+    for world in WORLDS:
+        if seeds := seeds_of(stored, world, "rmt"):
+            base = untrained(stored, world)
+            rows = (stored[f"{world}/rmt/{seed}"]["thought"] for seed in seeds)
+            shares = [rate(row, base["tiers"]) for row in rows]
+            reached = (
+                f"{min(shares):.0f}–{max(shares):.0f}" if len(shares) > 1 else f"{shares[0]:.0f}"
+            )
+            gains.append(f"{world} {rate(base, base['tiers']):.0f} → {reached} ({len(shares)})")
     for rival, claim in CLAIMS.items():
-        found = [difference(stored, world, rival, "-tokens") for world in ("none", "all")]
+        found = [difference(stored, world, rival, "-tokens") for world in WORLDS]
         if any(v and v.seeds >= LEAST for v in found):
-            cells = (f"{v.mean:+.0f}±{v.high - v.mean:.0f}" if v else "–" for v in found)
-            lines.append([claim.text, *cells])
-    heads = ["points, 95 % interval over seeds, equal tokens", "no obstacle", "all three"]
-    return table(heads, lines) if lines else f"No claim has {LEAST} seeds yet."
+            lines.append([claim.text, *(str(v) if v and v.seeds >= LEAST else "–" for v in found)])
+    claims = table(["RMT − rival, points, equal tokens", *WORLDS], lines) if lines else ""
+    before_after = f"Right with a thought, before and after RMT, % (seeds): {', '.join(gains)}."
+    return "\n\n".join(filter(None, (before_after, claims)))
 
 
 def compare_again(stored: Stored, again: Stored) -> str:
@@ -210,4 +219,4 @@ def write_pages(stored: Stored) -> None:
     begin, end = README_TABLE
     before, _, rest = Path("README.md").read_text(encoding="utf-8").partition(begin)
     after = rest.partition(end)[2]
-    write_whole(Path("README.md"), f"{before}{begin}\n{short_table(stored)}\n{end}{after}")
+    write_whole(Path("README.md"), f"{before}{begin}\n{summary(stored)}\n{end}{after}")

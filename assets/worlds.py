@@ -3,13 +3,13 @@
 Everybody owns some coins, in every document the same. A document names eight people, tells
 something of each two neighbours, and ends with what all of them own:
 
-    People: Kai Mira Otto ... Kai and Mira meet at sea. ... Otto and Pia are odd. ...
-    All coins: Kai 4 Mira 7 Otto 0 ...
+    People: Kai Mira Otto ... Kai and Mira meet at hill. ... Otto and Pia are odd. ...
+    All coins: Kai 6 Mira 4 Otto 7 ...
 
     kind     statement                       computed from c of both            a blind guess
     parity   "Otto and Pia are odd."         the sum of c mod 2, mod 2          ln 2 = 0.69: easy
-    colour   "Otto and Pia turn gold."       the sum of c div 2, mod 4          ln 4 = 1.39: medium
-    place    "Otto and Pia meet at sea."     the parity and the colour          ln 8 = 2.08: hard
+    colour   "Otto and Pia turn red."        the sum of c div 2, mod 4          ln 4 = 1.39: medium
+    place    "Otto and Pia meet at lake."     the parity and the colour          ln 8 = 2.08: hard
 
 So a place composes what parity and colour need alone. A thought recalls coins in the words of the
 text, then works step by step ("Count", "Mix": always right) or guesses ("Guess": says "lost", which

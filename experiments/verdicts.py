@@ -167,7 +167,8 @@ def verdicts(stored: Stored, claims: dict[str, Claim], at: str) -> str:
             text = "–"
             if found is not None:
                 times = cost(stored, world, rival, at)
-                text = f"**{found.verdict}** {found}, × {times:.2f} tokens"
+                said = found if found.seeds >= LEAST else f"{found.mean:+.1f}"
+                text = f"**{found.verdict}** {said}, × {times:.2f} tokens"
             cells.append(text + " †" * (world in claim.reasons))
         lines.append([f"{claim.text} (*{rival}*)", *cells])
     return table(["RMT − rival, points", *WORLDS], lines)
@@ -180,6 +181,8 @@ def rate(found: dict, tiers: str, tier: str = "") -> float:
 
 
 def table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    rows = [list(heads)]
+    rows, lines = [list(heads)], list(lines)
+    if not lines:
+        return "Not measured yet."
     rows += [["---"] * len(rows[0]), *map(list, lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -157,6 +157,14 @@ def cost(stored: Stored, world: str, rival: str, at: str) -> float:
     return of(rival, f"tokens{at}") / of("rmt", "tokens")
 
 
+def thinking(stored: Stored, world: str, rival: str, at: str, method: str) -> float:
+    """Return the mean thinking tokens of RMT or its rival, over the seeds that both have."""
+    seeds = seeds_of(stored, world, "rmt") & seeds_of(stored, world, rival)
+    at = "" if method == "rmt" else at
+    found = (answers(stored, world, method, seed, at, "thought") for seed in seeds)
+    return statistics.fmean(answer["thinking"] for answer in found)
+
+
 def verdicts(stored: Stored, claims: dict[str, Claim], at: str) -> str:
     """Return a line for each claim, a cell for each world: after T steps, or at RMT's tokens."""
     lines = []
@@ -168,7 +176,9 @@ def verdicts(stored: Stored, claims: dict[str, Claim], at: str) -> str:
             if found is not None:
                 times = cost(stored, world, rival, at)
                 said = found if found.seeds >= LEAST else f"{found.mean:+.1f}"
-                text = f"**{found.verdict}** {said}, × {times:.2f} tokens"
+                ours, theirs = (thinking(stored, world, rival, at, m) for m in ("rmt", rival))
+                text = f"**{found.verdict}** {said}; thinks {ours:.0f}, not {theirs:.0f}"
+                text += f"; × {times:.2f} tokens"
             cells.append(text + " †" * (world in claim.reasons))
         lines.append([f"{claim.text} (*{rival}*)", *cells])
     return table(["RMT − rival, points", *WORLDS], lines)

@@ -301,7 +301,7 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     assert "{{" not in page + reviewers
     assert "| all | 9 | +0.01 | 50.0 | 0.0 | 0.0 | 100 | 100 | 25 | 20 |" in page
     assert "| rpt | RMT's tokens | 3 | 0.0 | 0.0 | 0.0 | 0.0 (0.0–0.0) |" in page
-    assert " -16.7 (" in page and "× 1.00 tokens" in page
+    assert " -16.7 (" in page and "; thinks 9, not 9; × 1.00 tokens" in page
     assert "commits abc" in page and "8.0 hours" in page
     assert "after as many steps: all 100 %." in page
     assert (

@@ -96,7 +96,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         batch, dropped = replace_zero_variance(  # RPT; RMT keeps the batch as it is
             c, data, run.curriculum, batch, sampler, generate, step, world, clock
         )
-    add_curriculum_metrics(metrics, run.curriculum, [drawn[i] for i in asked], c, dropped, world)
+    add_curriculum_metrics(metrics, [drawn[i] for i in asked], c, dropped, world)
     with clock("communication"):
         documents, batch = rebalance(c, data, list(asked), batch, world)
         all_rewards = dist.gather_objects(batch.rewards["total"], world)  # --advantage-norm batch

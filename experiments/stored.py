@@ -16,7 +16,6 @@ import torch
 from assets.world_tokenizer import marks_by_position
 from assets.worlds import CHANGED, NOISE, WORLDS, World, documents
 from experiments.runner import spent
-from models.config import ASSETS
 from models.tokenizer import Tokenizer
 from models.weights import build
 from rmt.forest import pack
@@ -39,8 +38,7 @@ def write(file: Path, rows: dict[str, dict]) -> None:
 def row(out: Path, start: Path) -> dict:
     """Reduce a finished job to a line. start: the untrained model of its world."""
     done, (world, method, seed) = json.loads((out / "done.json").read_text()), out.parts[-3:]
-    found = {"job": f"{world}/{method}/{seed}"}
-    found["commands"] = [c.replace(f"{ASSETS.parent}/", "") for c in done["commands"]]
+    found = {"job": f"{world}/{method}/{seed}", "commands": done["commands"]}
     if method == "shares":
         shares = json.loads((out / "shares.json").read_text())
         steps = shares["steps"]

@@ -26,7 +26,6 @@ from experiments.designs import CURES, DESIGNS, HAZARD, POST, POST_STEPS, POST_W
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from experiments.study_page import compare_again, write_pages
 from experiments.verdicts import BEYOND, CLAIMS
-from models.config import ASSETS
 from rmt.system.lock import held
 from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
@@ -78,8 +77,8 @@ def cells() -> Iterator[tuple[str, str, int]]:
 
 
 def start_of(world: str) -> Path:
-    """Return the directory of the untrained model of a world."""
-    return ASSETS / "worlds" / model_of(WORLDS[world])
+    """Return the directory of the untrained model of a world, from the repository's root."""
+    return Path("assets/worlds") / model_of(WORLDS[world])
 
 
 def sizes(world: str, final_budget: int = BUDGET) -> tuple[str, ...]:

@@ -314,6 +314,20 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     assert "| 1 | 33.3 | 9 | 100 | 50 | 50 → 50 |" in reviewers
 
 
+def test_the_committed_pages_are_those_of_what_is_stored(tmp_path, monkeypatch):
+    pages = ("docs/study.md", "docs/reviewers.md", "README.md")
+    for path in ("experiments/study.md.in", "experiments/reviewers.md.in", *pages):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text((ROOT / path).read_text("utf-8"), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    rows = storing.read(ROOT / "docs/study.jsonl")
+    study_page.write_pages(rows)
+    for path in pages:
+        assert (tmp_path / path).read_text("utf-8") == (ROOT / path).read_text("utf-8"), path
+    commands = [command for row in rows.values() for command in row["commands"]]
+    assert commands and not any(" /" in command for command in commands), "a machine's path"
+
+
 def test_what_is_run_again_is_compared(capsys):
     base = answered("0000", 1) | {"documents": [0, 0, 1, 1], "tiers": "eemh"}
     row = lambda right: {"thought": answered(right)}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rmt.config.config import Config
-from rmt.curriculum import TIERS, Curriculum
+from rmt.curriculum import TIERS
 from rmt.data.math_answers import take_failures
 from rmt.engine.balance import idle_share
 from rmt.engine.flops import forward_flops, peak_flops
@@ -63,9 +63,8 @@ def add_response_metrics(
 
 
 def add_curriculum_metrics(
-    metrics: Metrics, curriculum: Curriculum, drawn: Sequence[tuple], c: Config, dropped: int,
-    world: World,
-) -> None:  # fmt: skip
+    metrics: Metrics, drawn: Sequence[tuple], c: Config, dropped: int, world: World
+) -> None:
     """Add the count of empty tiers, and the tokens of groups that were replaced: `dropped`.
 
     drawn: results of `draw_positions` for this rank's documents.

@@ -59,8 +59,8 @@ HAZARD = Design(
         Setting("w", ("0.1", "0.3"), ("--length-weight", "0.3")),
         Setting("length reward for", ("all", "right ones"),
                 ("--length-reward-gate", "correct_only"), ("--length-reward-gate", "none")),
-        Setting("groups all right or all wrong", ("kept", "dropped"),
-                ("--zero-variance-groups", "drop")),
+        Setting("Eq. 7 divides by the deviation of", ("group", "batch"),
+                ("--advantage-norm", "batch"), ("--advantage-norm", "group")),
         Setting("B_T (the work takes 29)", ("30", "10"), ("--budget-decay", "0.3334")),
         Setting("right at the start", ("25 %", "4 %"),
                 ("--curriculum-early", "0", "0", "1", "--curriculum-late", "0", "0", "1"),
@@ -68,9 +68,9 @@ HAZARD = Design(
     ),
     tuple((*four, sum(four) % 2) for four in product((0, 1), repeat=4)), pairs=True,
 )  # fmt: skip
-CURES = {  # of the worst case: few right answers, a budget that is too small, all groups kept
-    f"hazard-{norm}-norm": (*HAZARD.runs["hazard-00011"], "--advantage-norm", norm)
-    for norm in ("batch", "none")
+CURES = {  # other ones, of the worst case: few right answers, a budget that is too small
+    "hazard-none": (*HAZARD.runs["hazard-00011"], "--advantage-norm", "none"),
+    "hazard-drop": (*HAZARD.runs["hazard-00011"], "--zero-variance-groups", "drop"),
 }
 SCREEN = Design(
     "screen", "all",

@@ -33,8 +33,11 @@ from rmt.system.terminal import safe_printing
 SEEDS, FEWER_SEEDS, STEPS = range(100, 105), range(100, 103), 60
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
+EQ_6, EQ_7 = ("--length-reward-gate", "none"), ("--advantage-norm", "group")  # as printed
 RIVALS = {
-    "ungated": ("--length-reward-gate", "none"),  # the paper's Eq. 6
+    "as-printed": (*EQ_6, *EQ_7),
+    "ungated": EQ_6,
+    "group-norm": EQ_7,
     # Paid for what is measured; no dynamic sampling in so few steps (docs/log.md).
     "rpt": ("--method", "rpt", "--match", "token"),
     "without-ntp": ("--no-ntp",),

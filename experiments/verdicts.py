@@ -24,10 +24,12 @@ class Claim:
 
 
 CLAIMS = {  # of the rival
-    "ungated": Claim("rewarding lengths of right answers only pays"),
+    "as-printed": Claim("both changes to Eq. 6 and Eq. 7 pay"),
+    "ungated": Claim("rewarding lengths of right answers only pays", worlds=("all",)),
+    "group-norm": Claim("dividing by the batch's deviation pays", worlds=("all",)),
     "without-budget": Claim("the budget pays", ("overthinking", "all")),
     "without-curriculum": Claim("the curriculum pays", ("unequal-entropy", "all")),
-    "same-mixture": Claim("the order of the curriculum pays", ("unequal-entropy", "all")),
+    "same-mixture": Claim("the order of the curriculum pays", *2 * (("unequal-entropy", "all"),)),
     "without-ntp": Claim("next-token prediction pays", ("unused-tokens", "all")),
     "rpt": Claim("RMT is better than RPT", WORLDS[1:]),
     "rft": Claim("RMT is better than training on own right answers", WORLDS[1:]),

@@ -64,14 +64,15 @@ def test_the_papers_settings_are_the_published_ones():
 def test_every_method_goes_with_every_preset(method, preset):
     config = parse(["--preset", preset, "--method", method], "", "")
     assert config.method == method
-    assert all(getattr(config, name) == value for name, value in METHODS[method].items()
-               if name not in PRESETS[preset])  # fmt: skip
+    assert all(getattr(config, name) == value for name, value in METHODS[method].items())
 
 
-def test_a_flag_beats_the_preset_and_the_preset_the_method():
+def test_a_flag_beats_the_method_and_the_method_the_preset():
     rpt = parse(["--preset", "rpt"], "", "")
     assert (rpt.method, rpt.match, rpt.ntp, rpt.batch_size) == ("rpt", "prefix", False, 256)
     assert parse(["--preset", "rpt", "--ntp", "--batch-size", "3"], "", "").ntp
+    demo = parse(["--preset", "demo", "--method", "rft"], "", "")
+    assert (demo.advantage_norm, PRESETS["demo"]["advantage_norm"]) == ("right", "batch")
 
 
 def test_data_of_a_preset_are_found_wherever_a_script_is_started(tmp_path, monkeypatch):

@@ -137,16 +137,17 @@ def test_a_setting_of_a_design_is_what_its_name_says(place):
         for job in place.jobs() if job.out.parts[-2] in ("rmt", *study.VARIED)
     }  # fmt: skip
     for levels, name in zip(HAZARD.levels, HAZARD.runs):
-        w, gate, drop, short, hard = levels
+        w, gate, batch, short, hard = levels
         c = configs[name]
         assert (c.length_weight, c.length_reward_gate) == (
             (0.1, 0.3)[w], ("none", "correct_only")[gate])  # fmt: skip
-        assert c.zero_variance_groups == ("keep", "drop")[drop]
+        assert c.advantage_norm == ("group", "batch")[batch]
         assert int(c.budget_start * c.budget_decay) == (30, 10)[short]
         assert c.curriculum_early == c.curriculum_late == ((0.5, 0.5, 0), (0, 0, 1))[hard]
-    for norm in ("batch", "none"):
-        c = configs[f"hazard-{norm}-norm"]
-        assert (c.advantage_norm, c.curriculum_late) == (norm, (0, 0, 1))
+    for name, cure in (("none", ("none", "keep")), ("drop", ("group", "drop"))):
+        c = configs[f"hazard-{name}"]
+        assert (c.advantage_norm, c.zero_variance_groups) == cure
+        assert c.curriculum_late == (0, 0, 1)
         assert int(c.budget_start * c.budget_decay) == 10 and c.length_reward_gate == "none"
     values = lambda c: (
         c.length_weight, c.ntp_weight, c.budget_start, c.budget_decay, c.curriculum_start,

@@ -1,7 +1,7 @@
 """All settings of a run in one frozen dataclass; command-line flags are generated from it.
 
 Departures: the paper does not print the values marked [ours], nor anything from `task` on.
-Precedence: default < --method < --preset < command line; a resumed run has its checkpoint's config.
+Precedence: default < --preset < --method < command line; a resumed run has its checkpoint's config.
 """
 
 import argparse
@@ -204,7 +204,7 @@ def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
     preset = PRESETS[values.pop("preset", "paper")]
     method = values.get("method", preset.get("method", "rmt"))
     try:
-        return Config(**METHODS[method] | preset | {"method": method} | values)
+        return Config(**preset | METHODS[method] | {"method": method} | values)
     except ValueError as problem:
         sys.exit(f"error: {problem}")
 

@@ -44,7 +44,7 @@ ADVICE = {  # metric -> when it is bad (its value, all metrics), and what to do
         lambda share, metrics: share > 0.5 and metrics["reward/match"] < RARE,
         f"fewer than {RARE:.0%} of the responses were right and more than half of the advantage "
         "came from their length, which teaches length instead of the token: set "
-        "--length-reward-gate correct_only, or --zero-variance-groups drop",
+        "--length-reward-gate correct_only and --advantage-norm batch",
     ),
 }  # fmt: skip
 LINE = {  # metric -> how the progress line shows it

@@ -45,13 +45,13 @@ Stored = dict[str, dict]
 
 @dataclass(frozen=True)
 class Value:
-    """A mean over seeds with its 95 % interval."""
+    """A difference of means over seeds with its 95 % interval; seeds: the fewer of both."""
 
     mean: float
     low: float
     high: float
     seeds: int
-    spread: float = 0.0  # standard deviation over seeds
+    spread: float = 0.0  # standard deviation of what single seeds come to
     item_error: float = 0.0  # standard error over questions
 
     def __str__(self) -> str:
@@ -86,13 +86,19 @@ def student(freedom: int) -> float:
     return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 
-def value(of_seeds: list[float], item_error: float = 0.0) -> Value:
-    """Return the mean over seeds with its interval; item_error: standard error over questions."""
-    n, spread, off = len(of_seeds), 0.0, math.inf  # of one seed nothing is known
+def value(ours: list[float], theirs: list[float], item_error: float = 0.0) -> Value:
+    """Return ours − theirs, means over seeds, with Welch's interval.
+
+    item_error: standard error over questions.
+    """
+    n, spread, off = min(len(ours), len(theirs)), 0.0, math.inf  # of one seed nothing is known
     if n > 1:
-        spread = statistics.stdev(of_seeds)
-        off = math.hypot(student(n - 1) * spread / math.sqrt(n), Z * item_error)
-    mean = statistics.fmean(of_seeds)
+        both = [(statistics.variance(x), len(x)) for x in (ours, theirs)]
+        error = sum(v / k for v, k in both)
+        freedom = error**2 / max(1e-12, sum((v / k) ** 2 / (k - 1) for v, k in both))
+        spread = math.sqrt(sum(v for v, _ in both))
+        off = math.hypot(student(max(1, int(freedom))) * math.sqrt(error), Z * item_error)
+    mean = statistics.fmean(ours) - statistics.fmean(theirs)
     return Value(mean, mean - off, mean + off, n, spread, item_error)
 
 
@@ -123,31 +129,31 @@ def better_mode(stored: Stored, world: str, method: str, at: str) -> str:
 
 
 def difference(stored: Stored, world: str, rival: str, at: str) -> Value | None:
-    """Return RMT − rival in points; None if no seed has both.
+    """Return RMT − rival in points, over all seeds of each; None if one has none.
 
     Both with a thought; next-token training, which teaches no thought, in its better mode.
     """
-    seeds = sorted(seeds_of(stored, world, "rmt") & seeds_of(stored, world, rival))
-    if not seeds or not (base := untrained(stored, world)):
+    if not all(seeds_of(stored, world, method) for method in ("base", "rmt", rival)):
         return None
+    base, right = untrained(stored, world), []
     mode = better_mode(stored, world, rival, at) if rival == "ntp" else "thought"
-    means, changes = [], []
-    for seed in seeds:
-        ours = answers(stored, world, "rmt", seed, "", "thought")
-        theirs = answers(stored, world, rival, seed, at, mode)
-        if {ours["asked"], theirs["asked"]} != {base["asked"]}:
-            raise ValueError(
-                f"{world}/{rival}/{seed}, or RMT of that seed, answers other questions than the "
-                "untrained model: lines of docs/study.jsonl are of different versions of the "
-                "world; remove the older ones"
-            )
-        change = [int(a) - int(b) for a, b in zip(ours["match"], theirs["match"])]
-        means.append(100 * statistics.fmean(change))
-        changes.append(change)
-    average = [statistics.fmean(column) for column in zip(*changes)]
-    weights, tiers = [1.0] * len(average), list(base["tiers"])
-    low, high = bootstrap(base["documents"], average, weights, tiers)
-    return value(means, 100 * (high - low) / (2 * Z))
+    for method, when, how in (("rmt", "", "thought"), (rival, at, mode)):
+        rows = []
+        for seed in sorted(seeds_of(stored, world, method)):
+            answer = answers(stored, world, method, seed, when, how)
+            if answer["asked"] != base["asked"]:
+                raise ValueError(
+                    f"{world}/{method}/{seed} answers other questions than the untrained model: "
+                    "lines of docs/study.jsonl are of different versions of the world; remove "
+                    "the older ones"
+                )
+            rows.append([100 * int(m) for m in answer["match"]])
+        right.append(rows)
+    by_question = [[statistics.fmean(q) for q in zip(*rows)] for rows in right]
+    change = [a - b for a, b in zip(*by_question)]
+    low, high = bootstrap(base["documents"], change, [1.0] * len(change), list(base["tiers"]))
+    by_seed = [[statistics.fmean(row) for row in rows] for rows in right]
+    return value(*by_seed, (high - low) / (2 * Z))
 
 
 def cost(stored: Stored, world: str, rival: str, at: str) -> float:
@@ -159,10 +165,9 @@ def cost(stored: Stored, world: str, rival: str, at: str) -> float:
     return of(rival, f"tokens{at}") / of("rmt", "tokens")
 
 
-def thinking(stored: Stored, world: str, rival: str, at: str, method: str) -> float:
-    """Return the mean thinking tokens of RMT or its rival, over the seeds that both have."""
-    seeds = seeds_of(stored, world, "rmt") & seeds_of(stored, world, rival)
-    at = "" if method == "rmt" else at
+def thinking(stored: Stored, world: str, method: str, at: str) -> float:
+    """Return a method's mean thinking tokens."""
+    seeds = seeds_of(stored, world, method)
     found = (answers(stored, world, method, seed, at, "thought") for seed in seeds)
     return statistics.fmean(answer["thinking"] for answer in found)
 
@@ -178,8 +183,8 @@ def verdicts(stored: Stored, claims: dict[str, Claim], at: str) -> str:
             if found is not None:
                 times = cost(stored, world, rival, at)
                 said = found if found.seeds >= LEAST else f"{found.mean:+.1f}"
-                ours, theirs = (thinking(stored, world, rival, at, m) for m in ("rmt", rival))
-                text = f"**{found.verdict}** {said}; thinks {ours:.0f}, not {theirs:.0f}"
+                tokens = thinking(stored, world, "rmt", ""), thinking(stored, world, rival, at)
+                text = f"**{found.verdict}** {said}; thinks {tokens[0]:.0f}, not {tokens[1]:.0f}"
                 text += f"; × {times:.2f} tokens"
             cells.append(text + " †" * (world in claim.reasons))
         lines.append([f"{claim.text} (*{rival}*)", *cells])

@@ -240,18 +240,23 @@ def test_a_difference_is_paired_and_takes_each_methods_better_mode():
     found = difference(stored, "none", "ntp", "-tokens")
     assert found.mean == pytest.approx(100 * (4 + 3) / 12) and found.seeds == 2
     assert found.low < found.mean < found.high
+    stored["none/rmt/102"] = {"thought": answered("011111")}  # no rival's
+    found = difference(stored, "none", "ntp", "-tokens")
+    assert found.mean == pytest.approx(100 * (17 / 18 - 5 / 12)) and found.seeds == 2
     stored["none/ntp/101"]["plain-tokens"]["asked"] = "q"
-    with pytest.raises(
-        ValueError, match="none/ntp/101, or RMT of that seed, answers other questions"
-    ):
+    with pytest.raises(ValueError, match="none/ntp/101 answers other questions"):
         difference(stored, "none", "ntp", "-tokens")
     assert difference(stored, "none", "rpt", "") is None
 
 
 def test_an_interval_has_the_spread_of_seeds_and_the_error_of_questions():
-    found = value([70.0, 74.0, 78.0], 2.0)
-    off = ((4.303 * 4 / 3**0.5) ** 2 + (1.96 * 2) ** 2) ** 0.5
-    assert (found.mean, found.spread) == (74, 4) and found.high - 74 == pytest.approx(off, rel=1e-3)
+    ours, theirs = [70.0, 74.0, 78.0], [40.0, 45.0, 50.0, 45.0]
+    found = value(ours, theirs, 2.0)
+    error = (16 / 3 + 50 / 3 / 4) ** 0.5
+    # Welch's degrees of freedom are 4.5 (scipy's ttest_ind with equal_var=False); t of 4: 2.776.
+    off = ((2.776 * error) ** 2 + (1.96 * 2) ** 2) ** 0.5
+    assert (found.mean, found.seeds, found.spread**2) == pytest.approx((29, 3, 16 + 50 / 3))
+    assert found.high - 29 == pytest.approx(off, rel=1e-3)
 
 
 @pytest.mark.parametrize(

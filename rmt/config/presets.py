@@ -35,8 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(  # minutes on two CPU cores with --model tiny; its data have an eval.jsonl
         data=("assets/tiny_corpus/train.jsonl",), holdout=0, steps=60, batch_size=12,
         learning_rate=3e-4, budget_start=120, budget_decay=0.25, length_reward_gate="correct_only",
-        advantage_norm="batch", ntp_weight=1.0, max_response=512, document_tokens=256, entropy_top_k=0, save_every=50,
-        max_branches=256, recompute="none",
+        advantage_norm="batch", ntp_weight=1.0, max_response=512, document_tokens=256,
+        entropy_top_k=0, save_every=50, max_branches=256, recompute="none",
     ),
     # Qwen3-0.6B on a card of 24 GB; Qwen3-1.7B on one of 80 GB, or of 24 GB with --lora-rank 32.
     "one-gpu": dict(

@@ -3,8 +3,11 @@
 docs/mask.png   a small forest and its attention mask, by the rule of the code (Eq. 11)
 docs/step.png   the data flow of a training step
 docs/head.png   the loop over chunks of tokens and slices of the head
+docs/tiles.png  programs and warps of a kernel over rows of logits
+docs/products.png  products with the head of each implementation, and what it takes on an H200
 """
 
+import json
 from pathlib import Path
 
 import matplotlib
@@ -158,7 +161,78 @@ def draw_head(path: Path) -> None:
     pyplot.close(figure)
 
 
+def draw_tiles(path: Path) -> None:
+    """Draw rows of logits in tiles, one of them as its warps."""
+    figure, axis = pyplot.subplots(figsize=(10, 3), constrained_layout=True)
+    rows, tiles, warps = 5, 4, 8
+    for i in range(rows):
+        for j in range(tiles):
+            own = (i, j) == (2, 1)
+            colour, last = COLOURS["branch" if own else "trunk"], 1.35 if j == tiles - 1 else 2.0
+            axis.add_patch(Rectangle((2.1 * j, -i), 2, 0.85, facecolor="#eeeeee"))
+            axis.add_patch(Rectangle((2.1 * j, -i), last, 0.85, facecolor=colour))
+            axis.text(2.1 * j + last / 2, 0.43 - i, f"program ({i}, {j})", ha="center",
+                      va="center", color="white", fontsize=8)  # fmt: skip
+    axis.text(
+        2.1 * tiles - 0.1, -rows + 0.55, "grey: columns that are not there, masked", ha="right"
+    )
+    axis.text(0, 1.1, "a row of V logits, cut into tiles of 4,096 columns", fontsize=10)
+    for k in range(warps):
+        axis.add_patch(Rectangle((9.2 + 0.5 * k, -2), 0.46, 0.85, facecolor=COLOURS["branch"]))
+        axis.text(9.43 + 0.5 * k, -1.57, str(k), ha="center", va="center", color="white")
+    axis.annotate("", (9.15, -1.57), (8.45, -1.57), arrowprops=dict(arrowstyle="->"), zorder=0)
+    axis.text(9.2, -0.9, "one program: 8 warps of 32 threads,\n16 columns to a thread", va="bottom")
+    axis.text(9.2, -2.15, "stores m, r, s: three numbers", va="top")
+    axis.set(xlim=(-0.2, 13.6), ylim=(-rows + 0.3, 1.5))
+    axis.axis("off")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+MEASURED = DOCS.parent / "benchmarks/results/h200-2026-11-26.json"
+PRODUCTS = {  # part of the file, operation -> contender -> its name here, products with the head
+    ("kernels, after the rewritten head", "objective"): {
+        "ours triton one pass": ("ours", 3), "ours triton recompute": ("ours, any loss", 4),
+        "torch.compile": ("torch.compile, whole logits", 3), "eager": ("eager, whole logits", 3),
+    },
+    ("kernels", "cross-entropy"): {
+        "ours triton one pass": ("ours, before it was tuned", 3), "Liger": ("Liger-Kernel", 3),
+        "Liger, fp32 sums": ("Liger-Kernel, fp32 sums", 3), "CCE": ("cut-cross-entropy", 4),
+        "torch.compile": ("torch.compile, whole logits", 3), "eager": ("eager, whole logits", 3),
+    },
+}  # fmt: skip
+TITLES = {"objective": "loss with entropy", "cross-entropy": "cross-entropy"}
+
+
+def draw_products(path: Path) -> None:
+    """Draw the least time of the products with the head, and the times measured on an H200."""
+    parts = json.loads(MEASURED.read_text(encoding="utf-8"))["parts"]
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 2.6), constrained_layout=True)
+    for axis, ((part, operation), names) in zip(axes, PRODUCTS.items()):
+        shape = parts[part]["results"]["qwen3-14b"]
+        flops = 2 * shape["tokens"] * shape["vocabulary"] * shape["hidden"]
+        product = 1e3 * flops / shape["ceilings"]["flops"]
+        rows = {r["contender"]: r for r in shape["rows"] if r["operation"] == operation}
+        for y, (contender, (_, products)) in enumerate(names.items()):
+            row, colour = rows[contender], COLOURS["branch" if "ours" in contender else "trunk"]
+            for k in range(products):
+                axis.barh(-y, product - 0.6, left=k * product, color=colour, alpha=0.45)
+            middle, low, high = (1e3 * row[name] for name in ("median", "low", "high"))
+            axis.errorbar(middle, -y, xerr=[[middle - low], [high - middle]], fmt="o",
+                          color="black", markersize=4, capsize=3)  # fmt: skip
+        axis.set_yticks([-y for y in range(len(names))], [name for name, _ in names.values()])
+        axis.set(
+            xlabel="ms: bars, the products at 790 TFLOP/s; dots, measured",
+            title=f"{TITLES[operation]}, both gradients",
+            xlim=0,
+        )
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def main() -> None:
+    draw_tiles(DOCS / "tiles.png")
+    draw_products(DOCS / "products.png")
     draw_mask(DOCS / "mask.png")
     draw_step(DOCS / "step.png")
     draw_head(DOCS / "head.png")

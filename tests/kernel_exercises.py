@@ -1,0 +1,69 @@
+"""Exercises of docs/course.md: a copy of kernels/ with a bug to be found.
+
+python tests/kernel_exercises.py plant 1 DIR    write the copy
+python tests/kernel_exercises.py check DIR      which check fails there, and how (a minute)
+python tests/kernel_exercises.py answer 1       the lines, and the right ones
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {"RMT_KERNELS": "triton", "OMP_NUM_THREADS": "1"}  # before torch is imported
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kernel_faults import MUTANTS
+from kernel_mutants import build, checks_of, killer, load
+
+BUGS = (  # of kernel_faults.py; numbered from 1
+    "s in bits",
+    "phantom columns count as logits of 0",
+    "tiles are added up with the likeliest",
+    "the target of the next tile",
+    "gradients go by the number of the kept row",
+)
+
+
+def plant(number: int, place: Path) -> None:
+    if (place / "kernels").exists():
+        sys.exit(f"error: {place / 'kernels'} is there already; name another folder")
+    build(BUGS[number - 1], place)
+    print(f"wrote {place / 'kernels'}")
+
+
+def check(place: Path) -> None:
+    if not (place / "kernels").is_dir():
+        sys.exit(f"error: there is no {place / 'kernels'}; `plant` it first")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    found = killer(load(place), checks_of("", "tiles.py"), (torch.float32, torch.bfloat16))
+    print(found or "all checks pass")
+
+
+def answer(number: int) -> None:
+    file, right, wrong = MUTANTS[BUGS[number - 1]]
+    print(f"{BUGS[number - 1]}: {file} has\n\n{wrong.rstrip()}\n\nin place of\n\n{right.rstrip()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    numbers = range(1, len(BUGS) + 1)
+    for action in (plant, check, answer):
+        own = actions.add_parser(action.__name__)
+        if action is not check:
+            own.add_argument("number", type=int, choices=numbers)
+        if action is not answer:
+            own.add_argument("place", type=Path, metavar="DIR")
+        own.set_defaults(action=action)
+    chosen = vars(parser.parse_args())
+    chosen.pop("action")(**chosen)
+
+
+if __name__ == "__main__":
+    main()

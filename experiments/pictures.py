@@ -221,11 +221,7 @@ def draw_products(path: Path) -> None:
             axis.errorbar(middle, -y, xerr=[[middle - low], [high - middle]], fmt="o",
                           color="black", markersize=4, capsize=3)  # fmt: skip
         axis.set_yticks([-y for y in range(len(names))], [name for name, _ in names.values()])
-        axis.set(
-            xlabel="ms: bars, the products at 790 TFLOP/s; dots, measured",
-            title=f"{TITLES[operation]}, both gradients",
-            xlim=0,
-        )
+        axis.set(xlabel="ms", title=f"{TITLES[operation]}, both gradients", xlim=0)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

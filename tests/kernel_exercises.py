@@ -13,22 +13,37 @@ from pathlib import Path
 os.environ |= {"RMT_KERNELS": "triton", "OMP_NUM_THREADS": "1"}  # before torch is imported
 sys.path.insert(0, str(Path(__file__).parent))
 
-from kernel_faults import MUTANTS
 from kernel_mutants import build, checks_of, killer, load
 
-BUGS = (  # of kernel_faults.py; numbered from 1
-    "s in bits",
-    "phantom columns count as logits of 0",
-    "tiles are added up with the likeliest",
-    "the target of the next tile",
-    "gradients go by the number of the kept row",
-)
+BUGS = {  # name: (file, the right text, the wrong text); numbered from 1
+    "s stays in bits": ("tiles.py", "tl.sum(e * x, axis=0) / LOG2_E", "tl.sum(e * x, axis=0)"),
+    "columns that are not there count as logits of 0": (
+        "tiles.py",
+        """are −inf, not 0: never the maximum, never counted.
+    z = tl.load(place, mask=there, other=float("-inf"))""",
+        """are masked.
+    z = tl.load(place, mask=there, other=0.0)""",
+    ),
+    "1 is added to r and subtracted again, which takes its digits": (
+        "tile_math.py",
+        "torch.where(likeliest, 0.0, factor).sum(dim=1) + (likeliest.sum(dim=1) - 1)",
+        "factor.sum(dim=1) - 1",
+    ),
+    "a target in the first column is never found": ("tiles.py", "own >= 0:", "own > 0:"),
+    "the gradient of a row is that of another one, where some rows have none": (
+        "tiles.py",
+        """
+    if ROWS is not None:
+        row = tl.load(ROWS + out_row)  # only some rows have a gradient""",
+        "",
+    ),
+}
 
 
 def plant(number: int, place: Path) -> None:
     if (place / "kernels").exists():
         sys.exit(f"error: {place / 'kernels'} is there already; name another folder")
-    build(BUGS[number - 1], place)
+    build(*[*BUGS.values()][number - 1], place)
     print(f"wrote {place / 'kernels'}")
 
 
@@ -44,8 +59,8 @@ def check(place: Path) -> None:
 
 
 def answer(number: int) -> None:
-    file, right, wrong = MUTANTS[BUGS[number - 1]]
-    print(f"{BUGS[number - 1]}: {file} has\n\n{wrong.rstrip()}\n\nin place of\n\n{right.rstrip()}")
+    name, (file, right, wrong) = [*BUGS.items()][number - 1]
+    print(f"{name}: {file} has\n\n    {wrong or 'nothing'}\n\nin place of\n\n    {right.strip()}")
 
 
 def main() -> None:

@@ -20,9 +20,8 @@ from kernel_faults import AT_THE_EDGES, CONTROLS, KINDS, MUTANTS
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def build(name: str, place: Path) -> None:
-    """A copy of kernels/ under place with the mutant's bug in it."""
-    file, old, new = (MUTANTS | CONTROLS)[name]
+def build(file: str, old: str, new: str, place: Path) -> None:
+    """A copy of kernels/ under place with a bug in it."""
     shutil.copytree(ROOT / "kernels", place / "kernels")
     path = place / "kernels" / file
     text = path.read_text(encoding="utf-8")
@@ -120,7 +119,7 @@ def main() -> int:
         os.environ["RMT_KERNELS"] = KINDS.get(every[name][0], "reference")
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as place:
-            build(name, Path(place))
+            build(*every[name], Path(place))
             mutant = load(Path(place))
             file = every[name][0]
             usual = "passes" if passes_the_usual_test(mutant, file) else "fails"

@@ -32,8 +32,8 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Return log p(label) and entropy (N,) of hidden (…, C) @ weight (V, C).T; labels (…,): N."""
     _refuse(reduction=(reduction, "none"), dist_process_group=(dist_process_group, None))
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    return linear_entropy_logprob(rows, weight, labels.reshape(-1), temperature)[:2]
+    found = linear_entropy_logprob(hidden, weight, labels.reshape(hidden.shape[:-1]), temperature)
+    return found.logprob.flatten(), found.entropy.flatten()
 
 
 def selective_log_softmax(
@@ -45,16 +45,13 @@ def selective_log_softmax(
                          f"{tuple(logits.shape)}; take theirs for several")  # fmt: skip
     if row_mask is not None:
         index = index.masked_fill(row_mask == 0, IGNORE)
-    rows = logits.reshape(-1, logits.shape[-1])
-    logprob, _ = entropy_logprob(rows, index.reshape(-1), temperature)
-    return logprob.view(index.shape).to(logits.dtype)
+    return entropy_logprob(logits, index, temperature).logprob.to(logits.dtype)
 
 
 def entropy_from_logits(logits: Tensor, chunk_size: int = 128) -> Tensor:
     """Return the entropy of each row of logits (…, V) in nats, in their dtype."""
     targets = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    _, entropy = entropy_logprob(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
-    return entropy.view(targets.shape).to(logits.dtype)
+    return entropy_logprob(logits, targets).entropy.to(logits.dtype)
 
 
 class ChunkedLogProb:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .logits import entropy_logprob
-from .reference import IGNORE, NAMESPACE, matmul, wide
+from .reference import IGNORE, NAMESPACE, TokenStatistics, matmul, wide
 from .refuse import per_token_inverse, require_head, require_targets, require_values
 from .slices import (
     SLICE,
@@ -31,13 +31,13 @@ def linear_entropy_logprob(
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
     chunk: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> TokenStatistics:
     """Return log p(target), entropy and top-1 of hidden @ weight.T; the first two have gradients.
 
-    hidden (N, C) and weight (V, C) of one dtype, in any strides; targets (N,) int64, -100 for none;
-    temperature a positive number or (N,). Rows of weight from vocab_size on are padding and have
-    probability 0. Returns logprob (N,) and entropy (N,) in nats, fp32 (fp64 for fp64), and top1
-    (N,) bool: the target is the likeliest token, or one of them. Tokens without a target have
+    hidden (…, C) and weight (V, C) of one dtype, in any strides; targets (…) int64, -100 for none;
+    temperature a positive number or (…). Rows of weight from vocab_size on are padding and have
+    probability 0. Returns logprob (…) and entropy (…) in nats, fp32 (fp64 for fp64), and top1
+    (…) bool: the target is the likeliest token, or one of them. Tokens without a target have
     0, 0 and False. chunk: tokens at one time; changes memory and speed, not the result.
 
     The backward pass computes the logits again. ValueError for shapes, dtypes and values that do
@@ -47,9 +47,9 @@ def linear_entropy_logprob(
     vocab_size = require_head(hidden, weight, vocab_size)
     require_targets(targets, hidden, "hidden")
     inverse_t = per_token_inverse(temperature, hidden)
-    chunk = chunk_of(hidden, chunk)
-    outputs = _statistics(hidden, weight, targets, inverse_t, vocab_size, chunk)
-    return outputs[:3]
+    x, y, chunk = hidden.flatten(0, -2), targets.flatten(), chunk_of(hidden, chunk)
+    found = _statistics(x, weight, y, inverse_t, vocab_size, chunk)[:3]
+    return TokenStatistics(*(part.view(targets.shape) for part in found))
 
 
 @torch.no_grad()
@@ -58,14 +58,14 @@ def linear_topk(
 ) -> tuple[Tensor, Tensor]:
     """Return the k largest logits of each token and their token ids, largest first.
 
-    hidden (N, C), weight (V, C). Returns logits (N, k) in fp32 or wider and tokens (N, k) int64;
+    hidden (…, C), weight (V, C). Returns logits (…, k) in fp32 or wider and tokens (…, k) int64;
     fewer columns than k where the vocabulary has fewer tokens.
     """
     vocab_size = require_head(hidden, weight, vocab_size)
     if k < 0:
         raise ValueError(f"k {k} must be a number of tokens, 0 or more")
     found = []
-    for x in hidden.split(chunk_of(hidden, chunk)):
+    for x in hidden.flatten(0, -2).split(chunk_of(hidden, chunk)):
         best = x.new_empty(len(x), 0, dtype=wide(x))
         token = x.new_empty(len(x), 0, dtype=torch.int64)
         for first in range(0, vocab_size, SLICE):
@@ -75,22 +75,22 @@ def linear_topk(
             best, order = best.topk(min(k, best.shape[1]), dim=1)  # (n, k)
             token = token.gather(1, order)
         found.append((best, token))
-    return tuple(torch.cat(parts) for parts in zip(*found))
+    return tuple(torch.cat(x).unflatten(0, hidden.shape[:-1]) for x in zip(*found))
 
 
 @torch.no_grad()
 def linear_topk_entropy(
     hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None, chunk: int | None = None
 ) -> Tensor:
-    """Return the entropy (N,) in nats of the k likeliest tokens, renormalised; k = 0 takes all.
+    """Return the entropy (…) in nats of the k likeliest tokens, renormalised; k = 0 takes all.
 
-    RPT measures difficulty this way (arXiv 2506.08007, k = 16). hidden (N, C), weight (V, C).
+    RPT measures difficulty this way (arXiv 2506.08007, k = 16). hidden (…, C), weight (V, C).
     """
-    targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    targets = torch.zeros(hidden.shape[:-1], dtype=torch.int64, device=hidden.device)
     if k == 0 or k >= require_head(hidden, weight, vocab_size):
-        return linear_entropy_logprob(hidden, weight, targets, 1.0, vocab_size, chunk)[1]
+        return linear_entropy_logprob(hidden, weight, targets, 1.0, vocab_size, chunk).entropy
     logits, _ = linear_topk(hidden, weight, k, vocab_size, chunk)
-    return entropy_logprob(logits, targets)[1]
+    return entropy_logprob(logits, targets).entropy
 
 
 @custom_op(f"{NAMESPACE}::linear_statistics", mutates_args=())

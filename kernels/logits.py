@@ -1,4 +1,4 @@
-"""Log-probability, entropy and masked cross-entropy of logits (N, V) that the caller passes.
+"""Log-probability, entropy and masked cross-entropy of logits (…, V) that the caller passes.
 
 One pass over the logits forward, one backward. The backward pass computes the probabilities again
 from the logits and two numbers per row, so that only the gradient has size (N, V). Formulas:
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .dispatch import tiles_of
-from .reference import IGNORE, NAMESPACE, reduce_losses, without_ignored
+from .reference import IGNORE, NAMESPACE, LogitStatistics, reduce_losses, without_ignored
 from .refuse import per_token_inverse, require_logits, require_values
 from .tile_math import LossGrads, Statistics, merge
 
@@ -19,18 +19,18 @@ CACHED = 2**20  # logits of a block on a CPU: 4 MB, which its cache holds
 
 def entropy_logprob(
     logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
-) -> tuple[Tensor, Tensor]:
+) -> LogitStatistics:
     """Return log p(target) and entropy of each row, with gradients, in one pass over the logits.
 
-    logits (N, V) in any strides, targets (N,) int64, temperature a positive number or (N,).
-    Returns logprob (N,) and entropy (N,) in nats, fp32 (fp64 for fp64 logits). A row whose target
+    logits (…, V) in any strides, targets (…) int64, temperature a positive number or (…).
+    Returns logprob (…) and entropy (…) in nats, fp32 (fp64 for fp64 logits). A row whose target
     is -100 is not read: both are 0, and so is its gradient. ValueError for shapes, dtypes and
     targets that do not fit. No second derivative, and no gradient of the temperature.
     """
     require_logits(logits, targets)
     inverse_t = per_token_inverse(temperature, logits)
-    logprob, entropy, _, _ = _entropy_logprob(logits, targets.contiguous(), inverse_t)
-    return logprob, entropy
+    found = _entropy_logprob(logits.flatten(0, -2), targets.flatten().contiguous(), inverse_t)
+    return LogitStatistics(*(part.view(targets.shape) for part in found[:2]))
 
 
 def masked_cross_entropy(
@@ -42,8 +42,8 @@ def masked_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of the rows, weighted by the mask.
 
-    logits (N, V), targets (N,) int64, mask (N,) of any dtype. reduction "none" returns mask · loss
-    (N,), "sum" their sum, "mean" the sum over `count`: the mask's sum, unless the caller gives the
+    logits (…, V), targets (…) int64, mask (…) of any dtype. reduction "none" returns mask · loss
+    (…), "sum" their sum, "mean" the sum over `count`: the mask's sum, unless the caller gives the
     count of all micro-batches and ranks. Rows with mask 0 are never read, whatever their target;
     rows with target -100 count as mask 0, as in F.cross_entropy. With no rows left the loss is 0,
     and its gradient is 0, not missing.

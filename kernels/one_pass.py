@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable imports Dynamo: 4 seconds
 
-from .reference import TokenLossFunction, wide
+from .reference import HeadObjective, TokenLossFunction, wide
 from .refuse import (
     per_token_inverse,
     require_head,
@@ -30,17 +30,18 @@ def linear_objective(
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
     chunk: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> HeadObjective:
     """Sum token_loss over all tokens with a target; compute both gradients in the same pass.
 
     token_loss(logprob (n,), entropy (n,), index (n,)) returns the scalar loss of the n tokens of a
-    chunk; index has their numbers among the N tokens. It is called once per chunk: the loss must be
-    a sum over tokens, and its other inputs (advantages, old log p, global counts) must be known
-    before. It may use no parameters and no other tensor that requires a gradient. A token for which
-    both derivatives of the loss are 0, as in a group without advantage, costs only its statistics.
+    chunk; index has their numbers among all N tokens, those of targets.flatten(). It is called once
+    per chunk: the loss must be a sum over tokens, and its other inputs (advantages, old log p,
+    global counts) must be known before. It may use no parameters and no other tensor that requires
+    a gradient. A token for which both derivatives of the loss are 0, as in a group without
+    advantage, costs only its statistics.
 
     hidden, weight, targets, temperature, vocab_size, chunk and errors: `linear_entropy_logprob`.
-    Returns the loss (scalar), and logprob (N,) and entropy (N,) without gradient. Gradients are
+    Returns the loss (scalar), and logprob (…) and entropy (…) without gradient. Gradients are
     summed in fp32, then rounded to the dtype of hidden and weight. fp16 is refused: gradients of
     logits would round to 0 before any loss scale applies. Under torch.no_grad() the loss costs no
     more than the statistics.
@@ -49,10 +50,11 @@ def linear_objective(
     require_targets(targets, hidden, "hidden")
     require_one_pass(hidden)
     inverse_t = per_token_inverse(temperature, hidden)
-    require_values(targets, vocab_size, inverse_t)
+    require_values(targets.flatten(), vocab_size, inverse_t)
     chunk = chunk_of(hidden, chunk)
-    known = (targets, token_loss, inverse_t, vocab_size, chunk, torch.is_grad_enabled())
-    return _LinearObjective.apply(hidden, weight, *known)
+    known = (targets.flatten(), token_loss, inverse_t, vocab_size, chunk, torch.is_grad_enabled())
+    loss, *statistics = _LinearObjective.apply(hidden.flatten(0, -2), weight, *known)
+    return HeadObjective(loss, *(part.view(targets.shape) for part in statistics))
 
 
 class _LinearObjective(torch.autograd.Function):

@@ -4,11 +4,12 @@ Ordinary autograd, any device, any dtype up to fp64. Tests compare the kernels a
 loops with this file. The arithmetic without whole logits is in kernels/tile_math.py, the loop in
 kernels/slices.py.
 
-Shapes: N tokens, C hidden, V vocabulary. Entropy is Eq. 1, in nats.
+Shapes: N tokens, or any (…), C hidden, V vocabulary. Entropy is Eq. 1, in nats.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,18 +20,41 @@ IGNORE = -100  # the target of a token without a target; PyTorch's ignore_index
 TokenLossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+class LogitStatistics(NamedTuple):
+    """Of each token, in nats. (…) each"""
+
+    logprob: Tensor
+    entropy: Tensor
+
+
+class TokenStatistics(NamedTuple):
+    """Of each token. (…) each"""
+
+    logprob: Tensor
+    entropy: Tensor
+    top1: Tensor  # the target is the likeliest token, or one of them
+
+
+class HeadObjective(NamedTuple):
+    """The loss of all tokens, and what it was computed from, without gradient."""
+
+    loss: Tensor  # scalar
+    logprob: Tensor  # (…)
+    entropy: Tensor
+
+
 def entropy_logprob(
     logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Return log p(target) (N,) and entropy (N,) of logits (N, V); 0 where target is IGNORE."""
+) -> LogitStatistics:
+    """Return log p(target) (…) and entropy (…) of logits (…, V); 0 where target is IGNORE."""
     z = logits.to(wide(logits))
-    z = z / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
+    z = z / (temperature[..., None] if isinstance(temperature, Tensor) else temperature)
     log_p = z.log_softmax(dim=-1)
     p = log_p.exp()
     entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(dim=-1)
     ignored = targets == IGNORE
-    logprob = log_p.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
-    return logprob.masked_fill(ignored, 0.0), entropy.masked_fill(ignored, 0.0)
+    logprob = log_p.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
+    return LogitStatistics(logprob.masked_fill(ignored, 0.0), entropy.masked_fill(ignored, 0.0))
 
 
 def masked_cross_entropy(
@@ -55,13 +79,13 @@ def linear_entropy_logprob(
     targets: Tensor,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `entropy_logprob` of hidden (N, C) @ weight (V, C).T, and if the target is top 1."""
-    logits = matmul(hidden, weight[:vocab_size].t())  # (N, V)
+) -> TokenStatistics:
+    """Return `entropy_logprob` of hidden (…, C) @ weight (V, C).T, and if the target is top 1."""
+    logits = _logits(hidden, weight, vocab_size)
     ignored = targets == IGNORE
-    at_target = logits.gather(1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    at_target = logits.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
     top1 = (at_target >= logits.amax(dim=-1)) & ~ignored
-    return *entropy_logprob(logits, targets, temperature), top1
+    return TokenStatistics(*entropy_logprob(logits, targets, temperature), top1)
 
 
 def linear_objective(
@@ -71,28 +95,34 @@ def linear_objective(
     token_loss: TokenLossFunction,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> HeadObjective:
     """Return token_loss of all tokens with a target, and log p and entropy without gradient."""
     logprob, entropy, _ = linear_entropy_logprob(hidden, weight, targets, temperature, vocab_size)
-    index = (targets != IGNORE).nonzero()[:, 0]
-    loss = token_loss(logprob[index], entropy[index], index)
-    return loss, logprob.detach(), entropy.detach()
+    index = (targets != IGNORE).flatten().nonzero()[:, 0]
+    loss = token_loss(logprob.flatten()[index], entropy.flatten()[index], index)
+    return HeadObjective(loss, logprob.detach(), entropy.detach())
 
 
 def linear_topk(
     hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the k largest logits of each token (N, k) and their token ids (N, k)."""
-    logits = matmul(hidden, weight[:vocab_size].t())
-    return tuple(logits.topk(min(k, logits.shape[1]), dim=-1))
+    """Return the k largest logits of each token (…, k) and their token ids (…, k)."""
+    logits = _logits(hidden, weight, vocab_size)
+    return tuple(logits.topk(min(k, logits.shape[-1]), dim=-1))
 
 
 def linear_topk_entropy(
     hidden: Tensor, weight: Tensor, k: int, vocab_size: int | None = None
 ) -> Tensor:
-    """Return the entropy (N,) of the k likeliest tokens, renormalised; k = 0 takes all."""
+    """Return the entropy (…) of the k likeliest tokens, renormalised; k = 0 takes all."""
     top, _ = linear_topk(hidden, weight, k or len(weight), vocab_size)
-    return entropy_logprob(top, torch.zeros_like(top[:, 0], dtype=torch.int64))[1]
+    return entropy_logprob(top, torch.zeros_like(top[..., 0], dtype=torch.int64)).entropy
+
+
+def _logits(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> Tensor:
+    """Return hidden (…, C) @ weight (V, C).T over the rows of the vocabulary. (…, V)"""
+    logits = matmul(hidden.flatten(0, -2), weight[:vocab_size].t())
+    return logits.unflatten(0, hidden.shape[:-1])
 
 
 def branch_attention(

@@ -10,17 +10,17 @@ MOST_HEAD_DIM = 256  # 512 spills registers, 576 needs 327,680 bytes of shared m
 
 
 def require_logits(logits: Tensor, targets: Tensor) -> None:
-    if logits.dim() != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits must be (N, V) with V > 0, not {tuple(logits.shape)}")
+    if logits.dim() < 2 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must be (…, V) with V > 0, not {tuple(logits.shape)}")
     require_no_tangent(logits)
     require_targets(targets, logits, "logits")
 
 
 def require_head(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> int:
     """Check the head's inputs and return the vocabulary size: the rows of weight that count."""
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+    if hidden.dim() < 2 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"hidden must be (N, C) and weight (V, C), not {tuple(hidden.shape)} and "
+            f"hidden must be (…, C) and weight (V, C), not {tuple(hidden.shape)} and "
             f"{tuple(weight.shape)}"
         )
     if hidden.dtype != weight.dtype or hidden.device != weight.device:
@@ -63,9 +63,9 @@ def require_chunk(chunk: int | None, default: int) -> int:
 def require_targets(targets: Tensor, rows: Tensor, name: str) -> None:
     if not rows.dtype.is_floating_point:
         raise ValueError(f"{name} must be of a floating dtype, not {rows.dtype}")
-    if targets.shape != rows.shape[:1] or targets.dtype != torch.int64:
+    if targets.shape != rows.shape[:-1] or targets.dtype != torch.int64:
         raise ValueError(
-            f"targets must be ({len(rows)},) int64, one for each row of {name}, not "
+            f"targets must be {tuple(rows.shape[:-1])} int64, one for each row of {name}, not "
             f"{tuple(targets.shape)} {targets.dtype}"
         )
     if targets.device != rows.device:
@@ -91,11 +91,12 @@ def require_values(targets: Tensor, vocab_size: int, inverse_t: Tensor) -> None:
 
 
 def per_token_inverse(temperature: float | Tensor, rows: Tensor) -> Tensor:
-    """Return 1/T of each row (N,), fp32 or wider."""
+    """Return 1/T of each row (N,), fp32 or wider; rows (…, C), temperature a number or (…)."""
+    shape = rows.shape[:-1]
     if isinstance(temperature, Tensor):
-        if temperature.shape not in (torch.Size(()), rows.shape[:1]):
+        if temperature.shape not in (torch.Size(()), shape):
             raise ValueError(
-                f"temperature must be a number or ({len(rows)},), not {tuple(temperature.shape)}"
+                f"temperature must be a number or {tuple(shape)}, not {tuple(temperature.shape)}"
             )
         t = temperature.detach().to(rows.device, wide(rows))
     else:
@@ -103,7 +104,7 @@ def per_token_inverse(temperature: float | Tensor, rows: Tensor) -> Tensor:
             raise ValueError(f"temperature {temperature} must be above 0")
         # Not torch.full: torch.compile would compile it again for every temperature.
         t = torch.ones((), dtype=wide(rows), device=rows.device) * temperature
-    return t.reciprocal().expand(len(rows)).contiguous()
+    return t.reciprocal().expand(shape).flatten().contiguous()
 
 
 def require_head_dim(size: int) -> None:

@@ -10,7 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-os.environ |= {"RMT_KERNELS": "triton", "OMP_NUM_THREADS": "1"}  # before torch is imported
 sys.path.insert(0, str(Path(__file__).parent))
 
 from kernel_mutants import build, checks_of, killer, load
@@ -50,6 +49,7 @@ def plant(number: int, place: Path) -> None:
 def check(place: Path) -> None:
     if not (place / "kernels").is_dir():
         sys.exit(f"error: there is no {place / 'kernels'}; `plant` it first")
+    os.environ |= {"RMT_KERNELS": "triton", "OMP_NUM_THREADS": "1"}  # before torch is imported
     import torch
 
     if not torch.cuda.is_available():

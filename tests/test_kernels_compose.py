@@ -1,5 +1,6 @@
 """The kernels together with autograd, autocast and torch.compile."""
 
+import math
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from kernel_losses import (
     USED,
     C,
     V,
+    combined,
     cross_entropy,
     from_head,
     from_logits,
@@ -19,7 +21,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import grad
 from torch.library import opcheck
 
-from kernels import head, logits
+import kernels
+from kernels import head, logits, reference
 
 kinds = pytest.mark.parametrize("kind", ["reference", "triton", "fused"])
 
@@ -44,6 +47,33 @@ def results(loss, x, w, z, y, t, wanted=None):
 def assert_equal(given, expected):
     for a, b in zip(given, expected, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@kinds
+@pytest.mark.parametrize("shape", [(2, 3), (1, 6), (3, 1, 2), (0, 3)])
+def test_leading_dimensions_are_kept(kind, shape):
+    """As of the rows one after another, and each result has its name."""
+    x, w, z, y, t = inputs(math.prod(shape))
+    several = [a.unflatten(0, shape) if a.numel() else a.view(*shape, *a.shape[1:])
+               for a in (x, z, y, t)]  # fmt: skip
+    for module in (kernels, reference):
+        flat = module.linear_entropy_logprob(x, w, y, t, USED)
+        found = module.linear_entropy_logprob(several[0], w, *several[2:], USED)
+        for name in ("logprob", "entropy", "top1"):
+            assert torch.equal(getattr(found, name), getattr(flat, name).view(shape))
+        whole = module.linear_objective(x, w, y, combined, t, USED)
+        found = module.linear_objective(several[0], w, several[2], combined, several[3], USED)
+        assert torch.equal(found.loss, whole.loss) and found.logprob.shape == shape
+        assert_equal(grad(found.loss, (x, w)), grad(whole.loss, (x, w)))
+        flat, found = module.entropy_logprob(z, y, t), module.entropy_logprob(*several[1:])
+        assert torch.equal(found.entropy, flat.entropy.view(shape))
+        assert torch.equal(found.logprob, flat.logprob.view(shape))
+        values, tokens = module.linear_topk(several[0], w, 3)
+        assert torch.equal(tokens, module.linear_topk(x, w, 3)[1].view(*shape, 3))
+        assert module.linear_topk_entropy(several[0], w, 3).shape == values.shape[:-1] == shape
+        mask = several[2] >= 0
+        mean = module.masked_cross_entropy(several[1], several[2], mask)
+        assert torch.equal(mean, module.masked_cross_entropy(z, y, y >= 0))
 
 
 # The custom operators, and torch.compile.

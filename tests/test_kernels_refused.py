@@ -14,7 +14,7 @@ looked_at = pytest.mark.skipif(DEVICE == "cuda", reason="values are looked at on
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (dict(x=torch.zeros(7, C + 1)), ["(N, C)", "(V, C)", f"(7, {C + 1})", f"({V}, {C})"]),
+        (dict(x=torch.zeros(7, C + 1)), ["(…, C)", "(V, C)", f"(7, {C + 1})", f"({V}, {C})"]),
         (dict(x=torch.zeros(7, C).half()), ["torch.float16", "torch.float32", "convert"]),
         (dict(x=torch.zeros(7, C).int(), w=torch.zeros(V, C).int()), ["floating", "torch.int32"]),
         (dict(w=torch.zeros(V, C, device="meta")), ["weight torch.float32 on meta", "convert"]),
@@ -68,7 +68,7 @@ def test_values_that_do_not_fit_are_refused(loss, position, wrong, said):
 def test_logits_masks_and_reductions_that_do_not_fit_are_refused():
     *_, z, y, _ = inputs()
     for wrong, said in (
-        (lambda: kernels.entropy_logprob(z[:, :0], y), ["(N, V) with V > 0", "(7, 0)"]),
+        (lambda: kernels.entropy_logprob(z[:, :0], y), ["(…, V) with V > 0", "(7, 0)"]),
         (lambda: kernels.entropy_logprob(z, y[1:]), ["(7,) int64", "(6,)"]),
         (lambda: kernels.masked_cross_entropy(z, y, y >= 0, "max"), ["'max'", "mean, sum, none"]),
         (lambda: kernels.masked_cross_entropy(z, y, y[1:] >= 0), ["mask is (6,)", "(7,)"]),

@@ -159,7 +159,7 @@ def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> s
 
 def summary(stored: Stored) -> str:
     """Return what README.md says: RMT in each world, and claims that have enough seeds."""
-    gains, lines = [], []
+    gains = []
     for world in WORLDS:
         if seeds := seeds_of(stored, world, "rmt"):
             base = untrained(stored, world)
@@ -169,11 +169,15 @@ def summary(stored: Stored) -> str:
                 f"{min(shares):.0f}–{max(shares):.0f}" if len(shares) > 1 else f"{shares[0]:.0f}"
             )
             gains.append(f"{world} {rate(base, base['tiers']):.0f} → {reached} ({len(shares)})")
-    for rival, claim in CLAIMS.items():
-        found = [difference(stored, world, rival, "-tokens") for world in WORLDS]
-        if any(v and v.seeds >= LEAST for v in found):
-            lines.append([claim.text, *(str(v) if v and v.seeds >= LEAST else "–" for v in found)])
-    claims = table(["RMT − rival, points, equal tokens", *WORLDS], lines) if lines else ""
+    decided = {  # claim -> world -> RMT − rival
+        claim.text: {
+            world: str(v) for world in WORLDS
+            if (v := difference(stored, world, rival, "-tokens")) and v.seeds >= LEAST
+        } for rival, claim in CLAIMS.items()
+    }  # fmt: skip
+    worlds = [world for world in WORLDS if any(world in of for of in decided.values())]
+    lines = [[text, *(of.get(w, "–") for w in worlds)] for text, of in decided.items() if of]
+    claims = table(["RMT − rival, points, equal tokens", *worlds], lines) if lines else ""
     before_after = f"Right with a thought, before and after RMT, % (seeds): {', '.join(gains)}."
     return "\n\n".join(filter(None, (before_after, claims)))
 

@@ -42,7 +42,7 @@ study: setup  ## when does each part pay: five worlds, RMT without parts, baseli
 
 paper: setup  ## some of the study's runs anew, beside what is stored of them (20 minutes, 2 cores)
 	$(BIN)/python -m experiments.study --again overthinking/rmt/100 \
-		overthinking/without-budget/100 all/rmt/101
+		all/rmt/101 all/without-ntp/101
 
 # One thread each: OpenMP's threads wait for each other where tests share the cores.
 test: setup  ## all tests, one process per core

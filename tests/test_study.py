@@ -331,6 +331,13 @@ def test_the_committed_pages_are_those_of_what_is_stored(tmp_path, monkeypatch):
     assert commands and not any(" /" in command for command in commands), "a machine's path"
 
 
+def test_what_make_paper_runs_again_is_stored():
+    recipe = (ROOT / "Makefile").read_text("utf-8").partition("--again ")[2].partition("\n\n")[0]
+    names = recipe.replace("\\", " ").split()
+    rows = storing.read(ROOT / "docs/study.jsonl")
+    assert names and all("thought" in rows[name] for name in names)
+
+
 def test_what_is_run_again_is_compared(capsys):
     base = answered("0000", 1) | {"documents": [0, 0, 1, 1], "tiers": "eemh"}
     row = lambda right: {"thought": answered(right)}

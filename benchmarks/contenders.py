@@ -75,7 +75,7 @@ def one_pass(hidden, weight, targets, advantage):
 
 
 def recompute(hidden, weight, targets, advantage):
-    logprob, entropy, _ = kernels.linear_entropy_logprob(hidden, weight, targets)
+    logprob, entropy, *_ = kernels.linear_entropy_logprob(hidden, weight, targets)
     return _objective(logprob, entropy, targets, advantage)
 
 

@@ -18,6 +18,7 @@ from .head import linear_entropy_logprob, linear_topk, linear_topk_entropy
 from .logits import entropy_logprob, masked_cross_entropy
 from .one_pass import linear_objective
 from .reference import IGNORE, matmul
+from .vocab_parallel import vocab_parallel_entropy_logprob
 
 __all__ = [
     "IGNORE",
@@ -31,6 +32,7 @@ __all__ = [
     "linear_topk_entropy",
     "masked_cross_entropy",
     "matmul",
+    "vocab_parallel_entropy_logprob",
 ]
 
 

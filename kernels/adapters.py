@@ -20,6 +20,7 @@ from torch import Tensor
 from .head import linear_entropy_logprob
 from .logits import entropy_logprob
 from .reference import IGNORE
+from .vocab_parallel import vocab_parallel_entropy_logprob
 
 
 def linear_cross_entropy(
@@ -30,9 +31,16 @@ def linear_cross_entropy(
     reduction: str = "none",
     dist_process_group=None,
 ) -> tuple[Tensor, Tensor]:
-    """Return log p(label) and entropy (N,) of hidden (…, C) @ weight (V, C).T; labels (…,): N."""
-    _refuse(reduction=(reduction, "none"), dist_process_group=(dist_process_group, None))
-    found = linear_entropy_logprob(hidden, weight, labels.reshape(hidden.shape[:-1]), temperature)
+    """Return log p(label) and entropy (N,) of hidden (…, C) @ weight (V, C).T; labels (…,): N.
+
+    dist_process_group: its ranks hold a part of the weight each, all of one size.
+    """
+    _refuse(reduction=(reduction, "none"))
+    known = hidden, weight, labels.reshape(hidden.shape[:-1])
+    if dist_process_group is None:
+        found = linear_entropy_logprob(*known, temperature)
+    else:
+        found = vocab_parallel_entropy_logprob(*known, dist_process_group, temperature)
     return found.logprob.flatten(), found.entropy.flatten()
 
 
@@ -75,19 +83,24 @@ class ChunkedLogProb:
         several likeliest. Under autocast the head is in autocast's dtype.
         """
         unknown = sorted({*outputs} - {"log_probs", "entropy", "is_top1"}) or None
-        _refuse(bias=(bias, None), final_logit_softcapping=(final_logit_softcapping, None),
-                outputs=(unknown, None))  # fmt: skip
+        _refuse(outputs=(unknown, None))
         if hasattr(weight, "ds_id") and weight.requires_grad:
             raise ValueError("the head is sharded by DeepSpeed ZeRO-3, which frees it before its "
                              "backward pass; use ZeRO-2 or FSDP2, or TRL's own head")  # fmt: skip
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
-        logprob, entropy, top1 = linear_entropy_logprob(
-            hidden, weight.to(hidden.dtype), labels, temperature / logit_scale
+        weight = weight.to(hidden.dtype)
+        if bias is not None:  # as one more dimension, which is 1: this copies the head
+            hidden = torch.cat((hidden, hidden.new_ones(len(hidden), 1)), dim=1)
+            weight = torch.cat((weight, bias.to(weight.dtype)[:, None]), dim=1)
+        # s · z capped at c, over T, is z capped at c / s, over T / s.
+        cap = final_logit_softcapping and final_logit_softcapping / logit_scale
+        found = linear_entropy_logprob(
+            hidden, weight, labels, temperature / logit_scale, softcap=cap
         )
-        entropy = entropy if "entropy" in outputs else None
-        return logprob, entropy, None, None, top1 if "is_top1" in outputs else None
+        entropy = found.entropy if "entropy" in outputs else None
+        return found.logprob, entropy, None, None, found.top1 if "is_top1" in outputs else None
 
 
 def _refuse(**arguments) -> None:

@@ -11,7 +11,13 @@ from torch.library import custom_op
 
 from .logits import entropy_logprob
 from .reference import IGNORE, NAMESPACE, TokenStatistics, matmul, wide
-from .refuse import per_token_inverse, require_head, require_targets, require_values
+from .refuse import (
+    per_token_inverse,
+    require_head,
+    require_softcap,
+    require_targets,
+    require_values,
+)
 from .slices import (
     SLICE,
     chunk_of,
@@ -31,14 +37,17 @@ def linear_entropy_logprob(
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
     chunk: int | None = None,
+    softcap: float | None = None,
 ) -> TokenStatistics:
-    """Return log p(target), entropy and top-1 of hidden @ weight.T; the first two have gradients.
+    """Return log p(target), entropy, top-1 and log-sum-exp of hidden @ weight.T, with gradients.
 
     hidden (…, C) and weight (V, C) of one dtype, in any strides; targets (…) int64, -100 for none;
     temperature a positive number or (…). Rows of weight from vocab_size on are padding and have
-    probability 0. Returns logprob (…) and entropy (…) in nats, fp32 (fp64 for fp64), and top1
-    (…) bool: the target is the likeliest token, or one of them. Tokens without a target have
-    0, 0 and False. chunk: tokens at one time; changes memory and speed, not the result.
+    probability 0. chunk: tokens at one time; changes memory and speed, not the result. softcap:
+    logits are softcap · tanh(logits / softcap) before the temperature, as in Gemma 2.
+
+    Returns logprob, entropy and lse (…) in nats, fp32 (fp64 for fp64), and top1 (…) bool: the
+    target is the likeliest token, or one of them. All are 0 or False for tokens without a target.
 
     The backward pass computes the logits again. ValueError for shapes, dtypes and values that do
     not fit. No second derivative, and no gradient of the temperature. Call it inside the module
@@ -47,8 +56,9 @@ def linear_entropy_logprob(
     vocab_size = require_head(hidden, weight, vocab_size)
     require_targets(targets, hidden, "hidden")
     inverse_t = per_token_inverse(temperature, hidden)
+    require_softcap(softcap)
     x, y, chunk = hidden.flatten(0, -2), targets.flatten(), chunk_of(hidden, chunk)
-    found = _statistics(x, weight, y, inverse_t, vocab_size, chunk)[:3]
+    found = _statistics(x, weight, y, inverse_t, vocab_size, chunk, softcap)[:4]
     return TokenStatistics(*(part.view(targets.shape) for part in found))
 
 
@@ -95,26 +105,28 @@ def linear_topk_entropy(
 
 @custom_op(f"{NAMESPACE}::linear_statistics", mutates_args=())
 def _statistics(
-    hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, vocab_size: int, chunk: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, vocab_size: int, chunk: int,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the fields of tile_math.Statistics, each (N,)."""
     require_values(targets, vocab_size, inverse_t)
     outputs = Statistics(*_like_statistics(inverse_t))
     for rows in chunks(targets, chunk):
         t = inverse_t[rows]
-        tiles = chunk_tiles(hidden[rows], weight[:vocab_size], targets[rows], t, keep=False)
+        x, y = hidden[rows], targets[rows]
+        tiles = chunk_tiles(x, weight[:vocab_size], y, t, keep=False, softcap=softcap)
         for output, part in zip(outputs, merge(tiles, t)[0]):
             output[rows] = part
     return tuple(outputs)
 
 
 @_statistics.register_fake
-def _(hidden, weight, targets, inverse_t, vocab_size, chunk):
+def _(hidden, weight, targets, inverse_t, vocab_size, chunk, softcap):
     return _like_statistics(inverse_t)
 
 
 def _like_statistics(inverse_t: Tensor) -> tuple[Tensor, ...]:
-    zeros = [torch.zeros_like(inverse_t) for _ in range(5)]
+    zeros = [torch.zeros_like(inverse_t) for _ in range(6)]
     zeros[2] = zeros[2].bool()
     return tuple(zeros)
 
@@ -122,17 +134,18 @@ def _like_statistics(inverse_t: Tensor) -> tuple[Tensor, ...]:
 @custom_op(f"{NAMESPACE}::linear_statistics_backward", mutates_args=())
 def _statistics_backward(
     hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, saved: list[Tensor],
-    g: Tensor, h: Tensor, vocab_size: int, chunk: int, want_hidden: bool, want_weight: bool,
+    g: Tensor, h: Tensor, of_lse: Tensor, vocab_size: int, chunk: int, softcap: float | None,
+    want_hidden: bool, want_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return gradients of hidden (N, C) and weight (V, C); one that is not wanted is empty."""
     grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
-    parts = chunks(targets.where((g != 0) | (h != 0), IGNORE), chunk)
+    parts = chunks(targets.where((g != 0) | (h != 0) | (of_lse != 0), IGNORE), chunk)
     grad_weight = sum_of(weight, len(parts)) if want_weight else None
-    slopes = LossGrads.of(Statistics(*saved), inverse_t, g, h)
+    slopes = LossGrads.of(Statistics(*saved), inverse_t, g, h, of_lse)
     head = weight[:vocab_size]
     for rows in parts:
         x = hidden[rows]
-        gradients = from_logits(x, head, targets[rows], slopes.choose(rows))
+        gradients = from_logits(x, head, targets[rows], slopes.choose(rows), softcap)
         dx = products(gradients, x, head, want_hidden, grad_weight)
         if want_hidden:
             grad_hidden[rows] = dx.to(hidden.dtype)
@@ -140,7 +153,10 @@ def _statistics_backward(
 
 
 @_statistics_backward.register_fake
-def _(hidden, weight, targets, inverse_t, saved, g, h, vocab_size, chunk, want_hidden, want_weight):
+def _(
+    hidden, weight, targets, inverse_t, saved, g, h, of_lse, vocab_size, chunk, softcap,
+    want_hidden, want_weight,
+):  # fmt: skip
     return (
         torch.empty_like(hidden) if want_hidden else hidden.new_empty(0),
         torch.empty_like(weight) if want_weight else weight.new_empty(0),
@@ -148,18 +164,18 @@ def _(hidden, weight, targets, inverse_t, saved, g, h, vocab_size, chunk, want_h
 
 
 def _keep(ctx, inputs, output):
-    hidden, weight, targets, inverse_t, ctx.vocab_size, ctx.chunk = inputs
+    hidden, weight, targets, inverse_t, *ctx.options = inputs
     ctx.save_for_backward(hidden, weight, targets, inverse_t, *output)
-    ctx.mark_non_differentiable(*output[2:])
+    ctx.mark_non_differentiable(output[2], *output[4:])
 
 
-def _backward(ctx, g, h, *_):
+def _backward(ctx, g, h, _, of_lse, *__):
     hidden, weight, targets, inverse_t, *saved = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:2]
     gradients = _statistics_backward(
-        hidden, weight, targets, inverse_t, saved, g, h, ctx.vocab_size, ctx.chunk, *wanted
+        hidden, weight, targets, inverse_t, saved, g, h, of_lse, *ctx.options, *wanted
     )
-    return *(g if want else None for g, want in zip(gradients, wanted)), None, None, None, None
+    return *(g if want else None for g, want in zip(gradients, wanted)), *(None,) * 5
 
 
 _statistics.register_autograd(_backward, setup_context=_keep)

@@ -86,7 +86,7 @@ def _entropy_logprob_backward(
     logits: Tensor, targets: Tensor, inverse_t: Tensor, saved: list[Tensor], g: Tensor, h: Tensor
 ) -> Tensor:
     logprob, entropy, maximum, log_sum = saved
-    statistics = Statistics(logprob, entropy, None, maximum, log_sum)
+    statistics = Statistics(logprob, entropy, None, None, maximum, log_sum)
     slopes = LossGrads.of(statistics, inverse_t, g.contiguous(), h.contiguous())
     gradient = logits.new_empty(logits.shape)
     for rows in _blocks(logits):

@@ -33,6 +33,7 @@ class TokenStatistics(NamedTuple):
     logprob: Tensor
     entropy: Tensor
     top1: Tensor  # the target is the likeliest token, or one of them
+    lse: Tensor  # log Σ exp(logit / T)
 
 
 class HeadObjective(NamedTuple):
@@ -47,9 +48,7 @@ def entropy_logprob(
     logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
 ) -> LogitStatistics:
     """Return log p(target) (…) and entropy (…) of logits (…, V); 0 where target is IGNORE."""
-    z = logits.to(wide(logits))
-    z = z / (temperature[..., None] if isinstance(temperature, Tensor) else temperature)
-    log_p = z.log_softmax(dim=-1)
+    log_p = _over(logits, temperature).log_softmax(dim=-1)
     p = log_p.exp()
     entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(dim=-1)
     ignored = targets == IGNORE
@@ -79,13 +78,20 @@ def linear_entropy_logprob(
     targets: Tensor,
     temperature: float | Tensor = 1.0,
     vocab_size: int | None = None,
+    softcap: float | None = None,
 ) -> TokenStatistics:
-    """Return `entropy_logprob` of hidden (…, C) @ weight (V, C).T, and if the target is top 1."""
+    """Return `entropy_logprob`, top 1 and log-sum-exp of z = hidden (…, C) @ weight (V, C).T.
+
+    softcap: of softcap · tanh(z / softcap) instead (Gemma 2, arXiv 2408.00118).
+    """
     logits = _logits(hidden, weight, vocab_size)
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
     ignored = targets == IGNORE
     at_target = logits.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0]
     top1 = (at_target >= logits.amax(dim=-1)) & ~ignored
-    return TokenStatistics(*entropy_logprob(logits, targets, temperature), top1)
+    lse = _over(logits, temperature).logsumexp(dim=-1).masked_fill(ignored, 0.0)
+    return TokenStatistics(*entropy_logprob(logits, targets, temperature), top1, lse)
 
 
 def linear_objective(
@@ -97,7 +103,8 @@ def linear_objective(
     vocab_size: int | None = None,
 ) -> HeadObjective:
     """Return token_loss of all tokens with a target, and log p and entropy without gradient."""
-    logprob, entropy, _ = linear_entropy_logprob(hidden, weight, targets, temperature, vocab_size)
+    found = linear_entropy_logprob(hidden, weight, targets, temperature, vocab_size)
+    logprob, entropy = found.logprob, found.entropy
     index = (targets != IGNORE).flatten().nonzero()[:, 0]
     loss = token_loss(logprob.flatten()[index], entropy.flatten()[index], index)
     return HeadObjective(loss, logprob.detach(), entropy.detach())
@@ -117,6 +124,12 @@ def linear_topk_entropy(
     """Return the entropy (…) of the k likeliest tokens, renormalised; k = 0 takes all."""
     top, _ = linear_topk(hidden, weight, k or len(weight), vocab_size)
     return entropy_logprob(top, torch.zeros_like(top[..., 0], dtype=torch.int64)).entropy
+
+
+def _over(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return logits (…, V) / T in fp32 or wider; T a number or (…)."""
+    t = temperature[..., None] if isinstance(temperature, Tensor) else temperature
+    return logits.to(wide(logits)) / t
 
 
 def _logits(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> Tensor:

@@ -54,6 +54,11 @@ def require_no_tangent(*inputs: Tensor) -> None:
         raise ValueError("there is no forward-mode derivative; use loss.backward()")
 
 
+def require_softcap(softcap: float | None) -> None:
+    if softcap is not None and not 0 < softcap < float("inf"):
+        raise ValueError(f"softcap {softcap} must be a positive number, or None for none")
+
+
 def require_chunk(chunk: int | None, default: int) -> int:
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk {chunk} must be a number of tokens, 1 or more")

@@ -54,7 +54,9 @@ def chunks(targets: Tensor, size: int) -> list[Tensor]:
     return list(rows.tensor_split(count)) if count else []
 
 
-def chunk_tiles(x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool) -> Tiles:
+def chunk_tiles(
+    x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool, softcap: float | None = None
+) -> Tiles:
     """Compute the tiles of a chunk: x (n, C), head (V, C), y (n,), t = 1/T (n,).
 
     keep: keep exponentials too, in fp16 where hidden states have 16 bits. bf16 has 8 bits of
@@ -62,12 +64,12 @@ def chunk_tiles(x: Tensor, head: Tensor, y: Tensor, t: Tensor, keep: bool) -> Ti
     """
     half = x.dtype in (torch.bfloat16, torch.float16)
     dtype = (torch.float16 if half else x.dtype) if keep else None
-    if choice(x) == "fused":
+    if choice(x) == "fused" and softcap is None:
         from .fused import linear_tile_statistics
 
         return linear_tile_statistics(x, head, y, t, dtype)
     parts = [
-        tiles_of(x).tile_statistics(matmul(x, part.t()), y, i * SLICE, t, dtype)
+        tiles_of(x).tile_statistics(_logits(x, part.t(), softcap), y, i * SLICE, t, dtype)
         for i, part in enumerate(head.split(SLICE))
     ]
     return Tiles.join(parts)
@@ -86,13 +88,26 @@ def from_exponentials(
     return _by_slices(tiles.exponentials, len(rows), dtype, write)
 
 
-def from_logits(x: Tensor, head: Tensor, y: Tensor, slopes: LossGrads):
+def from_logits(
+    x: Tensor, head: Tensor, y: Tensor, slopes: LossGrads, softcap: float | None = None
+):
     """Yield (first, dz (n, W)) of some slices at a time, from logits that are computed again."""
 
     def write(first: int, part: Tensor, out: Tensor) -> None:
-        tiles_of(x).gradient_of_logits(matmul(x, part), y, first, slopes, out)
+        z = _logits(x, part, softcap)
+        if softcap is None:
+            tiles_of(x).gradient_of_logits(z, y, first, slopes, out)
+        else:  # d softcap · tanh(a) / da / softcap = 1 − tanh(a)²
+            dz = tiles_of(x).gradient_of_logits(z, y, first, slopes, torch.empty_like(z))
+            out.copy_(dz.mul_(1 - (z / softcap).square()))
 
     return _by_slices(head.t().split(SLICE, dim=1), len(x), x.dtype, write)
+
+
+def _logits(x: Tensor, part: Tensor, softcap: float | None) -> Tensor:
+    """Return x (n, C) @ part (C, S) in fp32 or wider, below softcap if there is one."""
+    z = matmul(x, part)
+    return z if softcap is None else z.div_(softcap).tanh_().mul_(softcap)
 
 
 def _by_slices(slices: Sequence[Tensor], n: int, dtype: torch.dtype, write: Callable):

@@ -13,9 +13,9 @@ Nothing cancels: x, s ≤ 0 ≤ r. The shift by m prevents overflow and keeps en
 logits around 300, log Σ exp(z) − Σ p z is a small difference of large numbers. Keeping r instead of
 D keeps near-certain tokens exact: at H = 1e-6, 1 + r has lost most digits of r, log1p(r) none.
 
-With g = ∂loss/∂log p(y) and h = ∂loss/∂H of a token, the gradient of its logits is
+With g = ∂loss/∂log p(y), h = ∂loss/∂H and l = ∂loss/∂lse of a token, the gradient of its logits is
 
-    ∂loss/∂logit_v = ( g (1[v = y] − p_v) − h p_v (log p_v + H) ) / T
+    ∂loss/∂logit_v = ( g (1[v = y] − p_v) − h p_v (log p_v + H) + l p_v ) / T
 """
 
 from typing import NamedTuple
@@ -59,6 +59,7 @@ class Statistics(NamedTuple):
     logprob: Tensor
     entropy: Tensor
     top1: Tensor  # the target is the likeliest token, or one of them
+    lse: Tensor  # log Σ exp(logit / T) = m + log(1 + r)
     maximum: Tensor  # m · T
     log_sum: Tensor  # log(1 + r)
 
@@ -92,7 +93,18 @@ def tile_statistics(
 
 
 def merge(tiles: Tiles, inverse_t: Tensor) -> tuple[Statistics, Tensor]:
-    """Merge tiles into statistics of the whole vocabulary; also return (m_tile − m)/T (n, t).
+    """Return the statistics of the whole vocabulary, and (m_tile − m)/T (n, t) of each tile."""
+    whole, offset = combine(tiles, inverse_t)
+    top, rest, weighted = (column[:, 0] for column in whole[:3])
+    log_sum = rest.log1p()
+    logprob = (whole.at_target - top) * inverse_t - log_sum
+    entropy = log_sum - weighted / (1 + rest)
+    top1, lse = whole.at_target >= top, top * inverse_t + log_sum
+    return Statistics(logprob, entropy, top1, lse, top, log_sum), offset
+
+
+def combine(tiles: Tiles, inverse_t: Tensor) -> tuple[Tiles, Tensor]:
+    """Merge tiles into one without exponentials; also return (m_tile − m)/T (n, t).
 
     This is the online softmax: a factor exp(m_tile − m) turns sums relative to a tile's maximum
     into sums relative to the row's maximum. It is associative: the order, the width and the backend
@@ -105,10 +117,8 @@ def merge(tiles: Tiles, inverse_t: Tensor) -> tuple[Statistics, Tensor]:
     rest = (factor * tiles.rest).sum(dim=1)
     rest += torch.where(likeliest, 0.0, factor).sum(dim=1) + (likeliest.sum(dim=1) - 1)
     weighted = (factor * (tiles.weighted + offset * (1 + tiles.rest))).sum(dim=1)
-    log_sum = rest.log1p()
-    logprob = (tiles.at_target - top) * inverse_t - log_sum
-    entropy = log_sum - weighted / (1 + rest)
-    return Statistics(logprob, entropy, tiles.at_target >= top, top, log_sum), offset
+    columns = (column[:, None] for column in (top, rest, weighted))
+    return Tiles(*columns, tiles.at_target, [], 0), offset
 
 
 class LossGrads(NamedTuple):
@@ -118,16 +128,20 @@ class LossGrads(NamedTuple):
     log_sum: Tensor
     entropy: Tensor
     inverse_t: Tensor
-    g: Tensor  # ∂loss/∂log p
+    g: Tensor  # ∂loss/∂log p − ∂loss/∂lse
     h: Tensor  # ∂loss/∂H
     at_target: Tensor  # the gradient of the target's logit
 
     @classmethod
-    def of(cls, s: Statistics, inverse_t: Tensor, g: Tensor, h: Tensor) -> "LossGrads":
+    def of(
+        cls, s: Statistics, inverse_t: Tensor, g: Tensor, h: Tensor, of_lse: Tensor | float = 0.0
+    ) -> "LossGrads":
         logprob = s.logprob.clamp(min=NEGLIGIBLE)
         # 1 − p of a near-certain token would lose all its digits; expm1 keeps them.
         at_target = -g * logprob.expm1() - h * logprob.exp() * (logprob + s.entropy)
-        return cls(s.maximum, s.log_sum, s.entropy, inverse_t, g, h, at_target * inverse_t)
+        at_target += of_lse * logprob.exp()
+        known = s.maximum, s.log_sum, s.entropy, inverse_t
+        return cls(*known, g - of_lse, h, at_target * inverse_t)
 
     def choose(self, rows: Tensor) -> "LossGrads":
         return LossGrads(*(field[rows] for field in self))

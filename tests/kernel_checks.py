@@ -187,6 +187,39 @@ def check_head(kernels, name, dtype, chunk=None):
             assert_gradient_rows(f"{form}: hidden", given[0], wanted[0], 2e-4, cancels)
 
 
+CAPPED = ("1003-words", "edges-and-padding", "half-ignored")
+
+
+def check_softcap_and_lse(kernels, name, dtype):
+    """The log-sum-exp of logits, capped or not, and all gradients, in fp64 from the same inputs."""
+    case = cast(HEADS[name](), dtype)
+    real = exact(case)
+    learns = real.targets != -100
+    g, h = slopes(len(case.hidden), real.hidden)
+    of_lse = torch.where(g + h == 0, 1.0, g.flip(0))
+    for cap in (None, 3.0):
+        found = kernels.linear_entropy_logprob(
+            *case[:3], case.temperature, case.vocab_size, softcap=cap
+        )
+        z = real.hidden.nan_to_num() @ real.weight[: case.vocab_size].T
+        z = z if cap is None else cap * (z / cap).tanh()
+        wanted = oracle(z, real.targets, real.temperature)
+        lse = (z / real.temperature[:, None]).logsumexp(1) * learns
+        for part, given, expected in zip(
+            ("logprob", "entropy", "lse"), (found.logprob, found.entropy, found.lse), (*wanted, lse)
+        ):
+            assert_values(f"cap {cap}: {part}", given, expected, 2e-5, 1e-5)
+        total = lambda logprob, entropy, lse: (
+            g.to(lse) * logprob + h.to(lse) * entropy + of_lse.to(lse) * lse
+        ).sum()
+        of = grad(total(found.logprob, found.entropy, found.lse), (case.hidden, case.weight))
+        exactly = grad(total(*wanted, lse), (real.hidden, real.weight))
+        gate = {torch.float64: 1e-12, torch.float32: 1e-5, HALF: 8e-3}[dtype]
+        for which, a, b in zip(("hidden", "weight"), of, exactly):
+            assert a.dtype == dtype
+            assert_gradient(f"cap {cap}: {which}", a, b.nan_to_num(), gate)
+
+
 def head_gate(name, dtype, plain):
     """Of a gradient whose relative error in PyTorch, in the same dtype, is `plain`."""
     relative = max(1e-12, 1.1 * plain if dtype == HALF else 1.5 * plain)

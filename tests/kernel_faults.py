@@ -4,7 +4,7 @@ LOAD = 'mask=there, other=float("-inf")).to(tl.float32)\n\n'
 INSIDE = "there = column < columns\n    place = LOGITS"
 OTHERS = "tl.where(tl.arange(0, TILE) == likeliest, 0.0, e)"
 LINE = "        tl.store(place, tl.zeros"
-PRODUCT = "tile_statistics(matmul(x, part.t()),"
+PRODUCT = "tile_statistics(_logits(x, part.t(), softcap),"
 BASE = 'tl.where(top == float("-inf"), 0.0, top)'
 BEYOND = 'tl.where(within_tile < columns - tile * WIDTH, z, float("-inf"))'
 LIMIT = "token[None, :] < limit[:, None]"
@@ -55,8 +55,8 @@ MUTANTS = {  # name: (file, text to replace, with what)
         "tile_math.py", "entropy = log_sum - weighted / (1 + rest)",
         "z = top * inverse_t; entropy = (z + log_sum) - (z + weighted / (1 + rest))"),
     "log p from z - lse": (
-        "tile_math.py", "logprob = (tiles.at_target - top) * inverse_t - log_sum",
-        "logprob = tiles.at_target * inverse_t - (top * inverse_t + log_sum)"),
+        "tile_math.py", "logprob = (whole.at_target - top) * inverse_t - log_sum",
+        "logprob = whole.at_target * inverse_t - (top * inverse_t + log_sum)"),
     "tiles are added up without their factors": (
         "tile_math.py", "factor = offset.exp()", "factor = torch.ones_like(offset)"),
     "tiles are added up with the likeliest": (
@@ -67,6 +67,16 @@ MUTANTS = {  # name: (file, text to replace, with what)
     "log of a rounded p": (
         "tile_math.py", "log_().clamp_(min=NEGLIGIBLE).add_(shift)",
         "mul_(shift.exp()).log_().clamp_(min=NEGLIGIBLE)"),
+    "the slope of the cap is left out": (
+        "slices.py", "dz.mul_(1 - (z / softcap).square())", "dz"),
+    "the log-sum-exp is not divided by the temperature": (
+        "tile_math.py", "top * inverse_t + log_sum", "top + log_sum"),
+    "the gradient of the log-sum-exp leaves out the target": (
+        "tile_math.py", "at_target += of_lse * logprob.exp()", "pass"),
+    "the gradient of the log-sum-exp has the wrong sign": (
+        "tile_math.py", "g - of_lse", "g + of_lse"),
+    "tokens with a slope of the log-sum-exp alone are dropped": (
+        "head.py", " | (of_lse != 0)", ""),
     "logits rounded to bf16": ("slices.py", PRODUCT, PRODUCT[:-1] + ".bfloat16().float(),"),
     "the weight's gradient is summed in bf16": (
         "slices.py", "weight.dtype if parts <= 1 else wide(weight)", "weight.dtype"),

@@ -73,6 +73,7 @@ def checks_of(name: str, file: str) -> list[tuple]:
     if file.startswith("branch"):
         return of_branches + at_the_edges
     cases = [(checks.check_head, (name,)) for name in HEADS if name != "151936-words"]
+    cases += [(checks.check_softcap_and_lse, (name,)) for name in checks.CAPPED]
     if file != "fused.py":  # a head's kernel
         of_logits = [(checks.check_logits, (name,)) for name in LOGITS]
         of_logits += [(checks.check_masked_cross_entropy, ()), (checks.check_broken_rows, ())]

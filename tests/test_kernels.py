@@ -8,11 +8,13 @@ import math
 import pytest
 import torch
 from kernel_checks import (
+    CAPPED,
     check_broken_rows,
     check_chunks,
     check_head,
     check_logits,
     check_masked_cross_entropy,
+    check_softcap_and_lse,
     token_loss,
 )
 from kernel_inputs import DEVICE, HEADS, LOGITS, cast, draw
@@ -61,6 +63,12 @@ def test_masked_cross_entropy_and_its_gradient(kind, dtype):
 @of_head
 def test_linear_functions_and_their_gradients(kind, dtype, name):
     check_head(kernels, name, dtype)
+
+
+@pytest.mark.parametrize("name", CAPPED)
+@of_head
+def test_logits_below_a_cap_and_their_log_sum(kind, dtype, name):
+    check_softcap_and_lse(kernels, name, dtype)
 
 
 @pytest.mark.slow

@@ -40,12 +40,15 @@ def test_the_head_has_the_signature_of_verl():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_head_has_the_signature_of_trl(temperature):
-    x, w, y = draw(7, C), draw(V, C, seed=3), labels(7)
-    known = (x, w, None, y, temperature, 8192, None, 0.5, ("log_probs", "entropy", "is_top1"))
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_the_head_has_the_signature_of_trl(temperature, cap):
+    x, w, b, y = draw(7, C), draw(V, C, seed=3), draw(V, seed=4), labels(7)
+    known = (x, w, b, y, temperature, 8192, cap, 0.5, ("log_probs", "entropy", "is_top1"))
     logprob, entropy, squares, mean, top1 = adapters.ChunkedLogProb.apply(*known)
-    same((logprob, entropy), plain(0.5 * x @ w.T, y, temperature), x, w)
-    assert squares is mean is None and torch.equal(top1, (x @ w.T).argmax(-1) == y)
+    z = 0.5 * (x @ w.T + b)
+    z = z if cap is None else cap * (z / cap).tanh()
+    same((logprob, entropy), plain(z, y, temperature), x, w, b)
+    assert squares is mean is None and torch.equal(top1, z.argmax(-1) == y)
     assert adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8192)[1:] == (None,) * 4
 
 
@@ -71,8 +74,7 @@ def test_autocast_rounds_the_head_as_a_linear_layer():
     "call, word",
     [
         (lambda x, w, y: adapters.linear_cross_entropy(x, w, y, 1.0, "mean"), "reduction = mean"),
-        (lambda x, w, y: adapters.ChunkedLogProb.apply(x, w, w[:, 0], y, 1.0, 8), "bias = "),
-        (lambda x, w, y: adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8, 30.0), "softcapping"),
+        (lambda x, w, y: adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8, -30.0), "softcap"),
         (lambda x, w, y: adapters.ChunkedLogProb.apply(
             x, w, None, y, 1.0, 8, outputs=("mean_logits",)), "mean_logits"),
         (lambda x, w, y: adapters.selective_log_softmax(x @ w.T, y[:, None]), "one token"),

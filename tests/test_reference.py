@@ -73,7 +73,7 @@ def test_linear_entropy_logprob_is_the_naive_softmax(head, options):
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_gradients_of_linear_entropy_logprob_are_naive(head, options):
-    logprob, entropy, _ = linear_entropy_logprob(*head, **options)
+    logprob, entropy, *_ = linear_entropy_logprob(*head, **options)
     expected = some_loss(*naive(*head, **options), every(N))
     assert_close(grad(some_loss(logprob, entropy, every(N)), head[:2]), grad(expected, head[:2]))
 
@@ -95,7 +95,7 @@ def test_the_loops_over_chunks_are_the_reference_to_fp64(head, options, chunk):
     assert_close(given, expected, ("loss", "logprob", "entropy"))
     wanted = grad(expected[0], head[:2])
     assert_close(grad(given[0], head[:2]), wanted)
-    logprob, entropy, _ = kernels.linear_entropy_logprob(*head, **options, chunk=chunk)
+    logprob, entropy, *_ = kernels.linear_entropy_logprob(*head, **options, chunk=chunk)
     assert_close(grad(some_loss(logprob, entropy, every(N)), head[:2]), wanted)
 
 

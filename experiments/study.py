@@ -45,11 +45,14 @@ RIVALS = {
     "without-curriculum": ("--no-curriculum",),
     "same-mixture": ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE),
     "rft": ("--method", "rft"),
-    "ntp": ("--method", "ntp"),  # on text enough to see none twice
+    "ntp": ("--method", "ntp"),
+    "ntp-again": ("--method", "ntp"),
     "rlp": ("--method", "rlp"),
     "adaptive": ("--curriculum-rule", "adaptive"),
     "entropy-budget": ("--budget-entropy", "0.5"),
 }
+# Next-token training reads text enough to see none twice, or what the other methods read, again.
+TEXT = {"ntp": "long"}  # others: train
 # Of 0.7, 1.4 and 2.1 nats, so that hard tokens have about BUDGET and the others less.
 FINAL_BUDGET = {"entropy-budget": 22}
 VARIED = {method: flags for d in DESIGNS for method, flags in d.runs.items()} | CURES
@@ -140,7 +143,7 @@ class Study:
         if method not in RIVALS:
             return
         again, share = out / "equal-tokens", self.tokens(world, seed) / spent(out)[-1]
-        if method == "ntp":
+        if method in ("ntp", "ntp-again"):
             yield self.training(*cell, again, *self.as_many_tokens(world, seed))
         elif abs(share - 1) > 0.1:
             yield self.training(*cell, again, "--steps", str(round(STEPS * share)))
@@ -154,7 +157,7 @@ class Study:
         own = () if method in POST else METHODS[method]
         return (
             "train.py", "--model", str(start or start_of(world)),
-            "--data", str(self.data(world, "long" if method == "ntp" else "train")), *TRAIN,
+            "--data", str(self.data(world, TEXT.get(method, "train"))), *TRAIN,
             *sizes(world, FINAL_BUDGET.get(method, BUDGET)), "--steps", str(STEPS),
             *own, *flags, "--seed", str(seed), "--out", str(out),
         )  # fmt: skip

@@ -34,6 +34,7 @@ CLAIMS = {  # of the rival
     "rpt": Claim("RMT is better than RPT", WORLDS[1:]),
     "rft": Claim("RMT is better than training on own right answers", WORLDS[1:]),
     "ntp": Claim("RMT is better than next-token training", WORLDS),
+    "ntp-again": Claim("RMT is better than next-token training on the same text", WORLDS),
     "rlp": Claim("RMT is better than RLP", WORLDS[1:]),
 }
 BEYOND = {
@@ -68,6 +69,12 @@ class Value:
         if max(-self.low, self.high) <= EQUAL:
             return "equal"
         return f"undecided, {self.needed}"
+
+    @property
+    def brief(self) -> str:
+        """The mean in points, bold where its interval is without 0."""
+        mean = f"{self.mean:+.0f}"
+        return f"**{mean}**" if self.low > 0 or self.high < 0 else mean
 
     @property
     def needed(self) -> str:
@@ -136,7 +143,7 @@ def difference(stored: Stored, world: str, rival: str, at: str) -> Value | None:
     if not all(seeds_of(stored, world, method) for method in ("base", "rmt", rival)):
         return None
     base, right = untrained(stored, world), []
-    mode = better_mode(stored, world, rival, at) if rival == "ntp" else "thought"
+    mode = better_mode(stored, world, rival, at) if rival.startswith("ntp") else "thought"
     for method, when, how in (("rmt", "", "thought"), (rival, at, mode)):
         rows = []
         for seed in sorted(seeds_of(stored, world, method)):

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,9 @@ def ran(out, tokens):
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+NTP = ("ntp", "ntp-again")
+
+
 def names(jobs):
     return ["/".join(job.out.parts[-3:]) for job in jobs]
 
@@ -47,7 +51,7 @@ def trained_by(job):
 
 
 def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(place):
-    free = {"without-budget", "rpt", "rft", "ntp", "rlp"}  # no number of tokens is asked for
+    free = {"without-budget", "rpt", "rft", *NTP, "rlp"}  # no number of tokens is asked for
     for world, method, seed in study.cells():
         if method != "base":
             spent = 200.0 if method == "without-budget" else 102.0
@@ -75,9 +79,11 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert c.budget == (method not in free)
             assert c.curriculum == (method not in free - {"without-budget"} | {
                 "without-curriculum"})  # fmt: skip
-        lengths = {"without-budget": [60, 31], "ntp": [60, 100000]}  # it costs 200 / 102 as much
-        assert [c.steps for c in trained] == lengths.get(method, [60])
-        assert trained[-1].max_tokens == (6120 if method == "ntp" else 0)
+        again = {"without-budget": 31, **{m: 100000 for m in NTP}}  # the first costs 200 / 102
+        assert [c.steps for c in trained] == [60, *([again[method]] if method in again else [])]
+        assert trained[-1].max_tokens == (6120 if method in NTP else 0)
+        assert {Path(path).stem for c in trained for path in c.data} == {
+            "long" if method == "ntp" else "train"}  # fmt: skip
         assert asked["100"] == ["rmt", "ntp"] * len(trained)
 
 
@@ -310,7 +316,7 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     assert " -16.7 (" in page and "; thinks 9, not 9; × 1.00 tokens" in page
     assert "commits abc" in page and "8.0 hours" in page
     assert "after as many steps: all 100 %." in page
-    assert "| RMT is better than RPT | +83.3 (" in readme and readme.count("<!-- end -->") == 1
+    assert "| RMT is better than RPT | **+83** |" in readme and readme.count("<!-- end -->") == 1
     assert "before and after RMT, % (seeds): all 17 → 83–83 (3)." in readme
     assert "| none | 9 / 9 / 9 | 7 / 7 / 7 | 0.50 / 0.50 / 0.50 | 0.25" in reviewers
     assert "+0.000 / +0.100 / -0.200" in reviewers

@@ -40,13 +40,14 @@ RIVALS = {
     "group-norm": EQ_7,
     # Paid for what is measured; no dynamic sampling in so few steps (docs/log.md).
     "rpt": ("--method", "rpt", "--match", "token"),
+    "slow-rpt": ("--method", "rpt", "--match", "token", "--learning-rate", "1e-4"),
     "without-ntp": ("--no-ntp",),
     "without-budget": ("--no-budget",),
     "without-curriculum": ("--no-curriculum",),
     "same-mixture": ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE),
     "rft": ("--method", "rft"),
     "ntp": ("--method", "ntp"),
-    "ntp-again": ("--method", "ntp"),
+    "same-text": ("--method", "ntp"),
     "rlp": ("--method", "rlp"),
     "adaptive": ("--curriculum-rule", "adaptive"),
     "entropy-budget": ("--budget-entropy", "0.5"),
@@ -143,7 +144,7 @@ class Study:
         if method not in RIVALS:
             return
         again, share = out / "equal-tokens", self.tokens(world, seed) / spent(out)[-1]
-        if method in ("ntp", "ntp-again"):
+        if method in ("ntp", "same-text"):
             yield self.training(*cell, again, *self.as_many_tokens(world, seed))
         elif abs(share - 1) > 0.1:
             yield self.training(*cell, again, "--steps", str(round(STEPS * share)))

@@ -32,9 +32,10 @@ CLAIMS = {  # of the rival
     "same-mixture": Claim("the order of the curriculum pays", *2 * (("unequal-entropy", "all"),)),
     "without-ntp": Claim("next-token prediction pays", ("unused-tokens", "all")),
     "rpt": Claim("RMT is better than RPT", WORLDS[1:]),
+    "slow-rpt": Claim("RMT is better than RPT at 1e-4", *2 * (("all",),)),
     "rft": Claim("RMT is better than training on own right answers", WORLDS[1:]),
     "ntp": Claim("RMT is better than next-token training", WORLDS),
-    "ntp-again": Claim("RMT is better than next-token training on the same text", WORLDS),
+    "same-text": Claim("RMT is better than next-token training on the same text", WORLDS),
     "rlp": Claim("RMT is better than RLP", WORLDS[1:]),
 }
 BEYOND = {
@@ -143,7 +144,7 @@ def difference(stored: Stored, world: str, rival: str, at: str) -> Value | None:
     if not all(seeds_of(stored, world, method) for method in ("base", "rmt", rival)):
         return None
     base, right = untrained(stored, world), []
-    mode = better_mode(stored, world, rival, at) if rival.startswith("ntp") else "thought"
+    mode = better_mode(stored, world, rival, at) if rival in ("ntp", "same-text") else "thought"
     for method, when, how in (("rmt", "", "thought"), (rival, at, mode)):
         rows = []
         for seed in sorted(seeds_of(stored, world, method)):

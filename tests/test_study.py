@@ -39,7 +39,7 @@ def ran(out, tokens):
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-NTP = ("ntp", "ntp-again")
+NTP = ("ntp", "same-text")
 
 
 def names(jobs):
@@ -51,7 +51,14 @@ def trained_by(job):
 
 
 def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(place):
-    free = {"without-budget", "rpt", "rft", *NTP, "rlp"}  # no number of tokens is asked for
+    free = {
+        "without-budget",
+        "rpt",
+        "slow-rpt",
+        "rft",
+        *NTP,
+        "rlp",
+    }  # no number of tokens is asked for
     for world, method, seed in study.cells():
         if method != "base":
             spent = 200.0 if method == "without-budget" else 102.0
@@ -75,7 +82,10 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert last.model.endswith(f"{method[5:]}/model" if trained[1:] else "worlds/plain")
             continue
         for c in trained:
-            assert c.seed == 100 and c.ntp == (method not in ("without-ntp", "rpt", "rlp"))
+            assert c.seed == 100 and c.ntp == (
+                method not in ("without-ntp", "rpt", "slow-rpt", "rlp")
+            )
+            assert c.learning_rate == (1e-4 if method == "slow-rpt" else 3e-4)
             assert c.budget == (method not in free)
             assert c.curriculum == (method not in free - {"without-budget"} | {
                 "without-curriculum"})  # fmt: skip

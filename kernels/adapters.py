@@ -2,8 +2,8 @@
 
 verl    `linear_cross_entropy` of verl/utils/kernel/linear_cross_entropy.py (0.9)
 TRL     `selective_log_softmax`, `entropy_from_logits` and `_ChunkedLogProbFunction` of
-        trl/trainer/utils.py (1.16). GRPOTrainer calls the last; three lines before it is made put
-        ours in its place:
+        trl/trainer/utils.py (1.16). GRPOTrainer calls the last (DPO and KTO, too, for mean logits,
+        which ours does not compute); three lines before it is made put ours in its place:
 
             from trl.trainer import utils
             from rmt_kernels.adapters import ChunkedLogProb
@@ -15,6 +15,7 @@ What ours does not compute is refused by name: ValueError.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .head import linear_entropy_logprob
@@ -33,14 +34,17 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Return log p(label) and entropy (N,) of hidden (…, C) @ weight (V, C).T; labels (…,): N.
 
-    dist_process_group: its ranks hold a part of the weight each, all of one size.
+    dist_process_group: its ranks hold a part of the weight each; the gradient of hidden is then
+    this rank's part, as verl's, whose callers sum it. Under autocast the head is in its dtype.
     """
     _refuse(reduction=(reduction, "none"))
-    known = hidden, weight, labels.reshape(hidden.shape[:-1])
+    known = *_as_autocast(hidden, weight), labels.reshape(hidden.shape[:-1])
     if dist_process_group is None:
         found = linear_entropy_logprob(*known, temperature)
     else:
-        found = vocab_parallel_entropy_logprob(*known, dist_process_group, temperature)
+        found = vocab_parallel_entropy_logprob(
+            *known, dist_process_group, temperature, sum_hidden=False
+        )
     return found.logprob.flatten(), found.entropy.flatten()
 
 
@@ -84,16 +88,18 @@ class ChunkedLogProb:
         """
         unknown = sorted({*outputs} - {"log_probs", "entropy", "is_top1"}) or None
         _refuse(outputs=(unknown, None))
-        if hasattr(weight, "ds_id") and weight.requires_grad:
+        learns = torch.is_grad_enabled() and (weight.requires_grad or hidden.requires_grad)
+        if hasattr(weight, "ds_id") and learns:
             raise ValueError("the head is sharded by DeepSpeed ZeRO-3, which frees it before its "
                              "backward pass; use ZeRO-2 or FSDP2, or TRL's own head")  # fmt: skip
-        device = hidden.device.type
-        if torch.is_autocast_enabled(device):
-            hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
+        if not logit_scale > 0:
+            raise ValueError(f"logit_scale {logit_scale} must be above 0; take TRL's own head")
+        hidden, weight = _as_autocast(hidden, weight)
         weight = weight.to(hidden.dtype)
-        if bias is not None:  # as one more dimension, which is 1: this copies the head
-            hidden = torch.cat((hidden, hidden.new_ones(len(hidden), 1)), dim=1)
-            weight = torch.cat((weight, bias.to(weight.dtype)[:, None]), dim=1)
+        if bias is not None:  # as one more dimension, where hidden is 1: this copies the head
+            # Eight: rows of 16-bit numbers keep the alignment of fast products.
+            hidden = torch.cat((hidden, F.pad(hidden.new_ones(len(hidden), 1), (0, 7))), dim=1)
+            weight = torch.cat((weight, F.pad(bias.to(weight.dtype)[:, None], (0, 7))), dim=1)
         # s · z capped at c, over T, is z capped at c / s, over T / s.
         cap = final_logit_softcapping and final_logit_softcapping / logit_scale
         found = linear_entropy_logprob(
@@ -101,6 +107,14 @@ class ChunkedLogProb:
         )
         entropy = found.entropy if "entropy" in outputs else None
         return found.logprob, entropy, None, None, found.top1 if "is_top1" in outputs else None
+
+
+def _as_autocast(*head: Tensor) -> tuple[Tensor, ...]:
+    """Return hidden and weight, under autocast in its dtype."""
+    device = head[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return head
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in head)
 
 
 def _refuse(**arguments) -> None:

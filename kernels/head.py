@@ -137,8 +137,20 @@ def _statistics_backward(
     g: Tensor, h: Tensor, of_lse: Tensor, vocab_size: int, chunk: int, softcap: float | None,
     want_hidden: bool, want_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return gradients of hidden (N, C) and weight (V, C); one that is not wanted is empty."""
-    grad_hidden = torch.zeros_like(hidden) if want_hidden else hidden.new_empty(0)
+    known = hidden, weight, targets, inverse_t, saved, g, h, of_lse
+    options = vocab_size, chunk, softcap, want_hidden, want_weight
+    return recompute_gradients(*known, *options, hidden.dtype)
+
+
+def recompute_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, saved: list[Tensor],
+    g: Tensor, h: Tensor, of_lse: Tensor, vocab_size: int, chunk: int, softcap: float | None,
+    want_hidden: bool, want_weight: bool, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return gradients of hidden (N, C), in dtype, and weight (V, C); empty if not wanted."""
+    grad_hidden = hidden.new_empty(0)
+    if want_hidden:
+        grad_hidden = torch.zeros_like(hidden, dtype=dtype)
     parts = chunks(targets.where((g != 0) | (h != 0) | (of_lse != 0), IGNORE), chunk)
     grad_weight = sum_of(weight, len(parts)) if want_weight else None
     slopes = LossGrads.of(Statistics(*saved), inverse_t, g, h, of_lse)
@@ -148,7 +160,7 @@ def _statistics_backward(
         gradients = from_logits(x, head, targets[rows], slopes.choose(rows), softcap)
         dx = products(gradients, x, head, want_hidden, grad_weight)
         if want_hidden:
-            grad_hidden[rows] = dx.to(hidden.dtype)
+            grad_hidden[rows] = dx.to(dtype)
     return grad_hidden, weight.new_empty(0) if grad_weight is None else grad_weight.to(weight.dtype)
 
 

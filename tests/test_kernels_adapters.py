@@ -75,6 +75,8 @@ def test_autocast_rounds_the_head_as_a_linear_layer():
     [
         (lambda x, w, y: adapters.linear_cross_entropy(x, w, y, 1.0, "mean"), "reduction = mean"),
         (lambda x, w, y: adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8, -30.0), "softcap"),
+        (lambda x, w, y: adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8, None, -1.0),
+         "logit_scale -1.0"),
         (lambda x, w, y: adapters.ChunkedLogProb.apply(
             x, w, None, y, 1.0, 8, outputs=("mean_logits",)), "mean_logits"),
         (lambda x, w, y: adapters.selective_log_softmax(x @ w.T, y[:, None]), "one token"),
@@ -83,6 +85,16 @@ def test_autocast_rounds_the_head_as_a_linear_layer():
 def test_what_is_not_computed_is_refused_by_name(call, word):
     with pytest.raises(ValueError, match=word):
         call(draw(7, C).detach(), draw(V, C, seed=3).detach(), labels(7))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_head_that_zero_3_would_free_before_the_backward_pass_is_refused(frozen):
+    x, w, y = draw(7, C), draw(V, C, seed=3).requires_grad_(not frozen), labels(7)
+    w.ds_id = 1
+    with pytest.raises(ValueError, match="ZeRO-3"):
+        adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8)
+    with torch.no_grad():
+        adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8)
 
 
 def test_they_agree_with_trl_and_its_patched_model_computes_the_same(monkeypatch):

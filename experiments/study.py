@@ -26,6 +26,7 @@ from experiments.designs import CURES, DESIGNS, HAZARD, POST, POST_STEPS, POST_W
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from experiments.study_page import compare_again, write_pages
 from experiments.verdicts import BEYOND, CLAIMS
+from rmt.config.presets import PRESETS
 from rmt.system.lock import held
 from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
@@ -48,12 +49,13 @@ RIVALS = {
     "rft": ("--method", "rft"),
     "ntp": ("--method", "ntp"),
     "same-text": ("--method", "ntp"),
+    "big-batch": ("--method", "ntp"),  # RMT's tokens in RMT's number of updates
     "rlp": ("--method", "rlp"),
     "adaptive": ("--curriculum-rule", "adaptive"),
     "entropy-budget": ("--budget-entropy", "0.5"),
 }
 # Next-token training reads text enough to see none twice, or what the other methods read, again.
-TEXT = {"ntp": "long"}  # others: train
+TEXT = {"ntp": "long", "big-batch": "long"}  # others: train
 # Of 0.7, 1.4 and 2.1 nats, so that hard tokens have about BUDGET and the others less.
 FINAL_BUDGET = {"entropy-budget": 22}
 VARIED = {method: flags for d in DESIGNS for method, flags in d.runs.items()} | CURES
@@ -121,10 +123,11 @@ class Study:
             name = f"{world}/{method}/{seed}"
             if name in done:
                 continue
-            need = (
-                f"{world}/rmt/{seed}" if method in (*RIVALS, *POST) else f"{world}/base/{SEEDS[0]}"
-            )
-            waits = (self.out / need,) if method != "base" and need not in done else ()
+            needs = [f"{world}/base/{SEEDS[0]}"] if method != "base" else []
+            if method in (*RIVALS, *POST):  # whose tokens are to be known
+                needs = [f"{world}/{m}/{seed}" for m in ("rmt", "ntp")]
+                needs = needs if method == "big-batch" else needs[:1]
+            waits = tuple(self.out / need for need in needs if need not in done)
             make = lambda cell=(world, method, seed): self.commands(*cell)
             found.append(Job(self.out / name, make, waits))
         return found
@@ -139,7 +142,11 @@ class Study:
         elif method in POST:
             yield from self.post_training(*cell, out)
         else:
-            yield self.training(*cell, out)
+            many = ()
+            if method == "big-batch":
+                times = self.tokens(world, seed) / self.tokens(world, seed, "ntp")
+                many = ("--batch-size", str(round(PRESETS["demo"]["batch_size"] * times)))
+            yield self.training(*cell, out, *many)
             yield from self.evaluations(world, out / "model", out, seed)
         if method not in RIVALS:
             return
@@ -199,9 +206,9 @@ class Study:
     def as_many_tokens(self, world: str, seed: int) -> Command:
         return ("--steps", "100000", "--max-tokens", str(self.tokens(world, seed)))
 
-    def tokens(self, world: str, seed: int) -> int:
-        """Return how many tokens RMT of that world and seed sampled and trained on."""
-        name = f"{world}/rmt/{seed}"
+    def tokens(self, world: str, seed: int, method: str = "rmt") -> int:
+        """Return how many tokens a job of that world and seed sampled and trained on in T steps."""
+        name = f"{world}/{method}/{seed}"
         done = stored.read(self.file)
         return done[name]["tokens"] if name in done else spent(self.out / name)[-1]
 

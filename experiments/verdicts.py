@@ -35,13 +35,15 @@ CLAIMS = {  # of the rival
     "slow-rpt": Claim("RMT is better than RPT at 1e-4", *2 * (("all",),)),
     "rft": Claim("RMT is better than training on own right answers", WORLDS[1:]),
     "ntp": Claim("RMT is better than next-token training", WORLDS),
-    "same-text": Claim("RMT is better than next-token training on the same text", WORLDS),
+    "same-text": Claim("RMT is better than next-token training on its text", *2 * (("all",),)),
+    "big-batch": Claim("RMT is better than as many updates of it", *2 * (("all",),)),
     "rlp": Claim("RMT is better than RLP", WORLDS[1:]),
 }
 BEYOND = {
     "adaptive": Claim("the schedule is better than Eq. 13", worlds=("unequal-entropy", "all")),
     "entropy-budget": Claim("equal budgets are better than Eq. 14", worlds=("overthinking", "all")),
 }
+PLAIN = ("ntp", "same-text", "big-batch")  # next-token training: no thought is taught
 Stored = dict[str, dict]
 
 
@@ -144,7 +146,7 @@ def difference(stored: Stored, world: str, rival: str, at: str) -> Value | None:
     if not all(seeds_of(stored, world, method) for method in ("base", "rmt", rival)):
         return None
     base, right = untrained(stored, world), []
-    mode = better_mode(stored, world, rival, at) if rival in ("ntp", "same-text") else "thought"
+    mode = better_mode(stored, world, rival, at) if rival in PLAIN else "thought"
     for method, when, how in (("rmt", "", "thought"), (rival, at, mode)):
         rows = []
         for seed in sorted(seeds_of(stored, world, method)):

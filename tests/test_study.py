@@ -51,18 +51,12 @@ def trained_by(job):
 
 
 def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(place):
-    free = {
-        "without-budget",
-        "rpt",
-        "slow-rpt",
-        "rft",
-        *NTP,
-        "rlp",
-    }  # no number of tokens is asked for
+    without_text = {"rpt", "slow-rpt", "rlp"}
+    free = {"without-budget", "rft", "big-batch", *NTP} | without_text  # of a number of tokens
+    cost = {"without-budget": 200.0, "ntp": 51.0, "same-text": 51.0}  # of a step
     for world, method, seed in study.cells():
         if method != "base":
-            spent = 200.0 if method == "without-budget" else 102.0
-            ran(place.out / world / method / str(seed), spent)
+            ran(place.out / world / method / str(seed), cost.get(method, 102.0))
     for job in place.jobs():
         method = job.out.parts[-2]
         if method == "shares":
@@ -82,9 +76,8 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert last.model.endswith(f"{method[5:]}/model" if trained[1:] else "worlds/plain")
             continue
         for c in trained:
-            assert c.seed == 100 and c.ntp == (
-                method not in ("without-ntp", "rpt", "slow-rpt", "rlp")
-            )
+            assert c.seed == 100 and c.ntp == (method not in without_text | {"without-ntp"})
+            assert c.batch_size == (24 if method == "big-batch" else 12)  # 102 / 51 as many tokens
             assert c.learning_rate == (1e-4 if method == "slow-rpt" else 3e-4)
             assert c.budget == (method not in free)
             assert c.curriculum == (method not in free - {"without-budget"} | {
@@ -93,13 +86,16 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
         assert [c.steps for c in trained] == [60, *([again[method]] if method in again else [])]
         assert trained[-1].max_tokens == (6120 if method in NTP else 0)
         assert {Path(path).stem for c in trained for path in c.data} == {
-            "long" if method == "ntp" else "train"}  # fmt: skip
+            "long" if method in ("ntp", "big-batch") else "train"}  # fmt: skip
         assert asked["100"] == ["rmt", "ntp"] * len(trained)
 
 
 def test_a_job_is_chosen_with_those_it_needs(place):
     assert names(place.chosen(["all/rpt"])) == ["all/base/100", "all/rmt/100", "all/rpt/100"]
     assert names(place.chosen(["all/screen-00"]))[0] == "all/base/100"
+    assert names(place.chosen(["all/big"])) == [
+        "all/base/100", "all/rmt/100", "all/ntp/100", "all/big-batch/100"
+    ]  # fmt: skip
     storing.write(place.file, {"all/rmt/100": {"job": "all/rmt/100", "tokens": 1}})
     assert names(place.chosen(["all/rpt"])) == ["all/rpt/100"]
 

@@ -170,14 +170,14 @@ def summary(stored: Stored) -> str:
             )
             gains.append(f"{world} {rate(base, base['tiers']):.0f} → {reached} ({len(shares)})")
     decided = {  # claim -> world -> RMT − rival
-        claim.text: {
+        claim.rival: {
             world: v.brief for world in WORLDS
             if (v := difference(stored, world, rival, "-tokens")) and v.seeds >= LEAST
         } for rival, claim in CLAIMS.items()
     }  # fmt: skip
     worlds = [world for world in WORLDS if any(world in of for of in decided.values())]
     lines = [[text, *(of.get(w, "–") for w in worlds)] for text, of in decided.items() if of]
-    heads = ["RMT − rival, points, equal tokens (**bold**: interval without 0)", *worlds]
+    heads = ["RMT − …, points at equal tokens (**bold**: interval without 0)", *worlds]
     claims = table(heads, lines) if lines else ""
     before_after = f"Right with a thought, before and after RMT, % (seeds): {', '.join(gains)}."
     return "\n\n".join(filter(None, (before_after, claims)))

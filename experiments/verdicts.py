@@ -18,30 +18,30 @@ LEAST = 3  # seeds
 class Claim:
     """That RMT is better than a rival, which is asked in some worlds."""
 
-    text: str
+    rival: str  # in words
     reasons: tuple[str, ...] = ()  # the worlds in which the paper's reasons for it apply
     worlds: tuple[str, ...] = WORLDS
 
 
 CLAIMS = {  # of the rival
-    "as-printed": Claim("both changes to Eq. 6 and Eq. 7 pay"),
-    "ungated": Claim("rewarding lengths of right answers only pays", worlds=("all",)),
-    "group-norm": Claim("dividing by the batch's deviation pays", worlds=("all",)),
-    "without-budget": Claim("the budget pays", ("overthinking", "all")),
-    "without-curriculum": Claim("the curriculum pays", ("unequal-entropy", "all")),
-    "same-mixture": Claim("the order of the curriculum pays", *2 * (("unequal-entropy", "all"),)),
-    "without-ntp": Claim("next-token prediction pays", ("unused-tokens", "all")),
-    "rpt": Claim("RMT is better than RPT", WORLDS[1:]),
-    "slow-rpt": Claim("RMT is better than RPT at 1e-4", *2 * (("all",),)),
-    "rft": Claim("RMT is better than training on own right answers", WORLDS[1:]),
-    "ntp": Claim("RMT is better than next-token training", WORLDS),
-    "same-text": Claim("RMT is better than next-token training on its text", *2 * (("all",),)),
-    "big-batch": Claim("RMT is better than as many updates of it", *2 * (("all",),)),
-    "rlp": Claim("RMT is better than RLP", WORLDS[1:]),
+    "as-printed": Claim("RMT with Eq. 6 and Eq. 7 as printed"),
+    "ungated": Claim("lengths of all answers rewarded (Eq. 6)", worlds=("all",)),
+    "group-norm": Claim("each group's own deviation (Eq. 7)", worlds=("all",)),
+    "without-budget": Claim("RMT without a budget", ("overthinking", "all")),
+    "without-curriculum": Claim("RMT without a curriculum", ("unequal-entropy", "all")),
+    "same-mixture": Claim("its curriculum without the order", *2 * (("unequal-entropy", "all"),)),
+    "without-ntp": Claim("RMT without next-token prediction", ("unused-tokens", "all")),
+    "rpt": Claim("RPT", WORLDS[1:]),
+    "slow-rpt": Claim("RPT at 1e-4", *2 * (("all",),)),
+    "rft": Claim("training on own right answers", WORLDS[1:]),
+    "ntp": Claim("next-token training", WORLDS),
+    "same-text": Claim("the same on RMT's text", *2 * (("all",),)),
+    "big-batch": Claim("the same in RMT's number of updates", *2 * (("all",),)),
+    "rlp": Claim("RLP", WORLDS[1:]),
 }
 BEYOND = {
-    "adaptive": Claim("the schedule is better than Eq. 13", worlds=("unequal-entropy", "all")),
-    "entropy-budget": Claim("equal budgets are better than Eq. 14", worlds=("overthinking", "all")),
+    "adaptive": Claim("tiers by match rates (Eq. 13)", worlds=("unequal-entropy", "all")),
+    "entropy-budget": Claim("budgets by entropy (Eq. 14)", worlds=("overthinking", "all")),
 }
 PLAIN = ("ntp", "same-text", "big-batch")  # next-token training: no thought is taught
 Stored = dict[str, dict]
@@ -197,8 +197,8 @@ def verdicts(stored: Stored, claims: dict[str, Claim], at: str) -> str:
                 text = f"**{found.verdict}** {said}; thinks {tokens[0]:.0f}, not {tokens[1]:.0f}"
                 text += f"; × {times:.2f} tokens"
             cells.append(text + " †" * (world in claim.reasons))
-        lines.append([f"{claim.text} (*{rival}*)", *cells])
-    return table(["RMT − rival, points", *WORLDS], lines)
+        lines.append([f"{claim.rival} (*{rival}*)", *cells])
+    return table(["RMT − …, points", *WORLDS], lines)
 
 
 def rate(found: dict, tiers: str, tier: str = "") -> float:

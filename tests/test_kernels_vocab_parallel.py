@@ -23,6 +23,12 @@ CASES = [
 ]  # fmt: skip
 
 
+def on_cpu(case):
+    """gloo's ranks work there, also where there is a GPU."""
+    parts = (x.detach().cpu().requires_grad_(x.requires_grad) for x in case[:4])
+    return type(case)(*parts, case.vocab_size)
+
+
 def slopes_of(found):
     """A loss of all that has a gradient."""
     index = torch.arange(found.lse.numel()).to(found.lse)
@@ -50,7 +56,7 @@ def on_a_rank(rank, port, place):
     group, answers = torch.distributed.group.WORLD, []
     for kind, dtype, name, cap in CASES:
         os.environ["RMT_KERNELS"] = kind
-        case = cast(HEADS[name](), dtype)
+        case = on_cpu(cast(HEADS[name](), dtype))
         size = len(case.weight) - 3  # the last rank has three rows of padding
         case = case._replace(targets=case.targets.clamp(max=size - 1))
         known = dict(temperature=case.temperature, vocab_size=size, chunk=4, softcap=cap)
@@ -66,7 +72,7 @@ def on_a_rank(rank, port, place):
         first = 0 if rank == 0 else len(case.weight) - len(own)
         answers.append((found, alone, given, (wanted[0], wanted[1][first:][: len(own)]), part))
     os.environ["RMT_KERNELS"] = "reference"
-    case = cast(HEADS["50-words"](), torch.float32)
+    case = on_cpu(cast(HEADS["50-words"](), torch.float32))
     own = case.weight.detach().chunk(2)[rank].requires_grad_()
     leaf = case.hidden.detach().requires_grad_()
     for weight, where in ((own, group), (case.weight, None)):

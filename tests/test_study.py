@@ -322,7 +322,7 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     assert " -16.7 (" in page and "; thinks 9, not 9; × 1.00 tokens" in page
     assert "commits abc" in page and "8.0 hours" in page
     assert "after as many steps: all 100 %." in page
-    assert "| RMT is better than RPT | **+83** |" in readme and readme.count("<!-- end -->") == 1
+    assert "| RPT | **+83** |" in readme and readme.count("<!-- end -->") == 1
     assert "before and after RMT, % (seeds): all 17 → 83–83 (3)." in readme
     assert "| none | 9 / 9 / 9 | 7 / 7 / 7 | 0.50 / 0.50 / 0.50 | 0.25" in reviewers
     assert "+0.000 / +0.100 / -0.200" in reviewers

@@ -25,7 +25,7 @@ from experiments import stored
 from experiments.designs import CURES, DESIGNS, HAZARD, POST, POST_STEPS, POST_WORLD
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from experiments.study_page import compare_again, write_pages
-from experiments.verdicts import BEYOND, CLAIMS
+from experiments.verdicts import BEYOND, CLAIMS, PLAIN
 from rmt.config.presets import PRESETS
 from rmt.system.lock import held
 from rmt.system.records import write_whole
@@ -151,12 +151,11 @@ class Study:
         if method not in RIVALS:
             return
         again, share = out / "equal-tokens", self.tokens(world, seed) / spent(out)[-1]
-        if method in ("ntp", "same-text"):
-            yield self.training(*cell, again, *self.as_many_tokens(world, seed))
-        elif abs(share - 1) > 0.1:
-            yield self.training(*cell, again, "--steps", str(round(STEPS * share)))
-        else:
+        if abs(share - 1) <= 0.1:
             return
+        longer = ("--steps", str(round(STEPS * share)))
+        longer = self.as_many_tokens(world, seed) if method in PLAIN else longer
+        yield self.training(*cell, again, *longer)
         yield from self.evaluations(world, again / "model", out, seed, "-tokens")
 
     def training(

@@ -25,11 +25,11 @@ class Claim:
 
 CLAIMS = {  # of the rival
     "as-printed": Claim("RMT with Eq. 6 and Eq. 7 as printed"),
-    "ungated": Claim("lengths of all answers rewarded (Eq. 6)", worlds=("all",)),
-    "group-norm": Claim("each group's own deviation (Eq. 7)", worlds=("all",)),
+    "ungated": Claim("RMT with Eq. 6 as printed", worlds=("all",)),
+    "group-norm": Claim("RMT with Eq. 7 as printed", worlds=("all",)),
     "without-budget": Claim("RMT without a budget", ("overthinking", "all")),
     "without-curriculum": Claim("RMT without a curriculum", ("unequal-entropy", "all")),
-    "same-mixture": Claim("its curriculum without the order", *2 * (("unequal-entropy", "all"),)),
+    "same-mixture": Claim("RMT with its tiers in no order", *2 * (("unequal-entropy", "all"),)),
     "without-ntp": Claim("RMT without next-token prediction", ("unused-tokens", "all")),
     "rpt": Claim("RPT", WORLDS[1:]),
     "slow-rpt": Claim("RPT at 1e-4", *2 * (("all",),)),

@@ -61,6 +61,7 @@ def chunk_tiles(
 
     keep: keep exponentials too, in fp16 where hidden states have 16 bits. bf16 has 8 bits of
     precision, fp16 11, and dz is rounded to bf16 again: bf16 would make errors 1.2 times as large.
+    softcap: as in `linear_entropy_logprob`; the fused kernel has none, so slices compute it.
     """
     half = x.dtype in (torch.bfloat16, torch.float16)
     dtype = (torch.float16 if half else x.dtype) if keep else None

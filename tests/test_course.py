@@ -8,6 +8,7 @@ from pathlib import Path
 
 import kernel_exercises
 import pytest
+from kernel_faults import AT_THE_EDGES, MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/course.md").read_text(encoding="utf-8")
@@ -20,6 +21,13 @@ def run(*command, **more):
         env=os.environ | {"PYTHONPATH": str(ROOT), "RMT_KERNELS": "auto"} | more,
     )  # fmt: skip
     return ended.stdout + ended.stderr
+
+
+def test_it_and_the_readme_count_the_broken_copies():
+    readme = (ROOT / "kernels/README.md").read_text(encoding="utf-8")
+    assert f"[all {len(MUTANTS)}]" in PAGE
+    assert f"catch all {len(MUTANTS) - len(AT_THE_EDGES)}\n" in readme
+    assert f" {len(AT_THE_EDGES)} more\n" in readme
 
 
 def test_its_blocks_print_what_stands_under_them(tmp_path):

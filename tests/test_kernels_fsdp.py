@@ -8,7 +8,7 @@ import torch.distributed
 from kernel_losses import USED, from_head, one_pass
 from toy_forests import toy_model
 from toy_models import causal
-from two_ranks import on_two_ranks, whole
+from two_ranks import interpreted_on_two_ranks, whole
 
 from rmt.system import dist
 
@@ -61,9 +61,7 @@ def on_a_rank(rank, port, place):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")  # for the new processes, which use the CPU
-        return on_two_ranks(tmp_path_factory.mktemp("ranks"), on_a_rank)
+    return interpreted_on_two_ranks(tmp_path_factory.mktemp("ranks"), on_a_rank)
 
 
 @pytest.mark.slow

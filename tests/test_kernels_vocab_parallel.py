@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from kernel_inputs import HEADS, cast
 from torch.autograd import grad
-from two_ranks import on_two_ranks
+from two_ranks import interpreted_on_two_ranks
 
 import kernels
 from kernels.adapters import linear_cross_entropy
@@ -84,9 +84,7 @@ def on_a_rank(rank, port, place):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")  # for the new processes, which use the CPU
-        return on_two_ranks(tmp_path_factory.mktemp("ranks"), on_a_rank)
+    return interpreted_on_two_ranks(tmp_path_factory.mktemp("ranks"), on_a_rank)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda i: "-".join(

@@ -52,7 +52,7 @@ def trained_by(job):
 
 def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(place):
     without_text = {"rpt", "slow-rpt", "rlp"}
-    free = {"without-budget", "rft", "big-batch", *NTP} | without_text  # of a number of tokens
+    free = {"without-budget", "rft", "big-batch", *NTP} | without_text  # told no length
     cost = {"without-budget": 200.0, "ntp": 51.0, "same-text": 51.0}  # of a step
     for world, method, seed in study.cells():
         if method != "base":
@@ -285,6 +285,7 @@ def test_an_interval_has_the_spread_of_seeds_and_the_error_of_questions():
 )
 def test_a_verdict(found, said):
     assert found.verdict == said
+    assert found.brief.startswith("**") == (said in ("confirmed", "refuted") or found.seeds < 3)
 
 
 def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):

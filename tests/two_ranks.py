@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 import toy_runs
 from many_ranks import join, on_ranks
@@ -40,6 +41,13 @@ GIVEN = dict(batch_size=5, steps=3, traces="own", text_in="thought", group_size=
 def on_two_ranks(place, work=None):
     """[results of rank 0, of rank 1] of `everything`, or of work(rank, port, place)."""
     return on_ranks(2, place, work or _work)
+
+
+def interpreted_on_two_ranks(place, work):
+    """The same, with Triton's kernels interpreted: the new processes use the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        return on_two_ranks(place, work)
 
 
 def _work(rank, port, place):

@@ -44,9 +44,11 @@ paper: setup  ## some of the study's runs anew, beside what is stored of them (2
 	$(BIN)/python -m experiments.study --again overthinking/rmt/100 \
 		all/rmt/101 all/without-ntp/101
 
-# One thread each: OpenMP's threads wait for each other where tests share the cores.
+# One thread each: OpenMP's threads wait for each other where tests share the cores. A file is one
+# process's, so that what its tests share is made once.
 test: setup  ## all tests, one process per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
+		--no-loadscope-reorder
 
 # TESTS="tests/test_forest.py" some tests, CPUS="--cpu avx2" one CPU.
 test-cpus: setup  ## all tests as on older CPUs, and with two threads (an hour, 2 cores)

@@ -25,7 +25,7 @@ from experiments import stored
 from experiments.designs import CURES, DESIGNS, HAZARD, POST, POST_STEPS, POST_WORLD
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from experiments.study_page import compare_again, write_pages
-from experiments.verdicts import BEYOND, CLAIMS, PLAIN
+from experiments.verdicts import BEYOND, CLAIMS
 from rmt.config.presets import PRESETS
 from rmt.system.lock import held
 from rmt.system.records import write_whole
@@ -61,7 +61,8 @@ FINAL_BUDGET = {"entropy-budget": 22}
 VARIED = {method: flags for d in DESIGNS for method, flags in d.runs.items()} | CURES
 METHODS = {"rmt": (), "shares": ()} | RIVALS | VARIED
 TRAIN = (
-    "--preset", "demo", "--probe-documents", "0", "--save-every", "20", "--samples-per-step", "0"
+    "--preset", "demo", "--probe-documents", "0", "--save-every", "20", "--samples-per-step", "0",
+    "--lr-schedule", "linear",  # at a constant rate seeds end 20 points apart (docs/log.md)
 )  # fmt: skip
 ASK = (
     "--document-tokens", "256", "--entropy-top-k", "0", "--per-tier", "200", "--temperature",
@@ -126,7 +127,7 @@ class Study:
             needs = [f"{world}/base/{SEEDS[0]}"] if method != "base" else []
             if method in (*RIVALS, *POST):  # whose tokens are to be known
                 needs = [f"{world}/{m}/{seed}" for m in ("rmt", "ntp")]
-                needs = needs if method == "big-batch" else needs[:1]
+                needs = needs if method in ("big-batch", *POST) else needs[:1]
             waits = tuple(self.out / need for need in needs if need not in done)
             make = lambda cell=(world, method, seed): self.commands(*cell)
             found.append(Job(self.out / name, make, waits))
@@ -153,9 +154,7 @@ class Study:
         again, share = out / "equal-tokens", self.tokens(world, seed) / spent(out)[-1]
         if abs(share - 1) <= 0.1:
             return
-        longer = ("--steps", str(round(STEPS * share)))
-        longer = self.as_many_tokens(world, seed) if method in PLAIN else longer
-        yield self.training(*cell, again, *longer)
+        yield self.training(*cell, again, "--steps", str(round(STEPS * share)))
         yield from self.evaluations(world, again / "model", out, seed, "-tokens")
 
     def training(
@@ -173,8 +172,9 @@ class Study:
         """Train as the job says that comes before it, then by RL alone."""
         before, start = POST[method], start_of(world)
         if before != "base":
-            as_many = self.as_many_tokens(world, seed) if before == "ntp" else ()
-            yield self.training(world, before, seed, out / before, *as_many)
+            share = self.tokens(world, seed) / self.tokens(world, seed, before)
+            steps = ("--steps", str(round(STEPS * share)))
+            yield self.training(world, before, seed, out / before, *steps)
             start = out / before / "model"
         rl = ("--method", "rpt", "--match", "token", "--steps", str(2 * POST_STEPS))
         rl = (*rl, "--export-every", str(POST_STEPS))
@@ -201,9 +201,6 @@ class Study:
         )  # fmt: skip
         for kind, flags in {"thought": (mode, *sampled), "plain": ("ntp",)}.items():
             yield (*asked, "--mode", *flags, "--json", str(out / f"{kind}{name}.json"))
-
-    def as_many_tokens(self, world: str, seed: int) -> Command:
-        return ("--steps", "100000", "--max-tokens", str(self.tokens(world, seed)))
 
     def tokens(self, world: str, seed: int, method: str = "rmt") -> int:
         """Return how many tokens a job of that world and seed sampled and trained on in T steps."""

@@ -38,6 +38,7 @@ CPUS = {  # name: environment, and whether there is a process per core
     "avx2-two-threads": (AVX2 | TWO, False),
     "two-threads": (TWO, False),
 }
+BY_FILE = ["--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def tested(name: str, tests: list[str]) -> bool:
@@ -45,7 +46,7 @@ def tested(name: str, tests: list[str]) -> bool:
     changes, per_core = CPUS[name]
     kept = {k: v for k, v in os.environ.items() if k not in ANY | TWO}
     processes = ["-n", "auto", "--maxprocesses", "8"] if per_core else ["-n", "1"]
-    command = [sys.executable, "-m", "pytest", *processes, "--dist", "worksteal", *tests]
+    command = [sys.executable, "-m", "pytest", *processes, *BY_FILE, *tests]
     started, log = time.monotonic(), ROOT / "runs" / f"test-cpus-{name}.txt"
     log.parent.mkdir(exist_ok=True)
     # torch.compile's cache does not tell CPUs apart that are one.

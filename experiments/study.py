@@ -16,7 +16,7 @@ import argparse
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,6 +217,7 @@ class Study:
         for job in reversed(every):  # those that a job needs come before it
             if job.out in wanted or "/".join(job.out.parts[-3:]).startswith(tuple(only)):
                 wanted |= {job.out, *job.needs}
+        require_these_settings(stored.read(self.file), {out.parts[-3] for out in wanted})
         return [job for job in every if job.out in wanted]
 
     def run(self, only: Sequence[str], workers: int) -> None:
@@ -239,10 +240,27 @@ class Study:
         stored.write(self.file, rows)
 
 
+def require_these_settings(rows: dict[str, dict], worlds: Collection[str]) -> None:
+    """Raise ValueError if a stored job of these worlds ran with other settings than there are now.
+
+    Its world's jobs would be compared with it.
+    """
+    for name, row in rows.items():
+        world, method, _ = name.split("/")
+        settings = " ".join(ASK if method == "base" else TRAIN)
+        if world in worlds and not any(settings in command for command in row["commands"]):
+            raise ValueError(
+                f"{name} is stored and ran without `{settings}`, which the study has now: remove "
+                f"the lines of {world} from docs/study.jsonl and its folder of runs/study, and run "
+                "it whole"
+            )
+
+
 def run_again(before: dict[str, dict], names: Sequence[str], workers: int) -> str:
     """Run jobs anew and compare them with what is stored; return what is wrong, if anything."""
     if missing := [name for name in names if "thought" not in before.get(name, {})]:
         return f"error: {', '.join(missing)}: not stored, so there is nothing to compare with"
+    require_these_settings({name: before[name] for name in names}, WORLDS)
     out = Path("runs/again")
     shutil.rmtree(out, ignore_errors=True)
     again = Study(out, out / "study.jsonl")

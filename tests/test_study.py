@@ -96,8 +96,19 @@ def test_a_job_is_chosen_with_those_it_needs(place):
     assert names(place.chosen(["all/big"])) == [
         "all/base/100", "all/rmt/100", "all/ntp/100", "all/big-batch/100"
     ]  # fmt: skip
-    storing.write(place.file, {"all/rmt/100": {"job": "all/rmt/100", "tokens": 1}})
+    row = {"job": "all/rmt/100", "tokens": 1, "commands": [" ".join(["python", *study.TRAIN])]}
+    storing.write(place.file, {"all/rmt/100": row})
     assert names(place.chosen(["all/rpt"])) == ["all/rpt/100"]
+
+
+def test_worlds_are_not_run_beside_jobs_of_other_settings(place):
+    row = {"job": "all/rmt/100", "tokens": 1, "commands": ["python train.py --preset demo"]}
+    storing.write(place.file, {"all/rmt/100": row})
+    with pytest.raises(
+        ValueError, match=r"all/rmt/100 is stored and ran without .* linear.*remove"
+    ):
+        place.chosen(["all/rpt"])
+    assert place.chosen(["none/rpt"])
 
 
 def test_what_is_stored_is_not_run_again(place):
@@ -349,6 +360,7 @@ def test_what_make_paper_runs_again_is_stored():
     names = recipe.replace("\\", " ").split()
     rows = storing.read(ROOT / "docs/study.jsonl")
     assert names and all("thought" in rows[name] for name in names)
+    study.require_these_settings({name: rows[name] for name in names}, study.WORLDS)
 
 
 def test_what_is_run_again_is_compared(capsys):

@@ -41,8 +41,8 @@ study: setup  ## when does each part pay: five worlds, RMT without parts, baseli
 	$(BIN)/python -m experiments.study
 
 paper: setup  ## some of the study's runs anew, beside what is stored of them (20 minutes, 2 cores)
-	$(BIN)/python -m experiments.study --again overthinking/rmt/100 \
-		all/rmt/101 all/without-ntp/101
+	$(BIN)/python -m experiments.study --again unused-tokens/rmt/100 \
+		unused-tokens/rpt/100 unused-tokens/without-ntp/100
 
 # One thread each: OpenMP's threads wait for each other where tests share the cores. A file is one
 # process's, so that what its tests share is made once.

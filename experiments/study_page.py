@@ -158,22 +158,20 @@ def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> s
 
 
 def summary(stored: Stored) -> str:
-    """Return what README.md says: RMT in each world, and claims that have enough seeds."""
+    """Return what README.md says, of enough seeds: RMT in each world, claims asked in several."""
     gains = []
     for world in WORLDS:
-        if seeds := seeds_of(stored, world, "rmt"):
+        if len(seeds := seeds_of(stored, world, "rmt")) >= LEAST:
             base = untrained(stored, world)
             rows = (stored[f"{world}/rmt/{seed}"]["thought"] for seed in seeds)
             shares = [rate(row, base["tiers"]) for row in rows]
-            reached = (
-                f"{min(shares):.0f}–{max(shares):.0f}" if len(shares) > 1 else f"{shares[0]:.0f}"
-            )
-            gains.append(f"{world} {rate(base, base['tiers']):.0f} → {reached} ({len(shares)})")
+            before, reached = rate(base, base["tiers"]), f"{min(shares):.0f}–{max(shares):.0f}"
+            gains.append(f"{world} {before:.0f} → {reached} ({len(shares)})")
     decided = {  # claim -> world -> RMT − rival
         claim.rival: {
             world: v.brief for world in WORLDS
             if (v := difference(stored, world, rival, "-tokens")) and v.seeds >= LEAST
-        } for rival, claim in CLAIMS.items()
+        } for rival, claim in CLAIMS.items() if len(claim.worlds) > 1
     }  # fmt: skip
     worlds = [world for world in WORLDS if any(world in of for of in decided.values())]
     lines = [[text, *(of.get(w, "–") for w in worlds)] for text, of in decided.items() if of]

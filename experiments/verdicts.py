@@ -24,7 +24,7 @@ class Claim:
 
 
 CLAIMS = {  # of the rival
-    "as-printed": Claim("RMT with Eq. 6 and Eq. 7 as printed"),
+    "as-printed": Claim("RMT with Eq. 6, 7 as printed"),
     "ungated": Claim("RMT with Eq. 6 as printed", worlds=("all",)),
     "group-norm": Claim("RMT with Eq. 7 as printed", worlds=("all",)),
     "without-budget": Claim("RMT without a budget", ("overthinking", "all")),

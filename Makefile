@@ -40,7 +40,7 @@ report: setup  ## the page about a run, RUN=runs/demo
 study: setup  ## when does each part pay: five worlds, RMT without parts, baselines (days, 2 cores)
 	$(BIN)/python -m experiments.study
 
-paper: setup  ## some of the study's runs anew, beside what is stored of them (20 minutes, 2 cores)
+paper: setup  ## some of the study's runs anew, beside what is stored of them (minutes, 2 cores)
 	$(BIN)/python -m experiments.study --again unused-tokens/rmt/100 \
 		unused-tokens/rpt/100 unused-tokens/without-ntp/100
 

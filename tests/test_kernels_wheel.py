@@ -65,17 +65,7 @@ def test_it_is_a_package_of_its_own_beside_the_folder(site):
 
 @pytest.mark.slow
 def test_the_tests_of_the_kernels_pass_with_it(site):
-    """In one dtype: code and numbers are those of the folder, which is tested in both."""
     files = [str(ROOT / "tests" / f"test_kernels{name}.py") for name in ("", "_branch_attention")]
-    once = [
-        "-q",
-        "-m",
-        "not slow",
-        "-k",
-        "not bfloat16",
-        "-p",
-        "no:cacheprovider",
-        f"--rootdir={ROOT}",
-    ]
-    ran = python([site], "-c", AS_KERNELS, *once, *files)
+    flags = ["-q", "-m", "not slow", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files]
+    ran = python([site], "-c", AS_KERNELS, *flags)
     assert ran.returncode == 0 and "[100%]" in ran.stdout, ran.stdout + ran.stderr

@@ -373,6 +373,9 @@ def test_what_is_run_again_is_compared(capsys):
     assert "more than 10 points apart: all/rmt/100" in study_page.compare_again(before, after)
     missing = study.run_again(before, ["all/rmt/100", "all/rmt/101"], 1)
     assert missing == ("error: all/rmt/101: not stored, so there is nothing to compare with")
+    before["all/rmt/100"]["commands"] = ["python train.py --preset demo"]
+    with pytest.raises(ValueError, match="all/rmt/100 is stored and ran without"):
+        study.run_again(before, ["all/rmt/100"], 1)
 
 
 def test_a_name_of_no_job_is_refused(place):

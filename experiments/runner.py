@@ -11,10 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,30 +44,26 @@ def side_by_side() -> int:
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> None:
-    """Run all jobs, each after those that it needs, which come before it in `jobs`.
+    """Run all jobs, the first that waits for no other one next.
 
     After a failure no job starts; JobFailed is raised when the running jobs have ended.
     """
-    ended = {job.out: threading.Event() for job in jobs}
-    failures: list[BaseException] = []
-    bar = tqdm(total=len(jobs), unit="job", dynamic_ncols=True)
-
-    def work(job: Job) -> None:
-        try:
-            for need in job.needs:
-                ended[need].wait()
-            if not failures:
-                _run(job, one_thread=workers > 1)
-        except BaseException as failure:
-            failures.append(failure)
-        finally:
-            ended[job.out].set()
-            bar.set_postfix_str(job.out.name)
-            bar.update()
-
-    with ThreadPoolExecutor(workers) as pool:
-        wait([pool.submit(work, job) for job in jobs])
-    bar.close()
+    left, running, failures = list(jobs), {}, []
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="job") as bar:
+        while True:
+            unfinished = {job.out for job in (*left, *running.values())}
+            ready = [job for job in left if unfinished.isdisjoint(job.needs)]
+            for job in ready[: workers - len(running)]:
+                left.remove(job)
+                running[pool.submit(_run, job, one_thread=workers > 1)] = job
+            if not running:
+                break
+            for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                bar.set_postfix_str(running.pop(ended).out.name)
+                bar.update()
+                if failure := ended.exception():
+                    failures.append(failure)
+                    left.clear()
     if failures:
         raise failures[0]
 

@@ -415,6 +415,22 @@ def test_a_job_begins_after_those_it_needs_and_flags_may_follow_from_them(tmp_pa
     assert json.loads((tmp_path / "second/done.json").read_text())["minutes"] >= 0
 
 
+def test_no_core_is_idle_while_a_job_waits_for_another(tmp_path):
+    third = script(tmp_path, "third", "import sys; open(sys.argv[1] + '/made', 'w')")
+    wait = f"""
+import os, sys, time
+for _ in range(600):
+    if os.path.exists({str(third.out / "made")!r}):
+        sys.exit()
+    time.sleep(0.1)
+sys.exit(1)
+"""
+    first = script(tmp_path, "first", wait)
+    second = Job(tmp_path / "second", lambda: [], needs=(first.out,))
+    run_all([first, second, third], workers=2)
+    assert (second.out / "done.json").exists()
+
+
 def test_a_failed_job_is_named_with_its_log_and_tried_again_the_next_time(tmp_path):
     failing = script(tmp_path, "failing", "import sys; print('why'); sys.exit(3)")
     with pytest.raises(JobFailed, match=r"status 3; .*log.txt says why"):

@@ -7,7 +7,7 @@ EVAL := $(BIN)/python eval.py --data assets/tiny_corpus/eval.jsonl --positions $
 # Sampled as in training: the untrained model loops when it always takes the likeliest token.
 THINK := $(EVAL) --mode rmt --budget 30 --max-response 512 --decoding sampled --max-branches 256
 
-.PHONY: help setup demo real report study paper test test-cpus check smollm2 bench gpu aot wheel namesake clean
+.PHONY: help setup demo real report study paper test mutants test-cpus check smollm2 bench gpu aot wheel namesake clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,9 +46,14 @@ paper: setup  ## some of the study's runs anew, beside what is stored of them (m
 
 # One thread each: OpenMP's threads wait for each other where tests share the cores. A file is one
 # process's, so that what its tests share is made once.
-test: setup  ## all tests, one process per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
-		--no-loadscope-reorder
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
+	--no-loadscope-reorder
+
+test: setup  ## the tests, one process per core
+	$(TEST) -m "not mutants"
+
+mutants: setup  ## that the tests find planted bugs (7 minutes, 2 cores)
+	$(TEST) -m mutants
 
 # TESTS="tests/test_forest.py" some tests, CPUS="--cpu avx2" one CPU.
 test-cpus: setup  ## all tests as on older CPUs, and with two threads (an hour, 2 cores)

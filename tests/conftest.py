@@ -47,4 +47,4 @@ def heeded_signals():
 def pytest_collection_modifyitems(items):
     """Long files first: processes end together if what is left at the end is small."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: ("mutants" not in item.path.name, item.path not in slow))
+    items.sort(key=lambda item: item.path not in slow)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from kernel_faults import CONTROLS, MUTANTS
+from kernel_mutants import ROOT
 
 SCRIPT = Path(__file__).with_name("kernel_mutants.py")
-pytestmark = pytest.mark.slow
 
 
+@pytest.mark.mutants
 def test_broken_copies_are_found_out_and_others_are_not():
     """A process of its own says of each which check failed first, or SURVIVES."""
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
@@ -27,3 +28,9 @@ def test_broken_copies_are_found_out_and_others_are_not():
     # Random logits and tolerances of 5e-2: why the inputs here are what they are.
     passing = sum("passes the usual test" in verdicts[name] for name in MUTANTS)
     assert passing > len(MUTANTS) / 2
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_what_a_broken_copy_replaces_stands_once_in_its_file(name):
+    file, old, _ = MUTANTS[name]
+    assert (ROOT / "kernels" / file).read_text(encoding="utf-8").count(old) == 1

@@ -173,9 +173,6 @@ def positions_of(
         chosen = read_positions(stored, documents, asked)
         if world.rank == 0:
             print(f"answering the {len(chosen.positions)} positions stored in {stored}")
-            if not chosen.population:
-                print("an earlier version stored them without how many positions each tier has: "
-                      "RPT's nested sets (H > 0.5, ...) are left out")  # fmt: skip
         return chosen
     check_writable("--positions", stored)
     entropies, thresholds = measure_difficulty(config, world, source, tokenizer, model, documents)

@@ -13,10 +13,12 @@ ceilings   the fastest of several large matrix products and of several large cop
 import ctypes
 import gc
 import os
+import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
 
@@ -120,12 +122,23 @@ def state(device: torch.device) -> dict[str, str]:
     return dict(zip(fields.split(","), answer.split(", ")))
 
 
+def versions() -> dict[str, str | None]:
+    """Return installed versions by package; None where a package is missing."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def about(device: torch.device) -> dict[str, object]:
     """Return versions, device and commit, to record with every number."""
     name = env.device_name(device)
     name = name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
     commit = env.commit()
     return {
-        "versions": env.versions(PACKAGES), "device": name,
+        "versions": versions(), "device": name,
         "commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty"),
     }  # fmt: skip

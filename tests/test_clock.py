@@ -18,7 +18,7 @@ from models.transformer import Transformer
 from rmt.engine.flops import forward_flops, peak_flops, visible_pairs
 from rmt.forest import pack
 from rmt.naive import separate_tokens
-from rmt.system.clock import Clock, costliest
+from rmt.system.clock import Clock
 from rmt.trees import Branch, Tree
 
 CPU = torch.device("cpu")
@@ -105,14 +105,6 @@ def test_peak_is_that_of_the_gpu_and_unknown_for_slices_and_other_types():
     assert peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", bf16) is None
     assert peak_flops("NVIDIA GeForce RTX 2080", bf16) is None
     assert peak_flops("NVIDIA H200", torch.float32) is None
-
-
-def test_table_of_a_profile_holds_the_costliest_rows():
-    rows = [(f"kernel {i}", i, i / 100) for i in range(20)]
-    head, *lines = costliest(rows).splitlines()
-    assert head.split() == ["share", "seconds", "calls", "kernel", "or", "operator"]
-    assert [line.split()[-1] for line in lines] == [str(i) for i in range(19, 9, -1)]
-    assert lines[0].split() == ["10.0%", "0.190", "19", "kernel", "19"]
 
 
 def test_profile_writes_a_trace_of_its_step_and_names_the_costliest_operators(tmp_path, capsys):

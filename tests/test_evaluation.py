@@ -222,16 +222,6 @@ def test_positions_are_chosen_by_the_model_that_a_run_began_with(place, tmp_path
 # ---- stored positions
 
 
-def test_positions_of_earlier_versions_are_read(place, tmp_path, capsys):
-    evaluated(place, tmp_path, mode="ntp", tier_thresholds=(0, 0.3, 0.6))
-    old = stored(tmp_path)["positions"]
-    (tmp_path / "positions.json").write_text(json.dumps(old))
-    found = evaluated(place, tmp_path, mode="ntp", per_tier=3)
-    assert "nested sets (H > 0.5, ...) are left out" in capsys.readouterr().out
-    assert len(found["items"]) == len(old)
-    assert not any(row["tier"].startswith("H >") for row in found["tiers"])
-
-
 def test_no_positions_file_is_a_traceback(place, tmp_path):
     evaluated(place, tmp_path, mode="ntp", per_tier=3)
     tokenizer, shape = read_model_directory(place / "thinker")

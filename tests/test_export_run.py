@@ -49,14 +49,6 @@ def test_settings_go_with_a_model_that_is_moved(place, tmp_path):
     assert run_settings(tmp_path / "elsewhere")["config"]["budget_start"] == 11
 
 
-def test_settings_of_a_model_that_has_none_are_those_beside_it(place, tmp_path):
-    shutil.copytree(place / "run/model", tmp_path / "model")
-    (tmp_path / "model/rmt_run.json").unlink()
-    assert run_settings(tmp_path / "model") is None
-    shutil.copy(place / "run/run.json", tmp_path)
-    assert run_settings(tmp_path / "model")["config"]["budget_start"] == 11
-
-
 def test_models_that_no_run_made_have_no_settings(place):
     assert run_settings(place / "model") is None
     assert run_settings(place / "nowhere") is None

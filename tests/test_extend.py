@@ -20,7 +20,6 @@ from small_run import (
 )
 from toy_runs import WORLD
 
-import rmt.engine.run
 import train
 from models.fingerprint import PART_BYTES, PARTS, fingerprint
 from models.weights import INDEX, SINGLE
@@ -165,17 +164,6 @@ def test_run_cannot_end_before_the_step_where_it_is(run, capsys):
     refusal(train, flags(resume=run, steps=3), fragments, capsys)
 
 
-def test_run_whose_norms_decayed_is_refused_with_a_reason(original, tmp_path, capsys):
-    """As earlier versions saved them: one group of parameters, all with weight decay."""
-    given = arguments(original, out=tmp_path / "run", steps=1, **LEVEL)
-    whole = lambda model, rate, betas, decay: torch.optim.AdamW(model.parameters(), rate, betas)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rmt.engine.run, "adamw", whole)
-        run_here(*given)
-    fragments = ("step-000001", "weight decay took in norms", "continue with that version")
-    refusal(train, flags(resume=tmp_path / "run", steps=2), fragments, capsys)
-
-
 # ---- models
 
 
@@ -230,17 +218,3 @@ def test_fingerprint_has_the_configuration_and_how_a_response_ends(original, tmp
         before = fingerprint(model)
         (model / name).write_text('{"eos_token_id": 3}')
         assert fingerprint(model)["tokenizer"] != before["tokenizer"], name
-
-
-def test_checkpoint_of_an_earlier_version_is_continued(run):
-    """It has no fingerprints and no thresholds."""
-    place = run / "checkpoints/step-000004"
-    saved = json.loads((place / "run.json").read_text())
-    for name in ("models", "thresholds", "compute"):
-        del saved[name]
-    (place / "run.json").write_text(json.dumps(saved))
-    sums = json.loads((place / "checksums.json").read_text())
-    sums.pop("run.json")
-    (place / "checksums.json").write_text(json.dumps(sums))
-    run_here(*flags(resume=run, steps=5))
-    assert len(metrics(run)) == 5

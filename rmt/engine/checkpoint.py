@@ -40,8 +40,8 @@ TRAINED = StateDictOptions(ignore_frozen_params=True)  # all there is, but of a 
 SAVED = {  # names in run.json -> type
     "config": dict, "total_steps": int, "step": int, "data": str, "refused_in_a_row": int,
     "tokens": (int, float), "seconds": (int, float),
+    "models": dict, "thresholds": list, "compute": str,
 }  # fmt: skip
-SAVED_LATER = {"models": dict, "thresholds": list, "compute": str}  # not in older checkpoints
 
 
 class CheckpointError(ValueError):
@@ -120,15 +120,13 @@ def _settings(path: Path, names: Iterable[str] = SAVED) -> dict[str, Any]:
         wrong = [n for n in names if not isinstance(saved[n], SAVED[n]) or saved[n] is True]
         wrong += [n for n in names if isinstance(saved[n], (int, float)) and not saved[n] >= 0]
         wrong += wrong_types(saved["config"])
-        found = {name: value for name, value in saved.items() if value is not None}
-        wrong += [n for n, t in SAVED_LATER.items() if not isinstance(found.get(n, t()), t)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wrong = [repr(error)]
     if wrong:
         raise ValueError(
             f"{path} is damaged: it has no settings of a run ({wrong[0]}); delete it or mend it"
         )
-    return found
+    return saved
 
 
 def run_settings(path: Path) -> dict[str, Any] | None:
@@ -138,10 +136,8 @@ def run_settings(path: Path) -> dict[str, Any] | None:
     ValueError when the JSON is damaged.
     """
     path = Path(path).resolve()
-    files = [path / MODEL_RUN, *(step_dir(path, step) / RUN for step in steps(path)[-1:])]
-    files.append(path / RUN)
-    if path.name == "model":
-        files.append(path.parent / RUN)  # of an older run, whose model has no settings
+    newest = [step_dir(path, step) / RUN for step in steps(path)[-1:]]
+    files = (path / MODEL_RUN, *newest, path / RUN)
     file = next((file for file in files if file.is_file()), None)
     return file and _settings(file, ("config",))
 
@@ -155,14 +151,9 @@ def restore(checkpoint_dir: Path, model, optimizer, tensors: dict[str, Tensor]) 
             warnings.simplefilter("ignore")
             dcp.load(state, checkpoint_id=checkpoint_dir)
     except (Exception, CheckpointException) as error:  # key and shape errors of every rank
-        why, remedy = reason(error), "resume with the model and data that the run started with"
-        if "optimizer.param_groups.1." in why:
-            remedy = (
-                "an earlier version saved it, whose weight decay took in norms and biases: "
-                f"continue with that version, or start anew from --model {checkpoint_dir}"
-            )
         raise CheckpointError(
-            f"{checkpoint_dir} does not fit this model or data ({why}); {remedy}"
+            f"{checkpoint_dir} does not fit this model or data ({reason(error)}); resume with the "
+            "model and data that the run started with"
         ) from None
     whole = get_model_state_dict(model) | state["model"]
     set_state_dict(model, optimizer, model_state_dict=whole, optim_state_dict=state["optimizer"])

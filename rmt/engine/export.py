@@ -108,13 +108,13 @@ def write_model(checkpoint_dir: Path, out: Path, weights: str = "", dtype: str =
     c = saved["config"]
     model_dir = find_model(c["model"], weights or c["weights"], ALONE)
     changed = changed_parts(saved, "--model", fingerprint(model_dir))
-    rank = c.get("lora_rank", 0)  # older runs have none
+    rank = c["lora_rank"]
     if changed := [part for part in changed if part != "weights" or rank]:
         raise CheckpointError(
             f"the {' and '.join(changed)} of {model_dir}, from which the run of {checkpoint_dir} "
             "started, have changed since; put the old files back"
         )
-    chosen = saved.get("compute", c["dtype"]) if dtype == "auto" else dtype
+    chosen = saved["compute"] if dtype == "auto" else dtype
     compute = compute_dtype(chosen, ALONE)
     model = on_meta(model_dir).to(compute)
     add_adapters(model, rank)
@@ -135,7 +135,7 @@ def write_model(checkpoint_dir: Path, out: Path, weights: str = "", dtype: str =
 
 def changed_parts(saved: Mapping[str, Any], flag: str, now: dict[str, str]) -> list[str]:
     """Name the parts of a model's fingerprint that changed since a run saved it."""
-    then = saved.get("models", {}).get(flag, now)  # older checkpoints have none
+    then = saved.get("models", {}).get(flag, now)  # a new run has nothing saved
     known = then if isinstance(then, dict) else {}
     return [part for part, value in now.items() if known.get(part) != value]
 

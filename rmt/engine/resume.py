@@ -71,8 +71,7 @@ def resolve(
             return config, None, {}
     checkpoint_dir = checkpoint.newest(Path(out))
     saved = checkpoint.read(checkpoint_dir, world)
-    settings = {"holdout": 0} | saved["config"]  # older runs have no holdout
-    kept = replace(from_json(settings), out=out, resume=out)
+    kept = replace(from_json(saved["config"]), out=out, resume=out)
     rank = typed.get("lora_rank", kept.lora_rank)
     if rank != kept.lora_rank:
         raise ValueError(

@@ -34,7 +34,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The positions, and what chose them; files of early versions have the positions only."""
+    """The positions, and what chose them."""
 
     positions: list[Position]
     thresholds: tuple[float, ...] = ()  # lower ends of the tiers in nats
@@ -122,9 +122,7 @@ def read_positions(
 
 
 def _parse(raw: Any) -> Chosen:
-    """Read the content of a file, or the bare list of positions that early versions wrote."""
-    if isinstance(raw, list):
-        return Chosen(list(map(_position, raw)))
+    """Read the content of a file."""
     positions = list(map(_position, raw["positions"]))
     thresholds = tuple(map(float, raw["thresholds"]))
     population = {name: int(raw["population"][name]) for name in TIERS}

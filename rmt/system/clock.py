@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import profile
 
 from rmt.system.env import proc_field
@@ -56,23 +55,9 @@ def profiled(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     with profile() as trace:
         yield
     trace.export_chrome_trace(str(path))
-    gpu = torch.cuda.is_available()
-    kind = DeviceType.CUDA if gpu else DeviceType.CPU
-    rows = [
-        (e.key, e.count, (e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e6)
-        for e in trace.key_averages()
-        if e.device_type == kind and not e.is_user_annotation
-    ]
-    say(f"{costliest(rows)}\n{path} has the whole step; open it in ui.perfetto.dev")
-
-
-def costliest(rows: list[tuple[str, int, float]]) -> str:
-    """Return a table of the rows (name, calls, own seconds) that took longest."""
-    total = sum(seconds for *_, seconds in rows) or 1.0
-    lines = ["   share   seconds    calls  kernel or operator"]
-    for name, calls, seconds in sorted(rows, key=lambda row: -row[2])[:COSTLIEST]:
-        lines.append(f"{seconds / total:8.1%} {seconds:9.3f} {calls:8d}  {name[:64]}")
-    return "\n".join(lines)
+    own = f"self_{'device' if torch.cuda.is_available() else 'cpu'}_time_total"
+    table = trace.key_averages().table(own, COSTLIEST, max_name_column_width=64)
+    say(f"{table}\n{path} has the whole step; open it in ui.perfetto.dev")
 
 
 def peak_memory(device: torch.device) -> int:

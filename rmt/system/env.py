@@ -1,30 +1,10 @@
-"""Versions, commit, processor and GPU of this machine.
+"""Commit of this code, processor and GPU of this machine."""
 
-python -m rmt.system.env      print them, for a bug report or beside a measurement
-"""
-
-import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
-
-PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "transformers", "math-verify")
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
-
-
-def versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
-    """Return installed versions by package; None where a package is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def commit() -> str:
@@ -54,24 +34,3 @@ def proc_field(file: str, field: str) -> str | None:
     path = Path("/proc", file)
     lines = path.read_text().splitlines() if path.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith(field)), None)
-
-
-def about() -> dict[str, Any]:
-    """Return versions, commit, operating system, processor and GPUs."""
-    flags = (proc_field("cpuinfo", "flags") or proc_field("cpuinfo", "Features") or "").split()
-    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return {
-        "commit": commit(),
-        **versions(),
-        "cuda": torch.version.cuda,
-        "system": platform.platform(),
-        "cpu": device_name(torch.device("cpu")),
-        "cores": os.cpu_count(),
-        "instructions": " ".join(name for name in INSTRUCTIONS if name in flags),
-        "gpus": [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus],
-    }
-
-
-if __name__ == "__main__":
-    for name, value in about().items():
-        print(f"{name:<14}{value}")

@@ -31,7 +31,8 @@ from rmt.system.lock import held
 from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
 
-SEEDS, FEWER_SEEDS, STEPS = range(100, 105), range(100, 103), 60
+SEEDS, FEWER_SEEDS = range(100, 105), range(100, 103)
+STEPS = dict.fromkeys(WORLDS, 60) | {"none": 30, "unequal-entropy": 30}  # 60 teach all of it
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
 EQ_6, EQ_7 = ("--length-reward-gate", "none"), ("--advantage-norm", "group")  # as printed
@@ -154,7 +155,7 @@ class Study:
         again, share = out / "equal-tokens", self.tokens(world, seed) / spent(out)[-1]
         if abs(share - 1) <= 0.1:
             return
-        yield self.training(*cell, again, "--steps", str(round(STEPS * share)))
+        yield self.training(*cell, again, "--steps", str(round(STEPS[world] * share)))
         yield from self.evaluations(world, again / "model", out, seed, "-tokens")
 
     def training(
@@ -164,7 +165,7 @@ class Study:
         return (
             "train.py", "--model", str(start or start_of(world)),
             "--data", str(self.data(world, TEXT.get(method, "train"))), *TRAIN,
-            *sizes(world, FINAL_BUDGET.get(method, BUDGET)), "--steps", str(STEPS),
+            *sizes(world, FINAL_BUDGET.get(method, BUDGET)), "--steps", str(STEPS[world]),
             *own, *flags, "--seed", str(seed), "--out", str(out),
         )  # fmt: skip
 
@@ -173,7 +174,7 @@ class Study:
         before, start = POST[method], start_of(world)
         if before != "base":
             share = self.tokens(world, seed) / self.tokens(world, seed, before)
-            steps = ("--steps", str(round(STEPS * share)))
+            steps = ("--steps", str(round(STEPS[world] * share)))
             yield self.training(world, before, seed, out / before, *steps)
             start = out / before / "model"
         rl = ("--method", "rpt", "--match", "token", "--steps", str(2 * POST_STEPS))

@@ -42,14 +42,12 @@ RIVALS = {
     "group-norm": EQ_7,
     # Paid for what is measured; no dynamic sampling in so few steps (docs/log.md).
     "rpt": ("--method", "rpt", "--match", "token"),
-    "slow-rpt": ("--method", "rpt", "--match", "token", "--learning-rate", "1e-4"),
     "without-ntp": ("--no-ntp",),
     "without-budget": ("--no-budget",),
     "without-curriculum": ("--no-curriculum",),
     "same-mixture": ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE),
     "rft": ("--method", "rft"),
     "ntp": ("--method", "ntp"),
-    "same-text": ("--method", "ntp"),
     "big-batch": ("--method", "ntp"),  # RMT's tokens in RMT's number of updates
     "rlp": ("--method", "rlp"),
     "adaptive": ("--curriculum-rule", "adaptive"),

@@ -32,10 +32,8 @@ CLAIMS = {  # of the rival
     "same-mixture": Claim("RMT with its tiers in no order", *2 * (("unequal-entropy", "all"),)),
     "without-ntp": Claim("RMT without next-token prediction", ("unused-tokens", "all")),
     "rpt": Claim("RPT", WORLDS[1:]),
-    "slow-rpt": Claim("RPT at 1e-4", *2 * (("all",),)),
     "rft": Claim("training on own right answers", WORLDS[1:]),
     "ntp": Claim("next-token training", WORLDS),
-    "same-text": Claim("the same on RMT's text", *2 * (("all",),)),
     "big-batch": Claim("the same in RMT's number of updates", *2 * (("all",),)),
     "rlp": Claim("RLP", WORLDS[1:]),
 }
@@ -43,7 +41,7 @@ BEYOND = {
     "adaptive": Claim("tiers by match rates (Eq. 13)", worlds=("unequal-entropy", "all")),
     "entropy-budget": Claim("budgets by entropy (Eq. 14)", worlds=("overthinking", "all")),
 }
-PLAIN = ("ntp", "same-text", "big-batch")  # next-token training: no thought is taught
+PLAIN = ("ntp", "big-batch")  # next-token training: no thought is taught
 Stored = dict[str, dict]
 
 

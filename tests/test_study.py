@@ -39,9 +39,6 @@ def ran(out, tokens):
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-NTP = ("ntp", "same-text")
-
-
 def names(jobs):
     return ["/".join(job.out.parts[-3:]) for job in jobs]
 
@@ -51,9 +48,9 @@ def trained_by(job):
 
 
 def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(place):
-    without_text = {"rpt", "slow-rpt", "rlp"}
-    free = {"without-budget", "rft", "big-batch", *NTP} | without_text  # told no length
-    cost = {"without-budget": 200.0, "ntp": 51.0, "same-text": 51.0}  # of a step
+    without_text = {"rpt", "rlp"}
+    free = {"without-budget", "rft", "ntp", "big-batch"} | without_text  # told no length
+    cost = {"without-budget": 200.0, "ntp": 51.0}  # of a step
     for world, method, seed in study.cells():
         if method != "base":
             ran(place.out / world / method / str(seed), cost.get(method, 102.0))
@@ -79,12 +76,12 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert c.seed == 100 and c.ntp == (method not in without_text | {"without-ntp"})
             assert c.batch_size == (24 if method == "big-batch" else 12)  # 102 / 51 as many tokens
             assert c.lr_schedule == "linear"
-            assert c.learning_rate == (1e-4 if method == "slow-rpt" else 3e-4)
+            assert c.learning_rate == 3e-4
             assert c.budget == (method not in free)
             assert c.curriculum == (method not in free - {"without-budget"} | {
                 "without-curriculum"})  # fmt: skip
         full = 30 if world in ("none", "unequal-entropy") else 60
-        again = {"without-budget": round(0.51 * full), **{m: 2 * full for m in NTP}}
+        again = {"without-budget": round(0.51 * full), "ntp": 2 * full}
         assert [c.steps for c in trained] == [full, *([again[method]] if method in again else [])]
         assert {Path(path).stem for c in trained for path in c.data} == {
             "long" if method in ("ntp", "big-batch") else "train"}  # fmt: skip

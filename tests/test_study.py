@@ -80,7 +80,7 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert c.budget == (method not in free)
             assert c.curriculum == (method not in free - {"without-budget"} | {
                 "without-curriculum"})  # fmt: skip
-        full = 30 if world in ("none", "unequal-entropy") else 60
+        full = 15 if world in ("none", "unequal-entropy") else 60
         again = {"without-budget": round(0.51 * full), "ntp": 2 * full}
         assert [c.steps for c in trained] == [full, *([again[method]] if method in again else [])]
         assert {Path(path).stem for c in trained for path in c.data} == {

@@ -31,7 +31,7 @@ from rmt.system.lock import held
 from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
 
-SEEDS, FEWER_SEEDS = range(100, 105), range(100, 103)
+SEEDS, FEWER_SEEDS = range(100, 110), range(100, 103)
 STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15}  # all that RMT needs
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps

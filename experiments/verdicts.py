@@ -29,7 +29,11 @@ CLAIMS = {  # of the rival
     "group-norm": Claim("RMT with Eq. 7 as printed", worlds=("all",)),
     "without-budget": Claim("RMT without a budget", ("overthinking", "all")),
     "without-curriculum": Claim("RMT without a curriculum", ("unequal-entropy", "all")),
-    "same-mixture": Claim("RMT with its tiers in no order", *2 * (("unequal-entropy", "all"),)),
+    "same-mixture": Claim(
+        "RMT with its tiers in no order",
+        ("unequal-entropy", "all"),
+        ("none", "unequal-entropy", "all"),
+    ),
     "without-ntp": Claim("RMT without next-token prediction", ("unused-tokens", "all")),
     "rpt": Claim("RPT", WORLDS[1:]),
     "rft": Claim("training on own right answers", WORLDS[1:]),

@@ -32,7 +32,7 @@ from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
 
 SEEDS, FEWER_SEEDS = range(100, 110), range(100, 103)
-STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15}  # all that RMT needs
+STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15}  # of 60 all learn all
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
 EQ_6, EQ_7 = ("--length-reward-gate", "none"), ("--advantage-norm", "group")  # as printed

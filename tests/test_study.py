@@ -226,18 +226,19 @@ def test_the_gradients_of_both_parts_add_up_to_that_of_the_update(tmp_path, monk
     assert row["update/grad_norm"] == pytest.approx(float(both.norm()), rel=1e-4)
 
 
-def test_a_page_of_docs_does_not_make_a_commit_dirty(tmp_path, monkeypatch):
+def test_a_written_page_does_not_make_a_commit_dirty(tmp_path, monkeypatch):
     git = lambda *words: subprocess.run(
         ["git", "-c", "user.name=a", "-c", "user.email=a", *words], cwd=tmp_path, check=True
     )
-    for path in ("docs/page.md", "rmt/system/env.py"):
+    for path in ("docs/page.md", "README.md", "rmt/system/env.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("1")
     for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "a")):
         git(*words)
     monkeypatch.setattr(env, "__file__", str(tmp_path / "rmt/system/env.py"))
     clean = env.commit()
-    (tmp_path / "docs/page.md").write_text("2")
+    for page in ("docs/page.md", "README.md"):  # which the study writes
+        (tmp_path / page).write_text("2")
     assert env.commit() == clean and len(clean) == 40
     (tmp_path / "rmt/system/env.py").write_text("2")
     assert env.commit() == clean + "-dirty"

@@ -8,14 +8,16 @@ import torch
 
 
 def commit() -> str:
-    """Return the commit of this code, -dirty if files outside of docs have changed since."""
+    """Return the commit of this code, -dirty if files but documents have changed since."""
     git = ["git", "-C", str(Path(__file__).parents[2])]
     run = lambda *words, check: subprocess.run(
         [*git, *words], capture_output=True, text=True, check=check
     )
     try:
         found = run("describe", "--always", "--abbrev=40", check=True).stdout.strip()
-        changed = run("diff", "--quiet", "HEAD", "--", ".", ":!docs", check=False).returncode
+        changed = run(
+            "diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!*.md", check=False
+        ).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found + "-dirty" * bool(changed)

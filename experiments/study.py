@@ -32,7 +32,7 @@ from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
 
 SEEDS, FEWER_SEEDS = range(100, 110), range(100, 103)
-STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15}  # of 60 all learn all
+STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15}  # 60: one ceiling
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
 EQ_6, EQ_7 = ("--length-reward-gate", "none"), ("--advantage-norm", "group")  # as printed
@@ -53,7 +53,7 @@ RIVALS = {
     "adaptive": ("--curriculum-rule", "adaptive"),
     "entropy-budget": ("--budget-entropy", "0.5"),
 }
-# Next-token training reads text enough to see none twice, or what the other methods read, again.
+# Next-token training reads more in the same time.
 TEXT = {"ntp": "long", "big-batch": "long"}  # others: train
 # Of 0.7, 1.4 and 2.1 nats, so that hard tokens have about BUDGET and the others less.
 FINAL_BUDGET = {"entropy-budget": 22}
@@ -246,13 +246,14 @@ def require_these_settings(rows: dict[str, dict], worlds: Collection[str]) -> No
     """
     for name, row in rows.items():
         world, method, _ = name.split("/")
-        settings = " ".join(ASK if method == "base" else TRAIN)
-        if world in worlds and not any(settings in command for command in row["commands"]):
-            raise ValueError(
-                f"{name} is stored and ran without `{settings}`, which the study has now: remove "
-                f"the lines of {world} from docs/study.jsonl and its folder of runs/study, and run "
-                "it whole"
-            )
+        wanted = [ASK] if method == "base" else [TRAIN, ("--steps", str(STEPS[world]))]
+        for settings in map(" ".join, wanted):
+            if world in worlds and not any(f"{settings} " in line for line in row["commands"]):
+                raise ValueError(
+                    f"{name} is stored and ran without `{settings}`, which the study has now: "
+                    f"remove the lines of {world} from docs/study.jsonl and its folder of "
+                    "runs/study, and run it whole"
+                )
 
 
 def run_again(before: dict[str, dict], names: Sequence[str], workers: int) -> str:

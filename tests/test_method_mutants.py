@@ -24,6 +24,10 @@ def test_broken_copies_are_found_out_and_others_are_not():
     assert {n: v for n, v in verdicts.items() if not v.startswith(wanted[n])} == {}
 
 
+def test_there_are_sixty_broken_copies_or_more():
+    assert len(MUTANTS) >= 60 and len(CONTROLS) == 3
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_what_a_broken_copy_replaces_stands_once_in_its_file(name):
     file, old, *_ = MUTANTS[name]

@@ -94,9 +94,14 @@ def test_a_job_is_chosen_with_those_it_needs(place):
     assert names(place.chosen(["all/big"])) == [
         "all/base/100", "all/rmt/100", "all/ntp/100", "all/big-batch/100"
     ]  # fmt: skip
-    row = {"job": "all/rmt/100", "tokens": 1, "commands": [" ".join(["python", *study.TRAIN])]}
+    command = " ".join(["python", *study.TRAIN, "--steps 60 --seed 100"])
+    row = {"job": "all/rmt/100", "tokens": 1, "commands": [command]}
     storing.write(place.file, {"all/rmt/100": row})
     assert names(place.chosen(["all/rpt"])) == ["all/rpt/100"]
+    row["commands"] = [command.replace("60", "15")]
+    storing.write(place.file, {"all/rmt/100": row})
+    with pytest.raises(ValueError, match="all/rmt/100 is stored and ran without `--steps 60`"):
+        place.chosen(["all/rpt"])
 
 
 def test_worlds_are_not_run_beside_jobs_of_other_settings(place):

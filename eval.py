@@ -10,9 +10,9 @@ Without --data it takes held-out documents: for a run its --eval-data, or else w
 its data; otherwise those of the default data. With --data it takes all, unless --holdout is given.
 Other flags that are not given are those of the model's run; they are printed at the start.
 
-Positions are chosen once per data set, by the entropies of the model that the run began with (or
---difficulty-model), and stored in --positions with the settings that chose them: every checkpoint
-answers the same questions.
+Positions are chosen once per data set, by the entropies of the model that the run began with (the
+first of several runs; or --difficulty-model), and stored in --positions with the settings that
+chose them: every checkpoint answers the same questions.
 """
 
 import sys
@@ -46,6 +46,7 @@ from rmt.system import dist
 from rmt.system.clock import peak_memory
 from rmt.system.records import check_writable, write_json
 from rmt.system.terminal import safe_printing
+from rmt.system.torchrun import exit_if_lost
 
 EPILOG = "Run it with torchrun to use several GPUs."
 SHARED = (  # flags of train.py that mean the same here
@@ -165,10 +166,12 @@ def positions_of(
     """Read the stored positions, or choose and store new ones. All ranks."""
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     choosing = {name: getattr(config, name) for name in CHOOSING} | {"per_tier": options.per_tier}
-    by = config.difficulty_model or config.model
-    judge = find_model(by, config.weights, world)
-    choosing["difficulty_model"] = fingerprint(judge)["weights"]  # the same wherever it is
-    if dist.gather_objects(stored.is_file(), world)[0]:
+    by, known = config.difficulty_model or config.model, stored.is_file()
+    known = dist.gather_objects(known, world)[0]
+    if not known or "difficulty_model" in typed:
+        judge = find_model(by, config.weights, world)
+        choosing["difficulty_model"] = fingerprint(judge)["weights"]  # the same wherever it is
+    if known:
         asked = {name: value for name, value in choosing.items() if name in typed}
         chosen = read_positions(stored, documents, asked)
         if world.rank == 0:
@@ -209,8 +212,9 @@ def make_sampling(
 @safe_printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     typed, options = read_arguments(sys.argv[1:] if arguments is None else arguments)
-    world, started = dist.start(), time.perf_counter()
+    started = time.perf_counter()
     try:
+        world = dist.start()
         asked = protocol({k: v for k, v in typed.items() if k != "per_tier"}, options.mode)
         refuse_meaningless(options, asked.mode)
         if options.json:
@@ -226,6 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }  # fmt: skip
     except (ValueError, OSError, KeyboardInterrupt) as error:
         sys.exit(f"error: {str(error) or 'interrupted'}")
+    except RuntimeError as error:
+        exit_if_lost(error, "run the command again")
+        raise
     finally:
         dist.stop()
     if world.rank:

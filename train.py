@@ -7,7 +7,6 @@
 draw positions -> budget -> prompts -> rollouts -> rewards -> advantages -> loss -> update.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ from rmt.system import dist
 from rmt.system.clock import profiled
 from rmt.system.metrics import Metrics
 from rmt.system.terminal import safe_printing, stop_requests
-from rmt.system.torchrun import lost_contact
+from rmt.system.torchrun import exit_if_lost
 from rmt.update import global_objective, update
 
 EPILOG = """\
@@ -189,12 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
-        reason = lost_contact(error, config.resume or config.out)
-        if reason is None:
-            raise
-        sys.stdout.flush()
-        print(f"error: {reason}", file=sys.stderr, flush=True)
-        os._exit(1)  # not by way of `stop`: threads of the group may wait for ranks that are gone
+        out = config.resume or config.out
+        exit_if_lost(error, f"--resume {out} continues from the newest checkpoint")
+        raise
     except KeyboardInterrupt:  # outside a step: while preparing, or in the last evaluation
         sys.exit(f"interrupted; checkpoints, if any, are in {config.resume or config.out}")
     finally:

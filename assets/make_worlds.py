@@ -4,7 +4,7 @@ Two stages teach what all of them know: documents, what everybody owns, and shor
 which work step by step. Then each model gets its habits by training on thoughts that have them.
 Three of four prompts ask for a number of tokens, which is random: no model obeys it yet.
 
-    python -m assets.make_worlds --out assets/worlds        # 35 minutes of a core, AVX2
+    python -m assets.make_worlds --out assets/worlds        # 40 minutes of a core, AVX2
 
 The committed models were made in these stages while this file was written: in the first, positions
 were drawn in proportion and the day stood later in the text; seeds were other ones.
@@ -61,7 +61,8 @@ STAGES = (
     Stage("overthinking", "plain", 50, Habits(**LONG)),
     Stage("rare", "knowledge", 60, Habits(careful_place=0.005)),
     Stage("unequal", "rare", 70, Habits(**UNEQUAL)),
-    Stage("both", "unequal", 50, Habits(**UNEQUAL, **LONG)),
+    # From "unequal" answers get lost behind long thoughts about places: it has seen too few.
+    Stage("both", "overthinking", 100, Habits(**UNEQUAL, **LONG)),
 )
 
 

@@ -17,7 +17,6 @@ from experiments.verdicts import Stored, Value, rate, seeds_of, student, table, 
 from rmt.evaluation.statistics import Z, bootstrap
 
 Flags = tuple[str, ...]
-ENDS = slice(None, 12), slice(-12, None)  # the first and the last steps of a run
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,9 @@ def run_table(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
         rows = [stored[f"{design.world}/{method}/{seed}"] for seed in seeds]
         if not rows:
             continue
-        early, late = ({n: _mean(rows, n, part) for n in rows[0]["curves"]} for part in ENDS)
+        early, late = (
+            {n: _mean(rows, n, last) for n in rows[0]["curves"]} for last in (False, True)
+        )
         lines.append([
             *words, str(len(seeds)),
             " ".join(f"{rate(row['thought'], tiers):.1f}" for row in rows),
@@ -180,11 +181,15 @@ def run_table(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
         ])  # fmt: skip
     heads = [s.name for s in design.settings] + [
         "seeds", "right, %, of each", "thinking tokens", "well-formed %",
-        "advantage from length, first 12 steps, %", "match in training, first → last 12 steps, %",
+        "advantage from length, first fifth of the steps, %",
+        "match in training, first → last fifth, %",
     ]  # fmt: skip
     return table(heads, lines)
 
 
-def _mean(rows: Sequence[dict], name: str, part: slice) -> float:
-    """Return the mean of a curve over a part of the steps of all runs."""
-    return float(np.mean([x for row in rows for x in row["curves"][name][part] if x is not None]))
+def _mean(rows: Sequence[dict], name: str, last: bool) -> float:
+    """Return the mean of a curve over the first or the last fifth of the steps of all runs."""
+    curves = [row["curves"][name] for row in rows]
+    fifths = [-(-len(curve) // 5) for curve in curves]
+    parts = (c[-n:] if last else c[:n] for c, n in zip(curves, fifths))
+    return float(np.mean([x for part in parts for x in part if x is not None]))

@@ -7,6 +7,7 @@ the world's positions (`documents` and `tiers` of the untrained model's line).
 
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,15 +15,19 @@ import numpy as np
 import torch
 
 from assets.world_tokenizer import marks_by_position
-from assets.worlds import CHANGED, NOISE, WORLDS, World, documents
+from assets.worlds import CHANGED, NOISE, RAMBLE, WORLDS, Document, World, documents, work_out
 from experiments.runner import spent
 from models.tokenizer import Tokenizer
+from models.transformer import Transformer
 from models.weights import build
 from rmt.forest import pack
+from rmt.prompt import next_token_prompt
 from rmt.system.records import read_lines, write_whole
 from rmt.trees import Tree
 
 CURVES = ("reward/match", "length/thinking", "loss/ntp", "share/advantage_from_length")
+BEHIND = (0, 16, 32)  # sentences that lead nowhere behind the work; where thoughts are long, 16
+TEMPERATURE = 0.8  # of the study's answers
 
 
 def read(file: Path) -> dict[str, dict]:
@@ -54,12 +59,17 @@ def row(out: Path, start: Path) -> dict:
 
 def of_world(out: Path, world: str, start: Path) -> dict:
     """Return what the untrained model knows, and how many hard positions nobody can know."""
-    tokenizer, texts = Tokenizer(start), documents(WORLDS[world], "eval")
+    tokenizer, model = Tokenizer(start), build(start, "cpu", torch.float32)
+    texts = documents(WORLDS[world], "eval")
     marks = [marks_by_position(tokenizer, document) for document in texts]
     items = json.loads((out / "plain.json").read_text())["items"]
     hard = [marks[i["document"]].get(i["position"]) for i in items if i["tier"] == "hard"]
     noise = sum(mark is not None and mark.kind == NOISE for mark in hard)
-    return {"coins": coins_known(WORLDS[world], start), "noise": short(noise / max(1, len(hard)))}
+    return {
+        "coins": coins_known(tokenizer, model, WORLDS[world]),
+        "behind": {str(n): places_right(tokenizer, model, texts, n) for n in BEHIND},
+        "noise": short(noise / max(1, len(hard))),
+    }
 
 
 def about(run: dict) -> dict:
@@ -92,7 +102,8 @@ def answers(report: dict, whole: bool) -> dict:
         "nats": short(report.get("nats_per_token")),
     }
     if report["mode"] != "ntp":  # of a thought that does not end all tokens
-        lengths = [i["thinking_length"] or i["tokens"] for i in items]
+        length = lambda i: i["tokens"] if i["thinking_length"] is None else i["thinking_length"]
+        lengths = list(map(length, items))
         found["thinking"] = short(sum(lengths) / len(lengths))
     if whole:
         found["documents"] = [document for document, _ in asked]
@@ -113,9 +124,34 @@ def correlation(items: Sequence[dict]) -> float:
 
 
 @torch.no_grad()
-def coins_known(world: World, start: Path) -> dict[str, float]:
+def places_right(
+    tokenizer: Tokenizer, model: Transformer, texts: Sequence[Document], sentences: int
+) -> float:
+    """Return how often a sampled answer is right behind right work about a place.
+
+    sentences: so many that lead nowhere stand between the work and the answer.
+    """
+    prompt, rng, found = next_token_prompt(tokenizer, None), random.Random(0), []
+    for document in texts[:30]:
+        place = rng.choice([mark for mark in document.marks if mark.kind == "place"])
+        work, answer = work_out(place, careful=True)
+        thought = " ".join([work, *(rng.choice(RAMBLE) for _ in range(sentences))])
+        ids = [
+            *prompt.header, *tokenizer.encode(document.text[: place.start]), *prompt.footer,
+            *tokenizer.encode_with_control(f"<think>\n{thought}\n</think>\n\n\\boxed{{"),
+        ]  # fmt: skip
+        (word,) = tokenizer.encode(f" {answer}")
+        forest, last = pack([Tree(0, ids)]), len(ids) - 1
+        logits = model(
+            forest.tokens, forest.position, forest.attend, lambda h, w, at=last: h[at] @ w.T
+        )
+        found.append((logits / TEMPERATURE).softmax(-1)[word].item())
+    return short(sum(found) / len(found))
+
+
+@torch.no_grad()
+def coins_known(tokenizer: Tokenizer, model: Transformer, world: World) -> dict[str, float]:
     """Return how often the untrained model predicts the coins that a text ends with, plainly."""
-    tokenizer, model = Tokenizer(start), build(start, "cpu", torch.float32)
     right: dict[str, list[bool]] = {"changed": [], "same": []}
     for document in documents(world, "eval", 50):
         ids = tokenizer.encode(document.text)

@@ -7,8 +7,8 @@
 
 A finished job is a line of docs/study.jsonl and is not run again. All jobs of a world answer the
 same held-out positions, chosen by its untrained model, 200 per tier. Each is measured after T
-steps. Where these cost a rival of RMT 10 % more or less tokens, sampled and trained on, than RMT of
-that seed, it is measured again after so many steps that they cost as much. The designs
+steps. Where RMT of that seed has sampled and trained on 10 % more or less tokens than a rival in
+these, the rival is measured again after so many steps that they cost as much. The designs
 (designs.py) vary RMT's settings; shares.py takes its gradient apart.
 """
 
@@ -32,9 +32,10 @@ from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
 
 SEEDS, FEWER_SEEDS = range(100, 110), range(100, 103)
-STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15}  # 60: one ceiling
+# After 60 the easy worlds are at one ceiling; in "all" a step takes longest.
+STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15, "all": 40}
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
-MIXTURE = (".35", ".3", ".35")  # what the curriculum draws, over all steps
+MIXTURE = (".35", ".3", ".35")  # what the curriculum draws over 60 steps
 EQ_6, EQ_7 = ("--length-reward-gate", "none"), ("--advantage-norm", "group")  # as printed
 RIVALS = {
     "as-printed": (*EQ_6, *EQ_7),

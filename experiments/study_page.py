@@ -80,11 +80,13 @@ def obstacles(stored: Stored) -> str:
                 *(f"{rate(found, tiers, t):.1f}" for t in "emh"),
                 f"{100 * hard.count(0) / len(hard):.0f}", f"{100 * row['coins']['same']:.0f}",
                 f"{100 * row['coins']['changed']:.0f}" if "changed" in row["coins"] else "–",
+                ", ".join(f"{100 * share:.0f}" for share in row["behind"].values()),
                 f"{100 * row['noise']:.0f}",
             ])  # fmt: skip
     heads = ["untrained model", "thinking tokens", "correlation of length and match", "easy %",
              "medium %", "hard %", "hard groups of 4 all wrong %", "coins known %",
-             "changed coins known %", "hard that are noise %"]  # fmt: skip
+             "changed coins known %", "right behind right work and 0, 16, 32 sentences %",
+             "hard that are noise %"]  # fmt: skip
     return table(heads, lines)
 
 
@@ -165,8 +167,9 @@ def summary(stored: Stored) -> str:
             base = untrained(stored, world)
             rows = (stored[f"{world}/rmt/{seed}"]["thought"] for seed in seeds)
             shares = [rate(row, base["tiers"]) for row in rows]
+            plain = rate(untrained(stored, world, "plain"), base["tiers"])
             before, reached = rate(base, base["tiers"]), f"{min(shares):.0f}–{max(shares):.0f}"
-            gains.append(f"{world} {before:.0f} → {reached} ({len(shares)})")
+            gains.append(f"{world} {before:.0f} → {reached} ({len(shares)}; {plain:.0f})")
     decided = {  # claim -> world -> RMT − rival
         claim.rival: {
             world: v.brief for world in WORLDS
@@ -177,7 +180,10 @@ def summary(stored: Stored) -> str:
     lines = [[text, *(of.get(w, "–") for w in worlds)] for text, of in decided.items() if of]
     heads = ["RMT − …, points at equal tokens (**bold**: interval without 0)", *worlds]
     claims = table(heads, lines) if lines else ""
-    before_after = f"Right with a thought, before and after RMT, % (seeds): {', '.join(gains)}."
+    before_after = (
+        "Right with a thought, before and after RMT, % (seeds; untrained, without a thought): "
+        f"{', '.join(gains)}."
+    )
     return "\n\n".join(filter(None, (before_after, claims)))
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from rmt.evaluation.statistics import Z, bootstrap
 
 EQUAL = 3.0  # points
-POWER = 2.8  # standard errors that are told from 0 in four of five tries
+# Standard errors that are told from 0 in four of five tries; that 0 is told to be within EQUAL.
+POWER, POWER_EQUAL = 2.8, 3.24
 T95 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom
 WORLDS = ("none", "overthinking", "unequal-entropy", "unused-tokens", "all")
 LEAST = 3  # seeds
@@ -58,7 +59,6 @@ class Value:
     high: float
     seeds: int
     spread: float = 0.0  # standard deviation of what single seeds come to
-    item_error: float = 0.0  # standard error over questions
 
     def __str__(self) -> str:
         if not math.isfinite(self.low):
@@ -84,11 +84,8 @@ class Value:
     @property
     def needed(self) -> str:
         """What would decide in four of five tries, were the mean and the spread the true ones."""
-        size = max(abs(self.mean), EQUAL - abs(self.mean))  # from 0, or from being unequal
-        left = size**2 - (POWER * self.item_error) ** 2
-        if left <= 0:
-            return "more questions"
-        return f"~{max(self.seeds + 1, math.ceil((POWER * self.spread) ** 2 / left) + 2)} seeds"
+        error = max(abs(self.mean) / POWER, (EQUAL - abs(self.mean)) / POWER_EQUAL)
+        return f"~{max(self.seeds + 1, math.ceil((self.spread / error) ** 2) + 2)} seeds"
 
 
 def student(freedom: int) -> float:
@@ -111,7 +108,7 @@ def value(ours: list[float], theirs: list[float], item_error: float = 0.0) -> Va
         spread = math.sqrt(sum(v for v, _ in both))
         off = math.hypot(student(max(1, int(freedom))) * math.sqrt(error), Z * item_error)
     mean = statistics.fmean(ours) - statistics.fmean(theirs)
-    return Value(mean, mean - off, mean + off, n, spread, item_error)
+    return Value(mean, mean - off, mean + off, n, spread)
 
 
 def seeds_of(stored: Stored, world: str, method: str) -> set[int]:
@@ -119,10 +116,10 @@ def seeds_of(stored: Stored, world: str, method: str) -> set[int]:
     return {int(name.removeprefix(prefix)) for name in stored if name.startswith(prefix)}
 
 
-def untrained(stored: Stored, world: str) -> dict | None:
-    """Return what the untrained model answered with a thought; None if it is not stored."""
+def untrained(stored: Stored, world: str, mode: str = "thought") -> dict | None:
+    """Return what the untrained model answered with a thought, or plainly; None: not stored."""
     seeds = seeds_of(stored, world, "base")
-    return stored[f"{world}/base/{min(seeds)}"]["thought"] if seeds else None
+    return stored[f"{world}/base/{min(seeds)}"][mode] if seeds else None
 
 
 def answers(stored: Stored, world: str, method: str, seed: int, at: str, mode: str) -> dict:

@@ -30,7 +30,7 @@ COPIED = (
     "merges.txt",
 )
 RUN = "rmt_run.json"  # the settings of the run that made the weights
-ADAPTER_CONFIG = "adapter_config.json"  # peft's
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's
 TEMPLATES = "additional_chat_templates"
 WRITTEN = (TEMPLATES, "config.json", "generation_config.json", INDEX, RUN)
 SHARD_BYTES = 5 * 10**9  # most bytes of a file
@@ -80,7 +80,8 @@ def write_adapters(own: Mapping[str, Tensor], base: str, out: Path) -> None:
     base: the frozen model, a name of the Hugging Face hub or a directory. FileExistsError when
     `out` is something else.
     """
-    if out.exists() and not (out / ADAPTER_CONFIG).is_file():
+    files = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    if out.exists() and {path.name for path in out.iterdir()} != files:
         raise FileExistsError(f"{out} is not an earlier export and would be deleted; move it away")
     size = next(len(tensor) for name, tensor in own.items() if name.endswith(ADAPTERS[0]))
     config = dict(
@@ -91,7 +92,7 @@ def write_adapters(own: Mapping[str, Tensor], base: str, out: Path) -> None:
 
     def write(aside: Path) -> None:
         tensors = ((f"base_model.model.{name}.weight", tensor) for name, tensor in own.items())
-        _write_file(aside / "adapter_model.safetensors", tensors, torch.float32)
+        _write_file(aside / ADAPTER_WEIGHTS, tensors, torch.float32)
         _write_json(aside / ADAPTER_CONFIG, config)
 
     _replace(out.resolve(), write)
@@ -115,6 +116,10 @@ def _replace(out: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a directory beside `out`, then rename it to `out`."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.new")
     previous = out.with_name(f".{out.name}.{os.getpid()}.old")
+    if previous.exists() and not out.exists():  # a process of this number was killed in between
+        previous.rename(out)
+    for left in (aside, previous):
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         write(aside)

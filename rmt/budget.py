@@ -5,7 +5,8 @@ import math
 
 def budget_at(step: int, total_steps: int, start: int, decay: float, floor: int) -> int:
     """Return B_t, the thinking tokens asked for at `step` of `total_steps`."""
-    return max(floor, math.floor(start * decay ** (step / total_steps)))  # Eq. 2
+    exact = start * decay ** (step / total_steps)
+    return max(floor, math.floor(exact + 1e-9))  # Eq. 2; 100 · 0.29 is 28.99… in binary
 
 
 def budget_of_position(budget: int, entropy: float, exponent: float) -> int:

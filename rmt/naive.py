@@ -73,6 +73,8 @@ def generate(model, trees: Sequence[Tree], samples: int, sampling: Sampling) -> 
     device = next(model.parameters()).device
     prompts = [[*t.trunk[: b.fork], *b.prompt] for t in trees for b in t.branches]
     prompts = [prompt for prompt in prompts for _ in range(samples)]
+    if not prompts:
+        return []
     rollouts = [Rollout() for _ in prompts]
     starts = [(tree.document, branch.fork) for tree in trees for branch in tree.branches]
     uniform = torch.from_numpy(uniforms(starts, samples, sampling)).to(device)

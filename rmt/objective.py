@@ -115,7 +115,8 @@ class TokenLoss:
         policy, clipped = policy_loss(logprob, old, advantage, o.clip_low, o.clip_high)
         rl = (weight * policy).sum()
         if self.reference is not None:
-            kl = kl_estimate(logprob, self.reference[index].to(logprob.dtype))
+            reference = self.reference[index].to(logprob.dtype)
+            kl = kl_estimate(logprob, torch.where(response, reference, logprob.detach()))
             rl = rl + o.kl_beta * (weight * kl).sum()
             self._add("kl", kl[response])
         self._add("loss/rl", rl)  # with its weights: a part of the loss

@@ -88,6 +88,8 @@ def prompt_for(
     task: str, tokenizer: Tokenizer, budget: int | None, request: str, text_in: str = "question"
 ) -> PromptIds:
     """Return the prompt of a task; request: of problems, text_in: of next tokens."""
+    if task == "nothing":
+        return PromptIds((), ())
     if task == "problems":
         return problem_prompt(tokenizer, budget, request)
     return next_token_prompt(tokenizer, budget, text_in)

@@ -59,7 +59,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/budget.py", "decay ** (step / total_steps)", "decay**0", "loss budget_decay"),
     "B_t a step ahead": (
         "rmt/budget.py", "(step / total_steps)", "((step + 1) / total_steps)", "loss"),
-    "B_t rounds": ("rmt/budget.py", "math.floor(start", "round(start", "loss budget_decay"),
+    "B_t rounds": ("rmt/budget.py", "math.floor(exact", "round(exact", "loss budget_decay"),
     "no B_min": ("rmt/budget.py", "max(floor, math", "max(1, math", "loss budget_min"),
     "gamma is 0.2": (
         "rmt/questions.py", "c.budget_decay, c.budget_min", "0.2, c.budget_min",

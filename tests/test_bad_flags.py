@@ -40,6 +40,7 @@ BAD_VALUE = {
     "endless-memory": (dict(gpu_memory="inf"), "--gpu-memory: 'inf'", "write 80GB"),
     "no-number-of-bytes": (dict(gpu_memory="nan"), "--gpu-memory: 'nan'", "write 80GB"),
     "plan-of-a-run": (dict(dry_run=True, resume="runs/x"), "--dry-run with --resume runs/x"),
+    "endless-number": (dict(budget_start="1" + "0" * 400), "--budget-start", "below 2^63"),
     "infinite-epochs": (dict(epochs="inf"), "--epochs is inf", "finite"),
     "probabilities": (
         dict(curriculum_late=(0.5, 0.5, 0.5)), "--curriculum-late is (0.5, 0.5, 0.5)", "sum to 1"

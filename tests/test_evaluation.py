@@ -16,6 +16,7 @@ import train
 from rmt.config.config import Config
 from rmt.curriculum import TIERS
 from rmt.engine.held_out import evaluate_held_out
+from rmt.engine.protocol import protocol
 from rmt.engine.run import prepare
 from rmt.engine.setup import read_corpus, read_model_directory
 from rmt.evaluation import compare
@@ -219,7 +220,31 @@ def test_positions_are_chosen_by_the_model_that_a_run_began_with(place, tmp_path
     assert all(trained["settings"][name] != by_run["settings"][name] for name in names)
 
 
+def test_a_run_with_budgets_by_entropy_answers_problems(place):
+    settings = json.loads((place / "run/model/rmt_run.json").read_text())
+    settings["config"] |= dict(budget_entropy=0.5, budget_start=12, max_response=64)
+    model = place / "by-entropy"
+    model.mkdir()
+    (model / "rmt_run.json").write_text(json.dumps(settings))
+    known = dict(model=str(model), data=("x.jsonl",))
+    assert protocol(known, "rmt").config.budget_entropy == 0.5
+    assert protocol(known, "problems").config.budget_entropy == 0
+    assert protocol(known | dict(text_in="thought"), "rmt").config.budget_entropy == 0
+
+
 # ---- stored positions
+
+
+def test_stored_positions_need_no_longer_the_model_that_chose_them(place, tmp_path):
+    evaluated(place, tmp_path, mode="ntp", difficulty_model=place / "thinker")
+    model = tmp_path / "moved"
+    model.mkdir()
+    for path in (place / "run/model").iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((model / "rmt_run.json").read_text())
+    settings["config"]["model"] = str(tmp_path / "gone")
+    (model / "rmt_run.json").write_text(json.dumps(settings))
+    assert evaluated(place, tmp_path, mode="ntp", model=model)["items"]
 
 
 def test_no_positions_file_is_a_traceback(place, tmp_path):

@@ -97,6 +97,21 @@ def test_a_failed_export_leaves_the_earlier_one_untouched(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+@pytest.mark.parametrize("killed", ["while it wrote", "between both renames"])
+def test_what_a_killed_export_left_is_in_nobodys_way(tmp_path, killed):
+    """A process of the same number: in a container it often is."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    state = write_model(source)
+    export(state, source, out, torch.float32)
+    (tmp_path / f".out.{os.getpid()}.new").mkdir()
+    (tmp_path / f".out.{os.getpid()}.new" / "half").write_text("")
+    if killed == "between both renames":
+        out.rename(tmp_path / f".out.{os.getpid()}.old")
+    export(state, source, out, torch.float32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", SINGLE]
+
+
 def test_a_new_export_replaces_every_file_of_the_earlier_one(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     state = write_model(source)

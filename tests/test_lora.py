@@ -262,4 +262,8 @@ def test_adapters_of_another_run_are_not_replaced(place, tmp_path, capsys):
     (other / "mine").write_text("")  # it appears while a run goes on
     with pytest.raises(FileExistsError, match="adapter is not an earlier export"):
         write_adapters({}, "base", other)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # beside an export, too
+        (other / name).write_text("")
+    with pytest.raises(FileExistsError, match="adapter is not an earlier export"):
+        write_adapters({}, "base", other)
     assert (other / "mine").is_file()

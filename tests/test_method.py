@@ -59,6 +59,10 @@ def test_budget_follows_the_schedule(progress, budget):
     assert budget_at(int(progress * 100), 100, start=800, decay=0.2, floor=1) == budget
 
 
+def test_a_budget_that_is_whole_is_not_rounded_down():
+    assert budget_at(1, 1, start=100, decay=0.29, floor=1) == 29
+
+
 def test_budget_never_falls_below_its_floor():
     assert budget_at(9, 10, start=800, decay=0.001, floor=7) == 7
 

@@ -80,6 +80,11 @@ def test_responses_are_those_of_the_sampler_with_a_cache(temperature):
     assert temperature == 0 or {r.finished for group in fast for r in group} == {True, False}
 
 
+def test_nobody_who_is_asked_has_nothing_to_say():
+    for module in (rollout, naive):
+        assert module.generate(toy_model(), [], 3, Sampling(12, (3,), TOKENS)) == []
+
+
 @pytest.mark.parametrize("rank", [0, 3])
 def test_a_naive_step_is_the_step(tmp_path, rank):
     """Same responses, losses and gradients, in fp64."""

@@ -20,7 +20,7 @@ from toy_forests import (
 from rmt.data.corpus import Document
 from rmt.forest import pack
 from rmt.grpo import policy_loss, rollout_weights
-from rmt.objective import Objective, forest_loss, target_logprobs
+from rmt.objective import Objective, Targets, forest_loss, target_logprobs
 from rmt.questions import Question, text_trees
 from rmt.trees import micro_batches
 
@@ -156,6 +156,17 @@ def test_kl_term_is_beta_times_k3_against_the_reference():
             kl += float(k3.detach())
     assert_same_gradients(gradients(model, given), gradients(model, expected), 1e-9)
     assert float(sums["kl"]) == pytest.approx(kl, rel=1e-9)
+
+
+def test_a_reference_far_away_on_trunks_changes_nothing():
+    model, forest = toy_model(), pack(toy_trees())
+    own = target_logprobs(model, forest, TEMPERATURE, TOKENS)
+    far = own + 1000 * (Targets.of(forest).rollout < 0)  # e^1000 times a weight of 0 is no number
+    given, expected = (
+        forest_loss(model, forest, objective(kl_beta=0.3), reference_logprob=reference)[0]
+        for reference in (far, own)
+    )
+    assert_same_gradients(gradients(model, given), gradients(model, expected), 1e-12)
 
 
 def test_an_old_policy_equal_to_the_current_one_changes_nothing():

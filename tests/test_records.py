@@ -128,6 +128,25 @@ def test_file_behind_a_link_is_written_and_the_link_stays(path, tmp_path):
     assert path.is_symlink() and (tmp_path / "data" / "there.json").read_bytes() == "ü".encode()
 
 
+def test_file_behind_a_link_is_written_beside_itself(tmp_path):
+    """A rename from another file system, or from a folder that others may write, would fail."""
+    links, real = tmp_path / "links", tmp_path / "real"
+    links.mkdir(), real.mkdir()
+    (links / "link.json").symlink_to(real / "there.json")
+    links.chmod(0o500)
+    try:
+        check_writable("--json", links / "link.json")
+        seen = []
+        with pytest.MonkeyPatch.context() as patch:
+            replace = os.replace
+            patch.setattr(os, "replace", lambda a, b: (seen.append((a, b)), replace(a, b)))
+            write_whole(links / "link.json", "é")
+    finally:
+        links.chmod(0o700)
+    assert [path.parent for path in seen[0]] == [real, real]
+    assert [path.name for path in real.iterdir()] == ["there.json"]
+
+
 @pytest.mark.parametrize("name", ["new.json", "folder/deeper/new.json", "old.json", "/dev/null"])
 def test_path_that_can_be_written_is_left_as_it_is(tmp_path, name):
     (tmp_path / "old.json").write_text("mine")

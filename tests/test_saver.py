@@ -135,6 +135,18 @@ def test_an_error_in_the_background_is_raised_where_the_save_is_waited_for(tmp_p
     assert steps(run.out) == [1] and not run.saver.failed
 
 
+def test_old_checkpoints_stay_when_nobody_can_say_which_is_best(tmp_path, capsys):
+    run = prepared(tmp_path, keep=1)
+    run.saver.keep_best = True
+    run.out.mkdir(exist_ok=True)
+    (run.out / "eval.jsonl").write_text('{"step": 1}\n')
+    for _ in range(2):
+        learn(run)
+        save(*run)
+    assert steps(run.out) == [1, 2] and not run.saver.failed
+    assert "no old checkpoint is deleted" in capsys.readouterr().err
+
+
 def test_saving_before_the_first_update_changes_no_later_one(tmp_path):
     """torch makes the state of a fresh optimizer by an update of nothing, which must not count."""
     one, other = prepared(tmp_path), prepared(tmp_path, out=str(tmp_path / "other"))

@@ -85,7 +85,7 @@ GLOO = (
 
 def test_a_lost_rank_is_told_from_other_errors(monkeypatch):
     monkeypatch.setenv("RANK", "5")
-    told = lost_contact(RuntimeError(GLOO), "runs/x")
+    told = lost_contact(RuntimeError(GLOO), "--resume runs/x")
     assert told.startswith("rank 5 has lost another rank (Connection closed by peer [10.0.0.1]:34")
     assert "typically" not in told and "/__w" not in told
     assert "--timeout" in told and "--resume runs/x" in told and "torchrun" not in told

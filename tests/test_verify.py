@@ -186,5 +186,5 @@ def test_the_judge_ends_with_the_process_that_asks(stub):
 
 
 def test_a_judge_that_cannot_start_says_so():
-    with pytest.raises(RuntimeError, match="does not start"):
+    with pytest.raises(ChildProcessError, match="does not start"):
         Judge((sys.executable, "-c", "raise SystemExit(1)")).same("a", "a")

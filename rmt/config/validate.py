@@ -21,6 +21,8 @@ def problems(c) -> Iterator[str]:
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
             yield f"{flag(name)} is {value}; give finite numbers"
+        if any(isinstance(x, int) and abs(x) >= 2**63 for x in numbers):
+            yield f"{flag(name)} has {len(str(value))} digits; give a number below 2^63"
         if name in POSITIVE and value <= 0:
             yield f"{flag(name)} is {value} but must be greater than 0"
     yield from _reward_problems(c)

@@ -47,7 +47,8 @@ def read_records(
     make: `as_text`, `as_problem` or `as_trace`. What is left out is added to `files`.
     """
     sources = []  # a file, or the name of a data set, and its path's index
-    places = [hub.download(path) if path in hub.FILES else path for path in paths]
+    missing = lambda path: path in hub.FILES and not os.path.exists(path)
+    places = [hub.download(path) if missing(path) else path for path in paths]
     for part, place in enumerate(places):
         if hub.is_name(place):
             sources.append((place, part))

@@ -54,7 +54,7 @@ class Judge:
         )  # fmt: skip
         if self._read_byte(START) != READY:
             self._stop()
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"math-verify is installed, but `{' '.join(self.command)}` does not start; look at "
                 "what it prints, or uninstall math-verify"
             )

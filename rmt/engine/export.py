@@ -106,7 +106,9 @@ def write_model(checkpoint_dir: Path, out: Path, weights: str = "", dtype: str =
     """
     saved = checkpoint.read(checkpoint_dir, ALONE)
     c = saved["config"]
-    model_dir = find_model(c["model"], weights or c["weights"], ALONE)
+    if not weights and Path(c["weights"]).is_dir():  # else it is of another machine
+        weights = c["weights"]
+    model_dir = find_model(c["model"], weights, ALONE)
     changed = changed_parts(saved, "--model", fingerprint(model_dir))
     rank = c["lora_rank"]
     if changed := [part for part in changed if part != "weights" or rank]:

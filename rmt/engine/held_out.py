@@ -2,6 +2,7 @@
 
 from math import nan
 
+from rmt.data.math_answers import take_failures
 from rmt.engine.checkpoint import best, step_dir
 from rmt.engine.log import RunLog
 from rmt.engine.run import Run, Setup
@@ -25,6 +26,7 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
     plainly = lambda: predict_plainly(*known, chosen.positions, c.tokens_per_micro_batch, world)
     if c.task == "problems":
         items = solve(*known, budget, c.problem_request, sampling, world)
+        take_failures()  # the next step counts its own
     elif c.task == "nothing":
         items = plainly()
     else:

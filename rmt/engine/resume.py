@@ -133,8 +133,11 @@ def total_steps(
             f"--resume {config.resume}: {given} steps are asked for, and the run has taken {step}; "
             f"take --steps {step} or more"
         )
-    if config.profile >= given:
-        raise ValueError(f"--profile {config.profile}: the steps of this run are 0 to {given - 1}")
+    gone = "profile" in (typed or {}) and 0 < config.profile < step
+    if gone or config.profile >= given:
+        raise ValueError(
+            f"--profile {config.profile}: the steps of this run are {step} to {given - 1}"
+        )
     if before and given != before and world.rank == 0:
         knobs = (config.budget_start, config.budget_decay, config.budget_min)
         old, new = (budget_at(step, total, *knobs) for total in (before, given))

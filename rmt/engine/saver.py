@@ -9,6 +9,7 @@ different orders on different ranks, and NCCL cannot send from host memory.
 import json
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -97,7 +98,11 @@ class Saver(AbstractContextManager):
             self.problem = error
 
     def _delete_old(self) -> None:
-        best, _ = (self.keep_best and checkpoint.best(self.out)) or (None, None)
+        try:
+            best, _ = (self.keep_best and checkpoint.best(self.out)) or (None, None)
+        except (ValueError, OSError) as error:  # the new checkpoint is complete all the same
+            print(f"no old checkpoint is deleted: {error}", file=sys.stderr)
+            return
         for old in steps(self.out)[: -self.keep]:  # what cannot go is tried again next time
             if old != best:
                 shutil.rmtree(step_dir(self.out, old), ignore_errors=True)

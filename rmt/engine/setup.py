@@ -74,9 +74,8 @@ def read_texts(
     config: Config, tokenizer: Tokenizer, shape: ModelConfig, world: World
 ) -> tuple[list[Document], list[Document]]:
     """Read the documents to train on, and those of --eval-data; warn about common ones."""
-    read = lambda paths: (
-        read_corpus(config, paths, tokenizer, shape, config.max_response, "train").documents
-    )
+    response = 0 if config.task == "nothing" else config.max_response
+    read = lambda paths: read_corpus(config, paths, tokenizer, shape, response, "train").documents
     traced = config.traces and asks_at_end(config)
     documents = read_traces(config, tokenizer, shape) if traced else read(config.data)
     held_out = read(config.eval_data) if config.eval_data else []

@@ -38,7 +38,7 @@ def predict_plainly(
     own = _share(positions, world)
     begin = tokenizer.begin_ids
     trees = [Tree(d, begin + documents[d].tokens.tolist()) for d in own]
-    device, items = next(model.parameters()).device, []
+    device, items = world.device, []  # of the gathered weights: --offload has its own on the CPU
     with torch.no_grad(), rollout_mode(model) as gathered:
         for batch in micro_batches(trees, token_limit):
             forest, start, places = pack(batch, device), 0, []
@@ -72,10 +72,11 @@ def nats_per_token(
     """
     mine = range(len(documents))[world.rank :: world.size]
     trees = text_trees(mine, documents, tokenizer.begin_ids, (), {}, "all")
-    device, nats, count = next(model.parameters()).device, 0.0, 0
+    nats, count = 0.0, 0
     with rollout_mode(model) as gathered:
         for batch in micro_batches(trees, token_limit):
-            logprob = target_logprobs(gathered, pack(batch, device), 1.0, tokenizer.vocab_size)
+            forest = pack(batch, world.device)
+            logprob = target_logprobs(gathered, forest, 1.0, tokenizer.vocab_size)
             nats, count = nats - float(logprob.double().sum()), count + len(logprob)
     nats, count = map(sum, zip(*gather_objects((nats, count), world)))
     return nats / count

@@ -1,8 +1,9 @@
 """Ask the same few positions again and again, to watch thinking change during a run.
 
 Training meets a position only once in a while. Probes are one position of each tier in a few
-documents, chosen once, with the prompt, budget and rewards of training at that step. Nothing is
-learnt from them, and their random numbers have a purpose of their own: they change no bit of a run.
+documents, chosen once, with the prompt, budget and rewards of training at that step (Eq. 6 and 7:
+neither RLP's gain nor what RFT keeps). Nothing is learnt from them, and their random numbers have a
+purpose of their own: they change no bit of a run.
 """
 
 from typing import Any

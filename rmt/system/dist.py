@@ -228,7 +228,9 @@ def gather_objects(value: Any, world: World, group=None) -> list[Any]:
 
 def background_group(world: World):
     """Make a process group for a background thread; None for a single process. All ranks."""
-    return dist.new_group(backend="gloo") if world.size > 1 else None
+    if world.size == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=world.timeout))
 
 
 def free_memory(world: World) -> float:

@@ -66,10 +66,14 @@ def set_aside(path: Path, step: int) -> None:
         before = record is not None and record["step"] < step
         (kept if before else replaced).append(line + b"\n")
     if replaced:
-        with path.with_suffix(f".replaced{path.suffix}").open("ab") as file:
-            file.writelines(replaced)
-            file.flush()
-            os.fsync(file.fileno())
+        moved = path.with_suffix(f".replaced{path.suffix}")
+        try:
+            with moved.open("ab") as file:
+                file.writelines(replaced)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # that of a full disk names no file
+            raise OSError(error.errno, error.strerror, str(moved)) from None
     if path.is_file() and path.read_bytes() != (content := b"".join(kept)):
         write_whole(path, content)
 
@@ -77,16 +81,17 @@ def set_aside(path: Path, step: int) -> None:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file aside and rename it, so that it is never half there. OSError that names it.
 
-    Text is encoded as UTF-8. A pipe or a terminal is written to directly.
+    Text is encoded as UTF-8. A pipe or a terminal is written to directly; a link stays one.
     """
     content = content if isinstance(content, bytes) else _encoded(content)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    real = path.resolve()  # the file behind a link, and its file system
+    aside = real.with_name(f".{real.name}.{os.getpid()}.new")
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
             return
         aside.write_bytes(content)
-        os.replace(aside, path.resolve())  # the file behind a link
+        os.replace(aside, real)
     except OSError as error:  # that of a full disk names no file
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
@@ -108,7 +113,7 @@ def check_writable(name: str, path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, "a directory", path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() or not path.exists():
-            tempfile.TemporaryFile(dir=path.parent).close()
+            tempfile.TemporaryFile(dir=path.resolve().parent).close()
     except OSError as error:
         raise ValueError(
             f"{name} {path} cannot be written ({error.strerror}: {error.filename}); give a file's "

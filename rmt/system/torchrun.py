@@ -6,6 +6,7 @@ other nodes. Nothing here communicates; rmt/system/dist.py does.
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 
 import torch.distributed as dist
@@ -57,15 +58,22 @@ def copies(asked: int, local: Sequence[int]) -> int:
     return asked or size // local[0]
 
 
-def lost_contact(error: RuntimeError, out: str) -> str | None:
+def exit_if_lost(error: RuntimeError, remedy: str) -> None:
+    """End this process with a message if a collective failed because of another rank."""
+    if reason := lost_contact(error, remedy):
+        sys.stdout.flush()
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        os._exit(1)  # not by way of `dist.stop`: threads of the group may wait for ranks that died
+
+
+def lost_contact(error: RuntimeError, remedy: str) -> str | None:
     """Return a message if a collective failed because of another rank, else None."""
     text = str(error).strip()
     if not isinstance(error, dist.DistError) and not re.search(GLOO, text, re.IGNORECASE):
         return None
     reason = re.sub(r"\[\S*/gloo/\S*\] ", "", text.splitlines()[0]).split(". This is typ")[0]
-    remedy = f"--resume {out} continues from the newest checkpoint"
     if restarts():
-        remedy = f"torchrun starts all ranks again, from the newest checkpoint; else {remedy}"
+        remedy = f"torchrun starts all ranks again; else {remedy}"
     return (
         f"rank {os.environ.get('RANK', 0)} has lost another rank ({reason}): a process or host "
         "died, the network is cut, or a rank took longer than --timeout; the others' output may "

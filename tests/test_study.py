@@ -98,7 +98,7 @@ def test_a_job_is_chosen_with_those_it_needs(place):
     row = {"job": "all/rmt/100", "tokens": 1, "commands": [command]}
     storing.write(place.file, {"all/rmt/100": row})
     assert names(place.chosen(["all/rpt"])) == ["all/rpt/100"]
-    row["commands"] = [command.replace("60", "15")]
+    row["commands"] = [command.replace("40", "15")]
     storing.write(place.file, {"all/rmt/100": row})
     with pytest.raises(ValueError, match="all/rmt/100 is stored and ran without `--steps 40`"):
         place.chosen(["all/rpt"])

@@ -90,15 +90,14 @@ def read_prompt(options: Options) -> str:
     return text
 
 
-def asked_budget(options: Options, source: Path) -> int | None:
+def asked_budget(options: Options, run: dict) -> int | None:
     """Return --budget, else B_T of the run that made the model, or the paper's; None: no sentence.
 
-    ValueError when --max-new-tokens has no room for it.
+    run: its config, {} if there is none. ValueError when --max-new-tokens has no room for it.
     """
     if not options.ask_budget:
         return None
-    made = run_settings(source)
-    budget = options.budget or final_budget(made["config"] if made else {})
+    budget = options.budget or final_budget(run)
     needed = response_needed(budget, 0) if budget else 0
     if options.max_new_tokens < needed:
         raise ValueError(
@@ -112,9 +111,9 @@ def asked_budget(options: Options, source: Path) -> int | None:
 def prompt_ids(options: Options, tokenizer: Tokenizer, text: str, source: Path) -> list[int]:
     """Return the tokens that the model continues."""
     if options.think_next:
-        made = run_settings(source)
-        text_in = made["config"].get("text_in", "question") if made else "question"
-        around = next_token_prompt(tokenizer, asked_budget(options, source), text_in)
+        run = (run_settings(source) or {}).get("config", {})
+        text_in = run.get("text_in", "question")
+        around = next_token_prompt(tokenizer, asked_budget(options, run), text_in)
         return [*around.header, *tokenizer.encode(text), *around.footer]
     if options.chat:
         return tokenizer.chat(text)

@@ -49,21 +49,13 @@ DEFAULTS = {
         model_type="qwen3", max_position_embeddings=32768, num_key_value_heads=32, head_dim=128
     ),
     "Qwen2ForCausalLM": dict(
-        model_type="qwen2", max_position_embeddings=32768, num_key_value_heads=32, head_dim=None
+        model_type="qwen2", max_position_embeddings=32768, num_key_value_heads=32
     ),
-    "LlamaForCausalLM": dict(
-        model_type="llama", max_position_embeddings=2048, num_key_value_heads=None, head_dim=None
-    ),
+    "LlamaForCausalLM": dict(model_type="llama", max_position_embeddings=2048),
     "MistralForCausalLM": dict(
-        model_type="mistral", max_position_embeddings=131072, num_key_value_heads=8, head_dim=None
+        model_type="mistral", max_position_embeddings=131072, num_key_value_heads=8
     ),
-    "Olmo2ForCausalLM": dict(
-        model_type="olmo2",
-        max_position_embeddings=2048,
-        num_key_value_heads=None,
-        head_dim=None,
-        rms_norm_eps=1e-5,
-    ),
+    "Olmo2ForCausalLM": dict(model_type="olmo2", max_position_embeddings=2048, rms_norm_eps=1e-5),
 }
 # Fields that may change the logits, and their values (beside null) that do not.
 WITHOUT_EFFECT = {
@@ -114,7 +106,7 @@ class ModelConfig:
         )
         heads, hidden = number("num_attention_heads"), number("hidden_size")
         # null means the number of heads; only a missing field has the class's default.
-        kv_heads = None if "num_key_value_heads" in raw else default["num_key_value_heads"]
+        kv_heads = None if "num_key_value_heads" in raw else default.get("num_key_value_heads")
         theta, scaling = read_rope(raw, source)
         # Qwen3 has an explicit head_dim: 128 even where hidden_size / heads = 64.
         config = cls(
@@ -125,7 +117,7 @@ class ModelConfig:
             num_hidden_layers=number("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=number("num_key_value_heads", kv_heads or heads),
-            head_dim=number("head_dim", default["head_dim"] or hidden // heads),
+            head_dim=number("head_dim", default.get("head_dim", hidden // heads)),
             rope_theta=theta,
             rms_norm_eps=number("rms_norm_eps", default.get("rms_norm_eps", 1e-6), float),
             max_position_embeddings=number(

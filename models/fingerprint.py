@@ -44,14 +44,10 @@ def _tensors(path: Path) -> list[bytes]:
             if name == "__metadata__":
                 continue
             begin, end = tensor["data_offsets"]
-            steps = range(PARTS) if end - begin > PARTS * PART_BYTES else (None,)
-            content = b"".join(_part(file.fileno(), 8 + length, begin, end, k) for k in steps)
-            found.append(f"{name} {tensor['dtype']} {tensor['shape']} ".encode() + content)
+            size = end - begin
+            part = PART_BYTES if size > PARTS * PART_BYTES else size  # or the whole, once
+            places = sorted({begin + (size - part) * k // (PARTS - 1) for k in range(PARTS)})
+            parts = [os.pread(file.fileno(), part, 8 + length + place) for place in places]
+            described = f"{name} {tensor['dtype']} {tensor['shape']} "
+            found.append(described.encode() + b"".join(parts))
     return found
-
-
-def _part(file: int, data: int, begin: int, end: int, number: int | None) -> bytes:
-    if number is None:
-        return os.pread(file, end - begin, data + begin)
-    first = begin + (end - begin - PART_BYTES) * number // (PARTS - 1)
-    return os.pread(file, PART_BYTES, data + first)

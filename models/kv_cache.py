@@ -46,16 +46,16 @@ class KVCache:
         heads = config.num_hidden_layers * config.num_key_value_heads
         return 2 * heads * config.head_dim * dtype.itemsize
 
-    def capture(self, attend, trunk: slice, trunk_rows: Tensor, prompt: slice, prompt_rows: Tensor):
+    def capture(self, attend, places: Sequence[slice], rows: Sequence[Tensor]):
         """Wrap a forest's attention so that it also stores keys and values.
 
-        Rows trunk_rows of x (N, K, D) are stored in trunk[trunk], prompt_rows in prompt[prompt].
+        Of x (N, K, D) rows[0] are stored in the trunks, at places[0]; rows[1] in the prompts.
         """
 
         def attend_and_keep(layer, q, k, v):
             for part, x in enumerate((k, v)):
-                self.trunk[layer, part, trunk] = x[trunk_rows]
-                self.prompt[layer, part, prompt] = x[prompt_rows]
+                for buffer, place, own in zip((self.trunk, self.prompt), places, rows):
+                    buffer[layer, part, place] = x[own]
             return attend(layer, q, k, v)
 
         return attend_and_keep

@@ -138,15 +138,13 @@ class Tokenizer:
         except KeyError:  # like the decoder of tokenizers: a piece outside the alphabet is itself
             return piece.encode("utf-8")
 
-    def chat_parts(self, system: str | None = None) -> tuple[list[int], list[int]]:
+    def chat_parts(self) -> tuple[list[int], list[int]]:
         """Return the ids before and after a user's text, up to where the assistant starts.
 
         They are those of the checkpoint's chat template with add_generation_prompt=True.
         ValueError if it has no template, or one that does not print the text once.
         """
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": PLACEHOLDER})
-        parts = self.render(messages).split(PLACEHOLDER)
+        parts = self.render([{"role": "user", "content": PLACEHOLDER}]).split(PLACEHOLDER)
         if len(parts) != 2:
             raise ValueError(
                 f"the chat template of {self.directory} prints the user's text {len(parts) - 1} "

@@ -173,7 +173,8 @@ def shards(directory: Path) -> list[Path]:
             "download or convert them"
         )
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(map(_is_name, weight_map.values())):
+    files = weight_map.values() if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(file, str) and Path(file).name == file for file in files):  # no folder
         raise ValueError(f"{index} is not an index of shards; fetch it again")
     held = {name: set() for name in sorted(weight_map.values())}
     for tensor, name in weight_map.items():
@@ -190,11 +191,6 @@ def shards(directory: Path) -> list[Path]:
                     f"{index} and {name} do not agree on where {other[0]} is; fetch both again"
                 )
     return [directory / name for name in held]
-
-
-def _is_name(file) -> bool:
-    """Check that this is the name of a file in the directory itself."""
-    return isinstance(file, str) and Path(file).name == file
 
 
 def check_shapes(given: Mapping[str, tuple], wanted: Mapping[str, tuple], source: str) -> None:

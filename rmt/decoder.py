@@ -134,16 +134,13 @@ class DecodeLoop:
         """Group branches by trunk; for recorded steps, in the table that they read."""
         config, device = self.model.config, self.state.device
         heads = (config.num_attention_heads, config.num_key_value_heads)
-        if not self.recorded:
-            self.tiles = TrunkGroups.of(start, fork, device, *heads)
-            return
         trunks = len({prompt.start for prompt in self.prompts})
-        tiles = TrunkGroups.of(
-            start, fork, device, *heads, TrunkGroups.most(len(start), trunks, *heads)
-        )
-        table = self.tables.setdefault(len(start), tiles.table)
-        table.copy_(tiles.table)
-        self.tiles = replace(tiles, table=table)
+        most = TrunkGroups.most(len(start), trunks, *heads) if self.recorded else None
+        self.tiles = TrunkGroups.of(start, fork, device, *heads, most)
+        if self.recorded:
+            table = self.tables.setdefault(len(start), self.tiles.table)
+            table.copy_(self.tiles.table)
+            self.tiles = replace(self.tiles, table=table)
 
     def _advance(self, n: int) -> None:
         """One step of the first n slots."""

@@ -18,6 +18,7 @@ from rmt.questions import (
     ask,
     budget_of_step,
     draw_positions,
+    joined,
     prompts_of,
     question_trees,
     reward_responses,
@@ -72,7 +73,9 @@ def replace_zero_variance(
             fresh = reward_responses(c, data.tokenizer, questions, responses)
         record_matches(c, curriculum, fresh, world, attempt)
         dropped += sum(len(r.tokens) for i in replaced for r in batch.responses[i])
-        batch = _with(batch, list(replaced), fresh)
+        count = len(batch.questions)
+        places = {i: count + number for number, i in enumerate(replaced)}
+        batch = joined([batch, fresh]).rows([places.get(i, i) for i in range(count)])
     return batch, dropped
 
 
@@ -100,16 +103,3 @@ def _draw_again(
         for (index, group), draws in zip(places.items(), drawn[world.rank])
         for i, draw in zip(group, draws)
     }
-
-
-def _with(batch: RolloutBatch, places: Sequence[int], fresh: RolloutBatch) -> RolloutBatch:
-    """Put the groups of `fresh` into the batch at these indices."""
-    new = {place: number for number, place in enumerate(places)}
-    pick = lambda old, other: [other[new[i]] if i in new else x for i, x in enumerate(old)]
-    rewards = {name: values.clone() for name, values in batch.rewards.items()}
-    for name, values in rewards.items():
-        values[list(places)] = fresh.rewards[name]
-    return RolloutBatch(
-        pick(batch.questions, fresh.questions), pick(batch.responses, fresh.responses),
-        pick(batch.answers, fresh.answers), rewards,
-    )  # fmt: skip

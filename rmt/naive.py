@@ -76,8 +76,7 @@ def generate(model, trees: Sequence[Tree], samples: int, sampling: Sampling) -> 
     if not prompts:
         return []
     rollouts = [Rollout() for _ in prompts]
-    starts = [(tree.document, branch.fork) for tree in trees for branch in tree.branches]
-    uniform = torch.from_numpy(uniforms(starts, samples, sampling)).to(device)
+    uniform = uniforms(trees, samples, sampling).to(device)
     for offset in range(sampling.max_new_tokens):
         open_ = [i for i, rollout in enumerate(rollouts) if not rollout.finished]
         if not open_:

@@ -16,6 +16,7 @@ ours, the thought begins with the document; an invisible mark, SEAM, says where 
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from models.tokenizer import THINK_CLOSE, Tokenizer
 from rmt.boxed import boxed_content
@@ -111,10 +112,9 @@ def parse_response(tokenizer: Tokenizer, ids: list[int], thinks: bool = True) ->
     read, and answers have no unpaired braces.
     """
     position, after = _find_close(tokenizer, ids)
-    if position is None:
-        thought = tokenizer.decode(ids)
-        return Answer(thought, None if thinks else boxed_content(thought, thinks), None)
-    return Answer(tokenizer.decode(ids[:position]), boxed_content(after, thinks), position)
+    thought = tokenizer.decode(ids[:position])
+    after = thought if position is None and not thinks else after
+    return Answer(thought, boxed_content(after, thinks), position)
 
 
 def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
@@ -130,8 +130,5 @@ def _find_close(tokenizer: Tokenizer, ids: list[int]) -> tuple[int | None, str]:
     start = text.find(THINK_CLOSE.encode())
     if start < 0:
         return None, ""
-    end, position = 0, 0
-    while end + len(pieces[position]) <= start:
-        end += len(pieces[position])
-        position += 1
+    position = next(i for i, end in enumerate(accumulate(map(len, pieces))) if end > start)
     return position, text[start + len(THINK_CLOSE) :].decode("utf-8", errors="replace")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from models.tokenizer import Tokenizer
@@ -62,6 +63,20 @@ class RolloutBatch:
     responses: list[list[Rollout]]
     answers: list[list[Answer]]
     rewards: dict[str, Tensor]
+
+    def rows(self, wanted: list[int]) -> "RolloutBatch":
+        """Return these questions with what belongs to them, in this order."""
+        lists = (self.questions, self.responses, self.answers)
+        rewards = {name: values[wanted] for name, values in self.rewards.items()}
+        return RolloutBatch(*([x[i] for i in wanted] for x in lists), rewards)
+
+
+def joined(batches: Sequence[RolloutBatch]) -> RolloutBatch:
+    """Put batches one behind another."""
+    names = ("questions", "responses", "answers")
+    lists = ([x for batch in batches for x in getattr(batch, name)] for name in names)
+    rewards = {name: torch.cat([b.rewards[name] for b in batches]) for name in batches[0].rewards}
+    return RolloutBatch(*lists, rewards)
 
 
 # ---- draw and ask

@@ -29,9 +29,9 @@ def generate(
     The branches hold prompts (trunk[:fork] + branch.prompt, which has at least one token) and no
     response; those of one document fork at different places. model: of dist.rollout_mode.
     """
-    decoder = _prepare(model, trees, samples, sampling)
-    if decoder is None:
+    if not any(tree.branches for tree in trees):
         return []
+    decoder = _prepare(model, trees, samples, sampling)
     for _ in decoder.run():
         pass
     rollouts = [Rollout(*said) for said in decoder.responses(range(decoder.requests))]
@@ -46,8 +46,6 @@ def stream(
 ) -> Iterator[tuple[int, int, float]]:
     """Yield (request, token, logprob) as it is decoded; request = prompt · samples + sample."""
     decoder = _prepare(model, trees, samples, sampling)
-    if decoder is None:
-        return
     told = [0] * decoder.requests
     for _ in decoder.run():
         for request, (tokens, logprobs) in zip(decoder.held, decoder.responses(decoder.held)):
@@ -58,11 +56,9 @@ def stream(
 
 def _prepare(
     model: Transformer, trees: Sequence[Tree], samples: int, sampling: Sampling
-) -> DecodeLoop | None:
-    """Make a decode loop with all trunks and prompts in its cache; None if there are none."""
+) -> DecodeLoop:
+    """Make a decode loop with all trunks and prompts, of which there is one, in its cache."""
     trees = [tree for tree in trees if tree.branches]
-    if not trees:
-        return None
     weight = model.model.embed_tokens.weight
     device, dtype = weight.device, weight.dtype
     # Skip trunk tokens beyond the last fork, and each prompt's last token (decoding feeds it).
@@ -82,8 +78,7 @@ def _prepare(
         device=device, dtype=dtype,
     )  # fmt: skip
     _prefill(model, cache, trees, trunks)
-    starts = [(tree.document, branch.fork) for tree in trees for branch in tree.branches]
-    uniform = torch.from_numpy(uniforms(starts, samples, sampling)).to(device)
+    uniform = uniforms(trees, samples, sampling).to(device)
     return DecodeLoop(model, cache, prompts, uniform, sampling)
 
 
@@ -97,17 +92,16 @@ def _prefill(
         )) for t, trunk in zip(trees, trunks)
     ]  # fmt: skip
     device = cache.own.device
-    trunk_end = prompt_end = 0
+    ends = [0, 0]  # of the trunks and of the prompts in the cache
     for batch in _chunks(prefilled):
         on_trunk = np.concatenate([
             np.arange(len(tree)) < len(tree.trunk) for tree in batch
         ])  # fmt: skip
         rows = [torch.from_numpy(np.flatnonzero(x)).to(device) for x in (on_trunk, ~on_trunk)]
-        places = (slice(trunk_end, trunk_end + len(rows[0])),
-                  slice(prompt_end, prompt_end + len(rows[1])))  # fmt: skip
-        trunk_end, prompt_end = places[0].stop, places[1].stop
+        places = [slice(end, end + len(own)) for end, own in zip(ends, rows)]
+        ends = [place.stop for place in places]
         forest = pack(batch, device)
-        attend = cache.capture(forest.attend, places[0], rows[0], places[1], rows[1])
+        attend = cache.capture(forest.attend, places, rows)
         model(forest.tokens, forest.position, attend, readout=lambda hidden, head: None)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmt.nucleus import cut_tail_
+from rmt.trees import Tree
 
 PURPOSES = {"train": 0, "evaluate": 1, "sample": 2}
 BLOCK = 128  # tokens whose probabilities are summed before any of them is looked at
@@ -33,7 +33,7 @@ class Sampling:
     purpose: str = "train"
     step: int = 0
     first: int = 0  # number of a prompt's first rollout: a new attempt has new random numbers
-    top_p: float = 1.0  # in evaluation, see rmt/nucleus.py
+    top_p: float = 1.0  # in evaluation, see `cut_tail_`
     top_k: int = 0
 
 
@@ -46,19 +46,16 @@ class Rollout:
     finished: bool = False  # ended by a stop token, not by the limit
 
 
-def uniforms(prompts: Sequence[tuple[int, int]], samples: int, sampling: Sampling) -> np.ndarray:
-    """Uniform numbers in [0, 1): (prompts · samples, max_new_tokens), a row for each rollout.
-
-    prompts: (document, fork) of each.
-    """
+def uniforms(trees: Sequence[Tree], samples: int, sampling: Sampling) -> Tensor:
+    """Uniform numbers in [0, 1): (branches · samples, max_new_tokens), a row for each rollout."""
+    starts = [(tree.document, branch.fork) for tree in trees for branch in tree.branches]
     rows = []
-    for document, fork in prompts:
+    for document, fork in starts:
         for rollout in range(sampling.first, sampling.first + samples):
             place = (sampling.step, document, fork, rollout)
             key = (sampling.seed, PURPOSES[sampling.purpose], *place)
-            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-            rows.append(generator.random(sampling.max_new_tokens))
-    return np.stack(rows)
+            rows.append(np.random.Generator(np.random.Philox(key)).random(sampling.max_new_tokens))
+    return torch.from_numpy(np.stack(rows))
 
 
 def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -87,6 +84,25 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
         tokens = block * BLOCK + _first_beyond(inside, rest)[0]
         tokens.clamp_(max=sampling.vocab_size - 1)  # of a row of nan, whose loss will be refused
     return tokens, (logits[rows, tokens] - ends[:, -1].log()).to(logits.dtype)
+
+
+def cut_tail_(logits: Tensor, temperature: float, top_p: float, top_k: int) -> Tensor:
+    """Set to -inf, in place, all logits (n, V) but those of the likeliest tokens.
+
+    For evaluation and sample.py only, as a run trains the distribution that it samples, whole.
+    top_k keeps the k likeliest (0: all). Of these, renormalised at the temperature, top_p (Holtzman
+    et al. 2020) keeps the fewest likeliest that together have this probability, at least one; of
+    equal logits the first.
+    Temperature 0 takes the likeliest anyway: nothing is cut.
+    """
+    if temperature == 0 or (top_k == 0 and top_p == 1):
+        return logits
+    ordered, token = logits.sort(dim=-1, descending=True, stable=True)  # (n, V)
+    ordered[:, top_k or len(ordered[0]) :] = -torch.inf
+    p = (ordered / temperature).softmax(dim=-1)
+    before = p.cumsum(dim=-1, dtype=torch.float64) - p
+    ordered.masked_fill_(before >= top_p, -torch.inf)  # those before suffice
+    return logits.scatter_(1, token, ordered)
 
 
 def _first_beyond(ends: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/questions.py", "c.max_response, tokenizer.stop_ids,",
         "c.max_response, tokenizer.stop_ids[:1],", "stops"),
     "one end of a response in an evaluation": (
-        "rmt/engine/held_out.py", "c.max_response, tokenizer.stop_ids,",
-        "c.max_response, tokenizer.stop_ids[:1],", "stops"),
+        "rmt/engine/held_out.py", '"evaluate"), temp',
+        '"evaluate"), stop_ids=tokenizer.stop_ids[:1], temp', "stops"),
     "one end of a response in eval.py": (
         "eval.py", "config.max_response, tokenizer.stop_ids,",
         "config.max_response, tokenizer.stop_ids[:1],", "requests"),
@@ -36,8 +36,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "all problems are asked": (
         "eval.py", "documents[: options.limit or None]", "documents", "requests"),
     "evaluations of seed 0": (
-        "rmt/engine/held_out.py", 'c.seed, "evaluate"', '0, "evaluate"',
-        "stops"),
+        "rmt/engine/held_out.py", '"evaluate"), temp', '"evaluate"), seed=0, temp', "stops"),
     "an evaluation has one budget": (
         "rmt/engine/held_out.py", "chosen.positions, budget, c.budget_entropy,",
         "chosen.positions, budget, 0.0,", "stops"),
@@ -191,5 +190,5 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "self.k_norm(k)", 'if self.qk_norm == "all":\n            q = self.q_norm(q)',
         "post_norm"),
     "OLMo 2 has the epsilon of Llama": (
-        "models/config.py", "        rms_norm_eps=1e-5,\n", "", "post_norm"),
+        "models/config.py", ", rms_norm_eps=1e-5)", ")", "post_norm"),
 }  # fmt: skip

@@ -31,7 +31,7 @@ ROOMS = (
 )  # fmt: skip
 MATHS = (
     "attention", "budget", "curriculum", "rewards", "grpo", "objective", "forest", "trees",
-    "sampling", "naive", "nucleus", "optimizer", "boxed",
+    "sampling", "naive", "optimizer", "boxed",
 )  # fmt: skip
 HARMLESS = {  # of the standard library: nothing that reads, writes or waits
     "math", "collections", "dataclasses", "functools", "itertools", "typing",

@@ -7,10 +7,8 @@ documents, because the sampler's memory is planned for that many.
 
 from collections.abc import Sequence
 
-import torch
-
 from rmt.config.config import Config
-from rmt.questions import Question, RolloutBatch, TrainingSet
+from rmt.questions import Question, RolloutBatch, TrainingSet, joined
 from rmt.sampling import Rollout
 from rmt.system.dist import World, gather_objects
 
@@ -23,8 +21,8 @@ def own_documents(
         expected_work(len(data.documents[i].tokens), questions, c.group_size, c.max_response, c.ntp)
         for i, questions in asked.items()
     ]
-    indices = list(asked)
-    return {indices[k]: asked[indices[k]] for k in assign(work, world.size)[world.rank]}
+    items = list(asked.items())
+    return dict(items[k] for k in assign(work, world.size)[world.rank])
 
 
 def rebalance(
@@ -35,26 +33,16 @@ def rebalance(
         return documents, batch
     parts = gather_objects((documents, batch), world)
     documents = [index for indices, _ in parts for index in indices]
-    questions, responses, answers = (
-        [item for _, part in parts for item in getattr(part, name)]
-        for name in ("questions", "responses", "answers")
-    )
-    rewards = {name: torch.cat([part.rewards[name] for _, part in parts]) for name in batch.rewards}
-    rows = [[i for i, q in enumerate(questions) if q.document == index] for index in documents]
+    batch = joined([part for _, part in parts])
+    asked = [question.document for question in batch.questions]
+    rows = [[i for i, document in enumerate(asked) if document == index] for index in documents]
     work = [
-        update_work(
-            len(data.documents[index].tokens), [questions[i] for i in own],
-            [responses[i] for i in own], c.ntp,
-        )
-        for index, own in zip(documents, rows)
-    ]  # fmt: skip
+        update_work(len(data.documents[index].tokens), own.questions, own.responses, c.ntp)
+        for index, own in zip(documents, map(batch.rows, rows))
+    ]
     mine = assign(work, world.size)[world.rank]
     kept = [i for number in mine for i in rows[number]]
-    pick = lambda items: [items[i] for i in kept]
-    return [documents[number] for number in mine], RolloutBatch(
-        pick(questions), pick(responses), pick(answers),
-        {name: values[kept] for name, values in rewards.items()},
-    )  # fmt: skip
+    return [documents[number] for number in mine], batch.rows(kept)
 
 
 def expected_work(

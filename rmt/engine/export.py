@@ -116,8 +116,7 @@ def write_model(checkpoint_dir: Path, out: Path, weights: str = "", dtype: str =
             f"the {' and '.join(changed)} of {model_dir}, from which the run of {checkpoint_dir} "
             "started, have changed since; put the old files back"
         )
-    chosen = saved["compute"] if dtype == "auto" else dtype
-    compute = compute_dtype(chosen, ALONE)
+    compute = compute_dtype(saved["compute"] if dtype == "auto" else dtype, ALONE)
     model = on_meta(model_dir).to(compute)
     add_adapters(model, rank)
     state = learnt = model.to_empty(device="cpu").state_dict()

@@ -1,5 +1,6 @@
 """Held-out evaluation during a run: with thoughts, and of text without them, too."""
 
+from dataclasses import replace
 from math import nan
 
 from rmt.data.math_answers import take_failures
@@ -7,9 +8,8 @@ from rmt.engine.checkpoint import best, step_dir
 from rmt.engine.log import RunLog
 from rmt.engine.run import Run, Setup
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
-from rmt.evaluation.summary import answered, table
-from rmt.questions import budget_of_step
-from rmt.sampling import Sampling
+from rmt.evaluation.summary import table
+from rmt.questions import budget_of_step, sampling_at
 
 
 def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
@@ -18,10 +18,7 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
     documents, chosen = setup.held_out
     budget = budget_of_step(c, run.total_steps, run.total_steps)  # B_T
     temperature = c.temperature if c.eval_decoding == "sampled" else 0.0
-    sampling = Sampling(
-        c.max_response, tokenizer.stop_ids, tokenizer.vocab_size, temperature, c.max_branches,
-        c.seed, "evaluate",
-    )  # fmt: skip
+    sampling = replace(sampling_at(c, tokenizer, 0, "evaluate"), temperature=temperature)
     known = (run.model, tokenizer, documents)
     plainly = lambda: predict_plainly(*known, chosen.positions, c.tokens_per_micro_batch, world)
     if c.task == "problems":
@@ -33,7 +30,8 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
         items = predict_thinking(
             *known, chosen.positions, budget, c.budget_entropy, sampling, world, 1, c.text_in
         )
-    found = {"tiers": chosen.summary(items), "items": answered(items)}
+    kept = ("document", "position", "tier", "match")  # what a paired comparison needs
+    found = {"tiers": chosen.summary(items), "items": [{k: x[k] for k in kept} for x in items]}
     message = f"held-out accuracy after {run.step} steps\n{table(found['tiers'])}"
     if c.task != "problems":
         nats = nats_per_token(*known, c.tokens_per_micro_batch, world)

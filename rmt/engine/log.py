@@ -69,9 +69,8 @@ class RunLog(AbstractContextManager):
         # is here then is from a run that was killed before its first.
         for name in ("eval.jsonl", "probes.jsonl"):
             set_aside(out / name, step and step + 1)
-        described = describe(config, total, world, step)
-        described["lengths"] = _lengths(out / "run.json", step, total)
-        write_json(out / "run.json", described)
+        lengths = {"lengths": _lengths(out / "run.json", step, total)}
+        write_json(out / "run.json", describe(config, total, world, step) | lengths)
         # The given responses of a cold start are right or wrong by chance.
         watched = () if config.traces else ADVICE
         self.streaks = dict.fromkeys(watched, 0)  # bad steps in a row

@@ -108,7 +108,9 @@ def prepare(
     origin |= {"thresholds": thresholds, "compute": str(compute).removeprefix("torch.")}
     run = Run(config, total, model, optimizer, curriculum, origin)
     if checkpoint_dir is not None:
-        _restore(run, checkpoint_dir, saved)
+        checkpoint.restore(checkpoint_dir, model, optimizer, _tensors(run))  # in place
+        run.step, run.refused_in_a_row = saved["step"], saved["refused_in_a_row"]
+        run.tokens, run.seconds = saved["tokens"], saved["seconds"]
     clock, saver = Clock(world.device), Saver(run.out, config.keep, world, config.keep_best)
     return run, Setup(data, world, model_dir, compute, reference, chosen, clock, saver)
 
@@ -148,9 +150,3 @@ def export(run: Run, setup: Setup, name: str = "model") -> Path:
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in run.curriculum.arrays.items()}
-
-
-def _restore(run: Run, checkpoint_dir: Path, saved: dict[str, Any]) -> None:
-    checkpoint.restore(checkpoint_dir, run.model, run.optimizer, _tensors(run))  # in place
-    run.step, run.refused_in_a_row = saved["step"], saved["refused_in_a_row"]
-    run.tokens, run.seconds = saved["tokens"], saved["seconds"]

@@ -92,13 +92,6 @@ def majority(responses: Items) -> bool:
     return bool(voters) and max(voters, key=lambda r: votes[r["answer"]])["match"]
 
 
-def answered(items: Items) -> list[dict[str, Any]]:
-    """Keep what a paired comparison needs of each item: the question, and if it was right."""
-    return [
-        {name: item[name] for name in ("document", "position", "tier", "match")} for item in items
-    ]
-
-
 def say(report: dict[str, Any]) -> None:
     """Print a report of eval.py."""
     asked = f", {report['budget']} tokens asked for" if report["budget"] else ""

@@ -25,10 +25,9 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from models.config import ModelConfig
 from models.lora import add_adapters, init_adapters, rank_of
 from models.transformer import Transformer
-from models.weights import check, load
+from models.weights import check, load, on_meta
 from rmt.system.env import proc_field
 from rmt.system.torchrun import check_store, copies
 
@@ -100,8 +99,7 @@ def load_model(
     `compute` and train adapters of this rank, whose first values have this seed. ValueError on
     damaged weights.
     """
-    with torch.device("meta"):
-        model = Transformer(ModelConfig.from_directory(directory))
+    model = on_meta(directory)
     check(model, Path(directory))  # shapes, before memory is allocated
     model.to(torch.float32 if trainable and not lora_rank else compute)
     add_adapters(model, lora_rank)

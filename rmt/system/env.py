@@ -10,17 +10,14 @@ import torch
 def commit() -> str:
     """Return the commit of this code, -dirty if files but documents have changed since."""
     git = ["git", "-C", str(Path(__file__).parents[2])]
-    run = lambda *words, check: subprocess.run(
-        [*git, *words], capture_output=True, text=True, check=check
-    )
+    compare = [*git, "diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!*.md"]
+    quiet = dict(stderr=subprocess.DEVNULL, text=True)
     try:
-        found = run("describe", "--always", "--abbrev=40", check=True).stdout.strip()
-        changed = run(
-            "diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!*.md", check=False
-        ).returncode
+        found = subprocess.check_output([*git, "describe", "--always", "--abbrev=40"], **quiet)
+        changed = subprocess.call(compare, **quiet)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found + "-dirty" * bool(changed)
+    return found.strip() + "-dirty" * bool(changed)
 
 
 def device_name(device: torch.device) -> str:

@@ -160,7 +160,7 @@ def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> s
 
 
 def summary(stored: Stored) -> str:
-    """Return what README.md says, of enough seeds: RMT in each world, claims asked in several."""
+    """Return what README.md says, of enough seeds: RMT in each world, claims asked in all."""
     gains = []
     for world in WORLDS:
         if len(seeds := seeds_of(stored, world, "rmt")) >= LEAST:
@@ -168,20 +168,21 @@ def summary(stored: Stored) -> str:
             rows = (stored[f"{world}/rmt/{seed}"]["thought"] for seed in seeds)
             shares = [rate(row, base["tiers"]) for row in rows]
             plain = rate(untrained(stored, world, "plain"), base["tiers"])
-            before, reached = rate(base, base["tiers"]), f"{min(shares):.0f}–{max(shares):.0f}"
+            before, ends = rate(base, base["tiers"]), (min(shares), max(shares))
+            reached = "–".join(dict.fromkeys(f"{share:.0f}" for share in ends))
             gains.append(f"{world} {before:.0f} → {reached} ({len(shares)}; {plain:.0f})")
     decided = {  # claim -> world -> RMT − rival
         claim.rival: {
             world: v.brief for world in WORLDS
             if (v := difference(stored, world, rival, "-tokens")) and v.seeds >= LEAST
-        } for rival, claim in CLAIMS.items() if len(claim.worlds) > 1
+        } for rival, claim in CLAIMS.items() if claim.worlds == WORLDS
     }  # fmt: skip
     worlds = [world for world in WORLDS if any(world in of for of in decided.values())]
     lines = [[text, *(of.get(w, "–") for w in worlds)] for text, of in decided.items() if of]
     heads = ["RMT − …, points at equal tokens (**bold**: interval without 0)", *worlds]
     claims = table(heads, lines) if lines else ""
     before_after = (
-        "Right with a thought, before and after RMT, % (seeds; untrained, without a thought): "
+        "Right with a thought, %, before → after RMT (seeds; untrained, plainly): "
         f"{', '.join(gains)}."
     )
     return "\n\n".join(filter(None, (before_after, claims)))

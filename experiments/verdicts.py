@@ -78,7 +78,7 @@ class Value:
     @property
     def brief(self) -> str:
         """The mean in points, bold where its interval is without 0."""
-        mean = f"{round(self.mean):+d}"  # no -0
+        mean = f"{round(self.mean):+d}" if round(self.mean) else "0"
         return f"**{mean}**" if self.low > 0 or self.high < 0 else mean
 
     @property

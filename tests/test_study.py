@@ -340,7 +340,7 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     assert "commits abc" in page and "8.0 hours" in page
     assert "after as many steps: all 100 %." in page
     assert "| RPT | **+83** |" in readme and readme.count("<!-- end -->") == 1
-    assert "without a thought): all 17 → 83–83 (3; 0)." in readme
+    assert "untrained, plainly): all 17 → 83 (3; 0)." in readme
     assert "| none | 9 / 9 / 9 | 7 / 7 / 7 | 0.50 / 0.50 / 0.50 | 0.25" in reviewers
     assert "+0.000 / +0.100 / -0.200" in reviewers
     assert "| 1 | 33.3 | 9 | 100 | 50 | 50 → 50 |" in reviewers

@@ -49,7 +49,7 @@ paper: setup  ## some of the study's runs anew, beside what is stored of them (m
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
 	--no-loadscope-reorder
 
-test: setup  ## the tests, one process per core
+test: setup  ## the tests, one process more than cores
 	$(TEST) -m "not mutants"
 
 mutants: setup  ## that the tests find planted bugs (7 minutes, 2 cores)

@@ -44,6 +44,11 @@ def heeded_signals():
         signal.signal(number, handler)
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than cores: a third of two cores' time went by while tests waited for processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items):
     """Long files first: processes end together if what is left at the end is small."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

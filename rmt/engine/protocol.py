@@ -50,7 +50,7 @@ def protocol(typed: dict[str, Any], mode: str) -> Protocol:
         taken["difficulty_model"] = run.get("difficulty_model") or initial_model(run)
     mode = mode or MODES.get(run.get("task", ""), "rmt")
     if mode == "problems" or typed.get("text_in") == "thought":
-        taken.pop("budget_entropy", None)  # no budget is by a token's entropy there
+        taken["budget_entropy"] = 0.0  # no budget is by a token's entropy there
     config = from_json(taken | typed | {"budget": False})  # B_0 is never asked for
     if mode == "problems":
         config = replace(config, task="problems", match="answer", ntp=False)

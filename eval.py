@@ -166,8 +166,8 @@ def positions_of(
     """Read the stored positions, or choose and store new ones. All ranks."""
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     choosing = {name: getattr(config, name) for name in CHOOSING} | {"per_tier": options.per_tier}
-    by, known = config.difficulty_model or config.model, stored.is_file()
-    known = dist.gather_objects(known, world)[0]
+    by = config.difficulty_model or config.model
+    known = dist.gather_objects(stored.is_file(), world)[0]
     if not known or "difficulty_model" in typed:
         judge = find_model(by, config.weights, world)
         choosing["difficulty_model"] = fingerprint(judge)["weights"]  # the same wherever it is

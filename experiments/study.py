@@ -66,7 +66,7 @@ TRAIN = (
 )  # fmt: skip
 ASK = (
     "--document-tokens", "256", "--entropy-top-k", "0", "--per-tier", "200", "--temperature",
-    "0.8", "--tier-thresholds", "0.5", "1", "1.5",
+    str(stored.TEMPERATURE), "--tier-thresholds", "0.5", "1", "1.5",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from experiments.designs import (
     run_table,
     seeds_with_all,
 )
+from experiments.stored import BEHIND
 from experiments.verdicts import (
     BEYOND,
     CLAIMS,
@@ -85,7 +86,8 @@ def obstacles(stored: Stored) -> str:
             ])  # fmt: skip
     heads = ["untrained model", "thinking tokens", "correlation of length and match", "easy %",
              "medium %", "hard %", "hard groups of 4 all wrong %", "coins known %",
-             "changed coins known %", "right behind right work and 0, 16, 32 sentences %",
+             "changed coins known %",
+             f"right behind right work and {', '.join(map(str, BEHIND))} sentences %",
              "hard that are noise %"]  # fmt: skip
     return table(heads, lines)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import sys
 
 import pytest
@@ -45,6 +46,15 @@ def evaluated(place, tmp_path, **changes):
     given = dict(model=place / "run") | written | changes
     evaluation.main(flags(**given))
     return json.loads(given["json"].read_text(encoding="utf-8"))
+
+
+def with_settings(place, out, **changes):
+    """The run's model, as a run with other settings would have left it."""
+    shutil.copytree(place / "run/model", out)
+    settings = json.loads((out / "rmt_run.json").read_text())
+    settings["config"] |= changes
+    (out / "rmt_run.json").write_text(json.dumps(settings))
+    return out
 
 
 def said(found):
@@ -201,13 +211,7 @@ def test_positions_are_chosen_by_the_model_that_a_run_began_with(place, tmp_path
     """Whoever is evaluated first, and of a run that went on from another run as well."""
     evaluated(place, tmp_path, mode="ntp")
     by_run = stored(tmp_path)
-    model = tmp_path / "again"
-    model.mkdir()
-    for path in (place / "run/model").iterdir():
-        (model / path.name).write_bytes(path.read_bytes())
-    settings = json.loads((model / "rmt_run.json").read_text())
-    settings["config"]["model"] = str(place / "run/model")
-    (model / "rmt_run.json").write_text(json.dumps(settings))
+    model = with_settings(place, tmp_path / "again", model=str(place / "run/model"))
     for changes in (dict(model=model), dict(difficulty_model=place / "thinker")):
         (tmp_path / "positions.json").unlink()
         evaluated(place, tmp_path, mode="ntp", **changes)
@@ -220,12 +224,9 @@ def test_positions_are_chosen_by_the_model_that_a_run_began_with(place, tmp_path
     assert all(trained["settings"][name] != by_run["settings"][name] for name in names)
 
 
-def test_a_run_with_budgets_by_entropy_answers_problems(place):
-    settings = json.loads((place / "run/model/rmt_run.json").read_text())
-    settings["config"] |= dict(budget_entropy=0.5, budget_start=12, max_response=64)
-    model = place / "by-entropy"
-    model.mkdir()
-    (model / "rmt_run.json").write_text(json.dumps(settings))
+def test_a_run_with_budgets_by_entropy_answers_problems(place, tmp_path):
+    changes = dict(budget_entropy=0.5, budget_start=12, max_response=64)
+    model = with_settings(place, tmp_path / "by-entropy", **changes)
     known = dict(model=str(model), data=("x.jsonl",))
     assert protocol(known, "rmt").config.budget_entropy == 0.5
     assert protocol(known, "problems").config.budget_entropy == 0
@@ -237,13 +238,7 @@ def test_a_run_with_budgets_by_entropy_answers_problems(place):
 
 def test_stored_positions_need_no_longer_the_model_that_chose_them(place, tmp_path):
     evaluated(place, tmp_path, mode="ntp", difficulty_model=place / "thinker")
-    model = tmp_path / "moved"
-    model.mkdir()
-    for path in (place / "run/model").iterdir():
-        (model / path.name).write_bytes(path.read_bytes())
-    settings = json.loads((model / "rmt_run.json").read_text())
-    settings["config"]["model"] = str(tmp_path / "gone")
-    (model / "rmt_run.json").write_text(json.dumps(settings))
+    model = with_settings(place, tmp_path / "moved", model=str(tmp_path / "gone"))
     assert evaluated(place, tmp_path, mode="ntp", model=model)["items"]
 
 

@@ -147,6 +147,14 @@ def test_file_behind_a_link_is_written_beside_itself(tmp_path):
     assert [path.name for path in real.iterdir()] == ["there.json"]
 
 
+def test_a_link_to_itself_is_no_traceback(tmp_path):
+    path = tmp_path / "loop.json"
+    path.symlink_to(path)
+    check_writable("--json", path)
+    write_whole(path, "é")
+    assert path.read_text(encoding="utf-8") == "é"
+
+
 @pytest.mark.parametrize("name", ["new.json", "folder/deeper/new.json", "old.json", "/dev/null"])
 def test_path_that_can_be_written_is_left_as_it_is(tmp_path, name):
     (tmp_path / "old.json").write_text("mine")

@@ -303,6 +303,15 @@ def test_a_verdict(found, said):
     assert found.brief.startswith("**") == (said in ("confirmed", "refuted") or found.seeds < 3)
 
 
+def test_looking_again_finds_a_difference_that_is_not_there_in_one_of_twelve():
+    drawn = np.random.default_rng(0).normal(size=(3000, 2, 8))
+    found = [
+        any(value(*map(list, both[:, :n])).verdict in ("confirmed", "refuted") for n in (3, 5, 8))
+        for both in drawn
+    ]
+    assert np.mean(found) == pytest.approx(1 / 12, abs=0.02)
+
+
 def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     for path in ("experiments/study.md.in", "experiments/reviewers.md.in", "README.md"):
         (tmp_path / path).parent.mkdir(exist_ok=True)

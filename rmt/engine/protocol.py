@@ -49,13 +49,13 @@ def protocol(typed: dict[str, Any], mode: str) -> Protocol:
     if run and "difficulty_model" not in typed:
         taken["difficulty_model"] = run.get("difficulty_model") or initial_model(run)
     mode = mode or MODES.get(run.get("task", ""), "rmt")
-    if mode == "problems" or typed.get("text_in") == "thought":
+    if mode in ("problems", "ntp") or typed.get("text_in") == "thought":
         taken["budget_entropy"] = 0.0  # no budget is by a token's entropy there
     config = from_json(taken | typed | {"budget": False})  # B_0 is never asked for
     if mode == "problems":
         config = replace(config, task="problems", match="answer", ntp=False)
     if mode == "ntp":
-        config = replace(config, task="nothing", budget_entropy=0.0, ntp=True)
+        config = replace(config, task="nothing", ntp=True)
     taught = mode == "rmt" or run.get("task") == mode
     values = {name: getattr(config, name) for name in taken}
     words = [_words(n, value) for n, value in values.items() if value != getattr(Config, n)]

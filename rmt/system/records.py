@@ -84,7 +84,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Text is encoded as UTF-8. A pipe or a terminal is written to directly; a link stays one.
     """
     content = content if isinstance(content, bytes) else _encoded(content)
-    real = path.resolve()  # the file behind a link, and its file system
+    real = Path(os.path.realpath(path))  # the file behind a link, and its file system
     aside = real.with_name(f".{real.name}.{os.getpid()}.new")
     try:
         if path.exists() and not path.is_file():
@@ -113,7 +113,7 @@ def check_writable(name: str, path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, "a directory", path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() or not path.exists():
-            tempfile.TemporaryFile(dir=path.resolve().parent).close()
+            tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
     except OSError as error:
         raise ValueError(
             f"{name} {path} cannot be written ({error.strerror}: {error.filename}); give a file's "

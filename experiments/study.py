@@ -32,8 +32,8 @@ from rmt.system.records import write_whole
 from rmt.system.terminal import safe_printing
 
 SEEDS, FEWER_SEEDS = range(100, 110), range(100, 103)
-# After 60 the easy worlds are at one ceiling; in "all" a step takes longest.
-STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15, "all": 40}
+# After 60 the easy worlds are at one ceiling.
+STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15}
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
 MIXTURE = (".35", ".3", ".35")  # what the curriculum draws over 60 steps
 EQ_6, EQ_7 = ("--length-reward-gate", "none"), ("--advantage-norm", "group")  # as printed

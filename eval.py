@@ -28,8 +28,8 @@ from rmt.config.flags import add_fields, flag, knob, make_parser, parse_known
 from rmt.config.validate import response_needed, sampling_problem
 from rmt.data.corpus import Document
 from rmt.engine.export import find_model
+from rmt.engine.loading import longest_prompt, measure_difficulty, read_corpus, read_model_directory
 from rmt.engine.protocol import Protocol, protocol
-from rmt.engine.setup import longest_prompt, measure_difficulty, read_corpus, read_model_directory
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
 from rmt.evaluation.positions import (
     Chosen,
@@ -52,11 +52,14 @@ EPILOG = "Run it with torchrun to use several GPUs."
 SHARED = (  # flags of train.py that mean the same here
     "model", "weights", "data", "text_fields", "holdout", "document_tokens", "seed", "min_context",
     "entropy_top_k", "difficulty_model", "tiers", "tier_thresholds", "max_response", "temperature",
-    "max_branches", "tokens_per_micro_batch", "dtype", "problem_request", "text_in",
+    "max_branches", "tokens_per_micro_batch", "dtype", "problem_request", "text_in", "timeout",
 )  # fmt: skip
 CHOOSING = (  # flags that decide which positions are chosen
     "text_fields", "document_tokens", "seed", "min_context", "entropy_top_k", "tiers",
     "tier_thresholds",
+)  # fmt: skip
+OF_POSITIONS = (  # flags that mean nothing where problems are answered
+    "per_tier", "difficulty_model", "min_context", "entropy_top_k", "tiers", "tier_thresholds",
 )  # fmt: skip
 SAMPLED = ("samples", "top_p", "top_k")  # flags of sampled decoding
 
@@ -106,13 +109,21 @@ def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], Options]:
     return {name: typed[name] for name in (*SHARED, "per_tier") if name in typed}, options
 
 
-def refuse_meaningless(options: Options, mode: str) -> None:
+def refuse_meaningless(typed: dict[str, Any], options: Options, mode: str) -> None:
     """Raise ValueError for a flag that the mode does not use."""
-    used = {"limit": ("problems",), "budget": ("rmt", "problems")}
-    for name, modes in (used | dict.fromkeys(SAMPLED, ("ntr", "rmt", "problems"))).items():
-        value = getattr(options, name)
-        if value != getattr(Options, name) and mode not in modes:
+    given = {n: value for n, value in vars(options).items() if value != getattr(Options, n)} | typed
+    of_text, thinking = ("ntp", "ntr", "rmt"), ("ntr", "rmt", "problems")
+    used = {"limit": ("problems",), "problem_request": ("problems",)}
+    used |= {"budget": ("rmt", "problems")} | dict.fromkeys((*SAMPLED, "sampling_seed"), thinking)
+    used |= dict.fromkeys(OF_POSITIONS, of_text)
+    for name, value in given.items():
+        if mode not in used.get(name, (mode,)):
             raise ValueError(f"{flag(name)} {value} means nothing to --mode {mode}; leave it out")
+    if options.decoding == "greedy" and "temperature" in typed:
+        raise ValueError(
+            f"--temperature {typed['temperature']} means nothing to --decoding greedy; leave one "
+            "of them out"
+        )
 
 
 def decoding(options: Options) -> str:
@@ -130,8 +141,7 @@ def evaluate(
     config = replace(config, tokens_per_micro_batch=config.tokens_per_micro_batch or ROW_TOKENS)
     source = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(source)
-    response = 0 if mode == "ntp" else config.max_response
-    corpus = read_corpus(config, config.data, tokenizer, shape, response, asked.part)
+    corpus = read_corpus(config, config.data, tokenizer, shape, asked.part, asked.until)
     documents = corpus.documents
     compute = dist.compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
@@ -214,9 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed, options = read_arguments(sys.argv[1:] if arguments is None else arguments)
     started = time.perf_counter()
     try:
-        world = dist.start()
+        world = dist.start(timeout=typed.get("timeout", Config.timeout))
         asked = protocol({k: v for k, v in typed.items() if k != "per_tier"}, options.mode)
-        refuse_meaningless(options, asked.mode)
+        refuse_meaningless(typed, options, asked.mode)
         if options.json:
             check_writable("--json", Path(options.json))
         for remark in asked.remarks if world.rank == 0 else ():

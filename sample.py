@@ -19,11 +19,11 @@ from kernels import linear_entropy_logprob, linear_topk
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from rmt.config.flags import add_fields, knob, make_parser, parse_known
-from rmt.config.validate import response_needed, sampling_problem
+from rmt.config.validate import response_needed, sampling_problem, temperature_problem
 from rmt.engine.checkpoint import run_settings
 from rmt.engine.export import find_model
+from rmt.engine.loading import read_model_directory
 from rmt.engine.protocol import final_budget
-from rmt.engine.setup import read_model_directory
 from rmt.forest import pack
 from rmt.prompt import next_token_prompt, parse_response
 from rmt.rollout import stream
@@ -58,9 +58,10 @@ def read_options(arguments: Sequence[str]) -> Options:
     parser = make_parser(__doc__, "")
     add_fields(parser, Options)
     options = replace(Options(), **vars(parse_known(parser, arguments)))
-    if options.max_new_tokens < 1 or not options.temperature > 0:
-        sys.exit("error: --max-new-tokens must be at least 1 and --temperature above 0")
-    if wrong := sampling_problem(options.greedy, 1, options.top_p, options.top_k):
+    if options.max_new_tokens < 1:
+        sys.exit(f"error: --max-new-tokens is {options.max_new_tokens}: at least 1")
+    wrong = sampling_problem(options.greedy, 1, options.top_p, options.top_k)
+    if wrong := wrong or temperature_problem(options.temperature):
         sys.exit(f"error: {wrong}")
     if options.budget < 0 or options.seed < 0:
         sys.exit("error: --budget and --seed must be 0 or more")
@@ -158,10 +159,10 @@ def plain_prediction(model: Transformer, tokenizer: Tokenizer, text: str) -> str
         same = hidden[last].expand(tokens.shape[1], -1)
         return tokens[0], linear_entropy_logprob(same, head, tokens[0], 1.0, tokenizer.vocab_size)
 
-    tokens, (logprob, entropy, _) = model(forest.tokens, forest.position, forest.attend, readout)
-    likeliest = zip(logprob.exp().tolist(), tokens.tolist())
+    tokens, found = model(forest.tokens, forest.position, forest.attend, readout)
+    likeliest = zip(found.logprob.exp().tolist(), tokens.tolist())
     lines = [f"  {p:6.1%}  {tokenizer.decode([token])!r}" for p, token in likeliest]
-    return "\n".join([f"entropy {entropy[0].item():.2f} nats; without thinking:", *lines])
+    return "\n".join([f"entropy {found.entropy[0].item():.2f} nats; without thinking:", *lines])
 
 
 def run(options: Options) -> None:
@@ -182,7 +183,7 @@ def run(options: Options) -> None:
         tokens, logprobs = complete(model, tokenizer, ids, options, lambda piece: None)
         text = tokenizer.decode([token for token in tokens if token not in tokenizer.stop_ids])
         line = dict(prompt_tokens=len(ids), tokens=tokens, text=text, logprobs=logprobs)
-        return print(json.dumps(line, ensure_ascii=False))
+        return print(json.dumps(line))  # ASCII: a terminal of another encoding loses nothing
     if options.think_next:
         print(plain_prediction(model, tokenizer, text) + "\n")
     show = lambda piece: print(piece, end="", flush=True)

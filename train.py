@@ -17,11 +17,11 @@ import torch
 from rmt import forest, naive, rollout
 from rmt.cold_start import given_responses
 from rmt.config.config import parse, typed
-from rmt.curriculum import low_entropy
-from rmt.dynamic_sampling import record_matches, replace_zero_variance
+from rmt.dynamic_sampling import replace_zero_variance
 from rmt.engine.balance import own_documents, rebalance
 from rmt.engine.held_out import evaluate_held_out
 from rmt.engine.log import RunLog, readable_samples
+from rmt.engine.protocol import with_shape_of_run
 from rmt.engine.resume import claimed
 from rmt.engine.run import Run, Setup, export, note_refusal, prepare, save
 from rmt.engine.step_metrics import add_curriculum_metrics, add_response_metrics, add_speed_metrics
@@ -65,14 +65,15 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     generate, pack = (naive if c.naive else rollout).generate, (naive if c.naive else forest).pack
 
     # 1. Draw the positions C to reason about: a tier on a schedule, then a position of that tier.
-    drawn = {  # document -> draws, and how many wanted an empty tier
+    drawn = {  # document -> positions, and how many draws met an empty tier
         i: draw_positions(c, data, run.curriculum, step, i, c.positions_per_document)
         for i in data.order[step].tolist()
     }
     # 2. Budget: how many tokens to think at this step.
     budget = budget_of_step(c, step, data.total_steps)
     asked = {
-        i: [ask(c, data, i, draw, budget) for draw in draws] for i, (draws, _) in drawn.items()
+        i: [ask(c, data, i, position, budget) for position in positions]
+        for i, (positions, _) in drawn.items()
     }
     asked = own_documents(c, data, asked, world)  # keep this rank's documents
     questions = [question for group in asked.values() for question in group]
@@ -80,10 +81,10 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     # 3. Prompts: which token comes next? Please use exactly B tokens within <think></think>.
     trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
     run.optimizer.zero_grad(set_to_none=True)  # the last gradients make room for the cache
-    with clock("rollout"), dist.rollout_mode(run.model) as sampler:
+    with clock("rollout"), dist.gathered_weights(run.model) as sampler:
         with clock("sampling"):
             # 4. Rollouts: G responses to each question, a thought and then the token.
-            if c.traces:  # a cold start: they are given (Eq. 16)
+            if c.traces:  # a cold start: they are given (Eq. 15)
                 responses = given_responses(c, data, sampler, generate, questions, step)
             else:
                 responses = generate(sampler, trees, c.group_size, sampling_at(c, tokenizer, step))
@@ -91,11 +92,10 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
             batch = reward_responses(c, tokenizer, questions, responses)
             if c.match == "gain":  # RLP
                 batch.rewards["total"] = information_gain(c, data, sampler, batch, pack)
-        record_matches(c, run.curriculum, batch, world)
         batch, dropped = replace_zero_variance(  # RPT; RMT keeps the batch as it is
             c, data, run.curriculum, batch, sampler, generate, step, world, clock
         )
-    add_curriculum_metrics(metrics, [drawn[i] for i in asked], c, dropped, world)
+    add_curriculum_metrics(metrics, [drawn[i] for i in asked], c, dropped)
     with clock("communication"):
         documents, batch = rebalance(c, data, list(asked), batch, world)
         all_rewards = dist.gather_objects(batch.rewards["total"], world)  # --advantage-norm batch
@@ -111,10 +111,10 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     prompts = prompts_of(c, tokenizer, batch.questions)
     trees = question_trees(batch.questions, data.documents, prompts, batch.responses)
     if c.ntp:
-        low = {index: low_entropy(data.tiers[index], c.min_context) for index in documents}
         trees += text_trees(
-            documents, data.documents, tokenizer.begin_ids, batch.questions, low, c.ntp_scope
-        )
+            documents, data.documents, tokenizer.begin_ids, batch.questions, c.ntp_scope,
+            data.tiers, c.min_context,
+        )  # fmt: skip
     with clock("update"):
         objective = global_objective(c, trees, batch, advantage, tokenizer.vocab_size, world)
         # 8. Update: forward, backward, clip, AdamW.
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(arguments, __doc__, EPILOG)
     if config.dry_run:
         try:
-            return print(dry_run(config))
+            return print(dry_run(with_shape_of_run(config)))
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
     try:

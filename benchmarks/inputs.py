@@ -71,13 +71,20 @@ def flags(options: argparse.Namespace, *without: str) -> list[str]:
 
 
 def directory(o: argparse.Namespace) -> Path:
-    """Return the model's directory; write it first if it is missing."""
-    source = None if o.random else find(o.model)
+    """Return the model's directory; one with random weights where asked for, or not to be had."""
+    source, random = None, o.random
+    try:
+        source = None if random else find(o.model)
+    except FileNotFoundError:
+        if o.model not in SHAPES:
+            raise
+        random = o.model
+        print(f"{o.model} is not here: random weights of its shape", flush=True)
     if source and not o.layers:
         return source
-    shape = published(o.random) if o.random else ModelConfig.from_directory(source)
+    shape = published(random) if random else ModelConfig.from_directory(source)
     layers = min(o.layers or shape.num_hidden_layers, shape.num_hidden_layers)
-    name = o.random or Path(o.model).name
+    name = random or Path(o.model).name
     place = cache_directory() / "benchmarks" / f"{name}-random-{layers}-layers"
     if not (place / "config.json").is_file():
         _write(place, replace(shape, num_hidden_layers=layers), source or TINY)

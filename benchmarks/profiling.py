@@ -9,12 +9,13 @@ from torch.profiler import ProfilerActivity, profile
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mkldnn_linear", "einsum")
 PRODUCT_PARTS = ("_linear_pointwise", "mkl_linear", "gemm", "gemv", "nvjet", "cutlass", "xmma")
 ATTENTION = ("scaled_dot_product", "attention", "flash_fwd", "fmha")
+OUR_ATTENTION = ("parts", "merge")  # the Triton kernels of kernels/branch_parts.py
 
 
 def kind(name: str) -> str:
     """Classify an operator or kernel: product, attention or rest."""
     short = name.removeprefix("aten::").removeprefix("mkldnn::")
-    if any(part in name for part in ATTENTION):
+    if short in OUR_ATTENTION or any(part in name for part in ATTENTION):
         return "attention"
     if short in PRODUCTS or any(part in name for part in PRODUCT_PARTS):
         return "product"

@@ -8,8 +8,8 @@ are tested:
 
 - both grow linearly in response tokens: a straight line is fitted for each quantity, with R²;
 - tokens that responses share are computed once, whatever G is: `prefill rows` are the tokens of
-  the first pass in sampling, `shared rows` the tokens of training outside responses. A hook counts
-  the tokens that the model gets. Both are the trunks and one prompt token per position;
+  the first pass in sampling, `shared rows` the tokens of training outside responses, as they are
+  packed for the model. Both are the trunks and one prompt token per position;
 - memory grows with the tokens of a micro-batch and of the cache.
 
 The model has few layers, since all layers are alike, but its full width and whole head, with random
@@ -20,13 +20,16 @@ peer here: benchmarks/rl_step.py has one.
 import argparse
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 
-from benchmarks import inputs, machine, plots
+from benchmarks import inputs, machine, plots, trainers
 from benchmarks.results import spread, write
 from benchmarks.trainers import Trainer, judge, make_run, respond, step_on
-from models.transformer import Transformer
+from rmt import forest, rollout
 from rmt.system.metrics import Metrics
 from rmt.trees import Branch, Tree
 
@@ -55,33 +58,33 @@ def plant(prefixes: list[list[int]], positions: int, groups=None) -> list[Tree]:
     return trees
 
 
-class Rows:
-    """Context that counts the tokens of each forward pass of any Transformer."""
+@contextmanager
+def packed_rows() -> Iterator[list[int]]:
+    """Yield the tokens of each row that is packed meanwhile, without a GPU's padding.
 
-    def __enter__(self) -> "Rows":
-        self.passes: list[int] = []
-        register = torch.nn.modules.module.register_module_forward_pre_hook
-        self.handle = register(self._count)
-        return self
+    The model itself is not touched: a hook on it would be part of what compiled layers depend on.
+    """
+    rows: list[int] = []
 
-    def _count(self, module, inputs_) -> None:
-        if isinstance(module, Transformer):
-            self.passes.append(len(inputs_[0]))
+    def counting(trees, *given, **options):
+        packed = forest.pack(trees, *given, **options)
+        rows.append(int((packed.tree >= 0).sum()))
+        return packed
 
-    def __exit__(self, *_) -> None:
-        self.handle.remove()
+    with patch.object(rollout, "pack", counting), patch.object(trainers, "pack", counting):
+        yield rows
 
 
 def step(run: Trainer, point: dict[str, int], prefixes: list[list[int]]) -> dict[str, float]:
     """Run one step at a point; return seconds of its two phases and tokens of each."""
     documents = prefixes[: point["documents"]]
-    with Rows() as rows:
+    with packed_rows() as rows:
         started = time.perf_counter()
         groups = respond(run, plant(documents, point["positions"]), point["group"], point["length"])
         _wait(run)
         middle = time.perf_counter()
-        prefill = max(rows.passes, default=0)  # decode steps are shorter
-        rows.passes.clear()
+        prefill = sum(rows)
+        rows.clear()
         rewards, advantage = judge(run, groups)
         trees = plant(documents, point["positions"], groups)
         trained = step_on(run, trees, groups, rewards, advantage, Metrics()).trees
@@ -90,7 +93,7 @@ def step(run: Trainer, point: dict[str, int], prefixes: list[list[int]]) -> dict
     own = sum(len(branch.response) for tree in trained for branch in tree.branches)
     return {
         "rollout": middle - started, "update": ended - middle,
-        "prefill_rows": prefill, "shared_rows": sum(rows.passes) - own,
+        "prefill_rows": prefill, "shared_rows": sum(rows) - own,
     }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def respond(run: Trainer, trees, samples: int, tokens: int) -> list[list[Rollout
         tokens, (), run.model.config.vocab_size, c.temperature, branches, c.seed, "train", run.step
     )
     run.optimizer.zero_grad(set_to_none=True)
-    with dist.rollout_mode(run.model) as sampler:
+    with dist.gathered_weights(run.model) as sampler:
         return generate(sampler, trees, samples, sampling)
 
 

@@ -51,7 +51,6 @@ RIVALS = {
     "ntp": ("--method", "ntp"),
     "big-batch": ("--method", "ntp"),  # RMT's tokens in RMT's number of updates
     "rlp": ("--method", "rlp"),
-    "adaptive": ("--curriculum-rule", "adaptive"),
     "entropy-budget": ("--budget-entropy", "0.5"),
 }
 # Next-token training reads more in the same time.

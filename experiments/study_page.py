@@ -184,7 +184,7 @@ def summary(stored: Stored) -> str:
     heads = ["RMT − …, points at equal tokens (**bold**: interval without 0)", *worlds]
     claims = table(heads, lines) if lines else ""
     before_after = (
-        "Right with a thought, %, before → after RMT (seeds; untrained, plainly): "
+        "Right with a thought, before → after RMT, % (seeds; untrained without a thought): "
         f"{', '.join(gains)}."
     )
     return "\n\n".join(filter(None, (before_after, claims)))

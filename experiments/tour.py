@@ -54,9 +54,9 @@ def first_mixed(run: Run, setup: Setup) -> RolloutBatch:
     c, data = run.config, setup.data
     budget = budget_of_step(c, 0, data.total_steps)
     questions = [
-        ask(c, data, index, draw, budget)
+        ask(c, data, index, position, budget)
         for index in data.order[0].tolist()
-        for draw in draw_positions(c, data, run.curriculum, 0, index, 1)[0]
+        for position in draw_positions(c, data, run.curriculum, 0, index, 1)[0]
     ]
     trees = question_trees(questions, data.documents, prompts_of(c, data.tokenizer, questions))
     responses = generate(run.model, trees, c.group_size, sampling_at(c, data.tokenizer, 0))
@@ -80,7 +80,7 @@ def numbers() -> dict[str, object]:
     (prompt,) = prompts = prompts_of(c, tokenizer, [question])
     answered = question_trees([question], data.documents, prompts, [group])
     begin, scope = tokenizer.begin_ids, "not_in_C"
-    text = text_trees([index], data.documents, begin, [question], {}, scope)
+    text = text_trees([index], data.documents, begin, [question], scope)
     before, metrics = log_probabilities(run, setup, answered), Metrics()
     trees = answered + text
     objective = global_objective(c, trees, one, advantage, tokenizer.vocab_size, world)
@@ -92,7 +92,7 @@ def numbers() -> dict[str, object]:
     row, tiers, everything = metrics.reduce(world), data.tiers[index], pack(trees)
     rl, ntp = row["loss/rl"], row["loss/ntp"]
     counts = [f"{int((tiers == k).sum())} {name}" for k, name in enumerate(TIERS)]
-    schedule = tier_schedule(c, 0.0, run.curriculum.rates)
+    schedule = tier_schedule(c, 0.0)
     shown = tokenizer.decode(data.documents[index].tokens[: question.position].tolist())
     return {
         "T": len(tiers), "tiers": ", ".join(counts), "none": int((tiers < 0).sum()),

@@ -43,8 +43,7 @@ CLAIMS = {  # of the rival
     "rlp": Claim("RLP", WORLDS[1:]),
 }
 BEYOND = {
-    "adaptive": Claim("tiers by match rates (Eq. 13)", worlds=("unequal-entropy", "all")),
-    "entropy-budget": Claim("budgets by entropy (Eq. 14)", worlds=("overthinking", "all")),
+    "entropy-budget": Claim("budgets by entropy (Eq. 13)", worlds=("overthinking", "all")),
 }
 PLAIN = ("ntp", "big-batch")  # next-token training: no thought is taught
 Stored = dict[str, dict]

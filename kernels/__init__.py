@@ -1,6 +1,7 @@
 """Log-probability, entropy and losses of a head without its logits; attention of branches.
 
-kernels/reference.py defines each function; kernels/dispatch.py selects the backend.
+kernels/reference.py defines each function but the vocab-parallel one; kernels/dispatch.py selects
+the backend.
 
 Hugging Face's kernel loader is a package of the same name, and transformers imports it where it is
 installed. So this package serves its modules and names too: ours come first, and nothing of it is

@@ -2,8 +2,9 @@
 
 verl    `linear_cross_entropy` of verl/utils/kernel/linear_cross_entropy.py (0.9)
 TRL     `selective_log_softmax`, `entropy_from_logits` and `_ChunkedLogProbFunction` of
-        trl/trainer/utils.py (1.16). GRPOTrainer calls the last (DPO and KTO, too, for mean logits,
-        which ours does not compute); three lines before it is made put ours in its place:
+        trl/trainer/utils.py (1.16). GRPO, RLOO and SFT trainers call the last; three lines before
+        one is made put ours in its place, in the whole process (DPO's and KTO's then raise
+        ValueError: they want mean logits, which ours does not compute):
 
             from trl.trainer import utils
             from rmt_kernels.adapters import ChunkedLogProb
@@ -36,8 +37,10 @@ def linear_cross_entropy(
 
     dist_process_group: its ranks hold a part of the weight each; the gradient of hidden is then
     this rank's part, as verl's, whose callers sum it. Under autocast the head is in its dtype.
+    A row with label -100, which verl's does not know, has 0 for both.
     """
-    _refuse(reduction=(reduction, "none"))
+    if reduction != "none":
+        _refuse("reduction", reduction, "none")
     known = *_as_autocast(hidden, weight), labels.reshape(hidden.shape[:-1])
     if dist_process_group is None:
         found = linear_entropy_logprob(*known, temperature)
@@ -86,10 +89,11 @@ class ChunkedLogProb:
         labels (N,). The first two are (N,) in fp32 or wider, the last bool, also True for one of
         several likeliest. Under autocast the head is in autocast's dtype.
         """
-        unknown = sorted({*outputs} - {"log_probs", "entropy", "is_top1"}) or None
-        _refuse(outputs=(unknown, None))
-        learns = torch.is_grad_enabled() and (weight.requires_grad or hidden.requires_grad)
-        if hasattr(weight, "ds_id") and learns:
+        known = ("log_probs", "entropy", "is_top1")
+        if unknown := sorted({*outputs} - {*known}):
+            _refuse("outputs", unknown, ", ".join(known))
+        learns = any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+        if hasattr(weight, "ds_id") and learns and torch.is_grad_enabled():
             raise ValueError("the head is sharded by DeepSpeed ZeRO-3, which frees it before its "
                              "backward pass; use ZeRO-2 or FSDP2, or TRL's own head")  # fmt: skip
         if not logit_scale > 0:
@@ -112,14 +116,11 @@ class ChunkedLogProb:
 def _as_autocast(*head: Tensor) -> tuple[Tensor, ...]:
     """Return hidden and weight, under autocast in its dtype."""
     device = head[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return head
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in head)
 
 
-def _refuse(**arguments) -> None:
-    """Raise ValueError for an argument that is not its only value known here."""
-    for name, (given, known) in arguments.items():
-        if given is not known and given != known:
-            raise ValueError(f"{name} = {given} is not computed here; leave it at {known}, or "
-                             "take the function that this one replaces")  # fmt: skip
+def _refuse(name: str, given, known: str) -> None:
+    raise ValueError(f"{name} = {given} is not computed here; leave it at {known}, or take the "
+                     "function that this one replaces")  # fmt: skip

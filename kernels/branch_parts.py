@@ -27,8 +27,8 @@ Roofline (memory): a token of a cache is 2·K·D·b bytes, 4 KB a layer of Qwen3
 rep = 5, D = 128). 64 branches of 1000 own tokens on a trunk of 8000 are 8 tiles: 0.26 GB of own
 tokens, and 0.03 GB of the trunk where the L2 cache serves the other 7 tiles: 0.07 ms at 4.3 TB/s.
 Trunks copied to each branch would be 2.4 GB, 0.55 ms. Measured on an H200 in sampling only
-(docs/speed.md): 256 branches of 32 tokens on average on 32 trunks of 256, Qwen3-4B: 37 µs a layer,
-where reading 67 MB takes 16.
+(docs/speed.md): 256 branches of 32 tokens on average on 32 trunks of 256, Qwen3-4B: 37 µs a layer
+(49, if 63 steps were counted where there were 48), where reading 67 MB takes 16.
 """
 
 import torch
@@ -102,7 +102,8 @@ def parts(
     if START is not None:  # the same for all branches of a tile
         start = tl.load(START + slot, mask=there & (limit != 0), other=0)
         begin = tl.max(start, axis=0)
-        fits = fits & ((limit == 0) | ((start == begin) & (limit <= tokens - begin)))
+        there_is = (begin >= 0) & (start == begin) & (limit <= tokens - begin)
+        fits = fits & ((limit == 0) | there_is)
     # Nothing beyond the cache is read; a branch whose limit is beyond it gets nan.
     limit = tl.where(fits, limit, 0).to(tl.int32)
     longest = tl.max(limit, axis=0)
@@ -193,8 +194,6 @@ def branch_attention(
     of_trunk = pieces(len(table), kv_heads, len(trunk_k), programs)
     of_own = pieces(n, kv_heads, own_k.shape[1], programs)
     count = of_trunk + of_own
-    if not count:  # no tokens in either cache
-        return torch.zeros_like(q)
     out = q.new_empty(n, heads, count, size, dtype=torch.float32)
     lse = q.new_empty(n, heads, count, dtype=torch.float32)
     trunk = (trunk_k[None], trunk_v[None], table, seen.start, seen.fork)
@@ -207,10 +206,14 @@ def branch_attention(
 
 
 def pieces(tiles: int, kv_heads: int, tokens: int, programs: int) -> int:
-    """Return the number of pieces of a tile's keys: a power of two, from shapes alone."""
-    if tiles == 0 or tokens == 0:
-        return 0
-    wanted = min(triton.cdiv(programs, tiles * kv_heads), triton.cdiv(tokens, LEAST_TOKENS))
+    """Return the number of pieces of a tile's keys: a power of two, from shapes alone.
+
+    Keys that are none are a piece, too: it gives nan to a branch that would see one of them.
+    """
+    if tiles == 0:
+        return 1
+    most = max(1, triton.cdiv(tokens, LEAST_TOKENS))
+    wanted = min(triton.cdiv(programs, tiles * kv_heads), most)
     return min(MOST_PIECES, 1 << (wanted.bit_length() - 1))
 
 

@@ -48,9 +48,7 @@ class TrunkGroups:
     """
 
     table: Tensor  # (tiles, width) int32 slot numbers on the device, -1: none
-    start: tuple[int, ...]  # as given to `of`: first token of each slot's trunk
-    fork: tuple[int, ...]  # as given to `of`: how many trunk tokens each slot saw
-    rep: int  # heads that share a key
+    branches: int
 
     @classmethod
     def of(
@@ -83,7 +81,7 @@ class TrunkGroups:
         tiles += [[]] * ((rows or 0) - len(tiles))
         table = [tile + [-1] * (width - len(tile)) for tile in tiles]
         table = torch.tensor(table, dtype=torch.int32).reshape(len(tiles), width)
-        return cls(table.to(device), start, fork, heads // kv_heads)
+        return cls(table.to(device), len(start))
 
     @staticmethod
     def most(branches: int, trunks: int, heads: int, kv_heads: int) -> int:

@@ -24,8 +24,9 @@ def entropy_logprob(
 
     logits (…, V) in any strides, targets (…) int64, temperature a positive number or (…).
     Returns logprob (…) and entropy (…) in nats, fp32 (fp64 for fp64 logits). A row whose target
-    is -100 is not read: both are 0, and so is its gradient. ValueError for shapes, dtypes and
-    targets that do not fit. No second derivative, and no gradient of the temperature.
+    is -100 does not count: both are 0, and so is its gradient; Triton does not read it. ValueError
+    for shapes, dtypes and targets that do not fit. No second derivative, and no gradient of the
+    temperature.
     """
     require_logits(logits, targets)
     inverse_t = per_token_inverse(temperature, logits)
@@ -42,11 +43,11 @@ def masked_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of the rows, weighted by the mask.
 
-    logits (…, V), targets (…) int64, mask (…) of any dtype. reduction "none" returns mask · loss
-    (…), "sum" their sum, "mean" the sum over `count`: the mask's sum, unless the caller gives the
-    count of all micro-batches and ranks. Rows with mask 0 are never read, whatever their target;
-    rows with target -100 count as mask 0, as in F.cross_entropy. With no rows left the loss is 0,
-    and its gradient is 0, not missing.
+    logits (…, V), targets (…) int64, mask (…) of any dtype, not negative. reduction "none" returns
+    mask · loss (…), "sum" their sum, "mean" the sum over `count`: the mask's sum, unless the caller
+    gives the count of all micro-batches and ranks. Rows with mask 0 do not count, whatever their
+    target; rows with target -100 count as mask 0, as in F.cross_entropy. With no rows left the loss
+    is 0, and its gradient is 0, not missing.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction {reduction!r} is not one of mean, sum, none")

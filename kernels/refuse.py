@@ -11,7 +11,7 @@ MOST_HEAD_DIM = 256  # 512 spills registers, 576 needs 327,680 bytes of shared m
 
 def require_logits(logits: Tensor, targets: Tensor) -> None:
     if logits.dim() < 2 or logits.shape[-1] == 0:
-        raise ValueError(f"logits must be (…, V) with V > 0, not {tuple(logits.shape)}")
+        raise ValueError(f"logits must be (…, V) with rows and V > 0, not {tuple(logits.shape)}")
     require_no_tangent(logits)
     require_targets(targets, logits, "logits")
 
@@ -20,7 +20,7 @@ def require_head(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> int:
     """Check the head's inputs and return the vocabulary size: the rows of weight that count."""
     if hidden.dim() < 2 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"hidden must be (…, C) and weight (V, C), not {tuple(hidden.shape)} and "
+            f"hidden must be rows (…, C) and weight (V, C), not {tuple(hidden.shape)} and "
             f"{tuple(weight.shape)}"
         )
     if hidden.dtype != weight.dtype or hidden.device != weight.device:
@@ -187,9 +187,9 @@ def require_reach(seen, tokens: int, capacity: int, look: bool) -> None:
     assertions that it captured.
     """
     n = len(seen.start)
-    if len(seen.tiles.start) != n:
+    if seen.tiles.branches != n:
         raise ValueError(
-            f"tiles are of {len(seen.tiles.start)} branches, lengths of {n}; make tiles again when "
+            f"tiles are of {seen.tiles.branches} branches, lengths of {n}; make tiles again when "
             "branches come or go"
         )
     known = (tokens, capacity)

@@ -46,14 +46,25 @@ def vocab_parallel_entropy_logprob(
     gradient of weight is of this rank's rows. sum_hidden: sum that of hidden over the ranks;
     False leaves this rank's part, for a caller that sums it, as Megatron's regions do.
     """
-    own, rank = require_head(hidden, weight, None), dist.get_rank(group)
     require_targets(targets, hidden, "hidden")
     require_softcap(softcap)
+    rank = dist.get_rank(group)
     if rank < 0:
         raise ValueError("this process is not in the group; call it on the group's ranks only")
+    try:
+        own, refused = require_head(hidden, weight, None), None
+    except ValueError as error:  # to be raised when the other ranks know
+        own, refused = 0, error
     ranks = [targets.new_empty(1) for _ in range(dist.get_world_size(group))]
     dist.all_gather(ranks, ranks[0].new_full((1,), own), group=group)
     rows = torch.cat(ranks).tolist()
+    if refused:
+        raise refused
+    if 0 in rows:
+        raise ValueError(
+            f"rank {rows.index(0)} of the group has no rows of the head, or they do not fit "
+            "hidden; give each rank one or more, of hidden's dtype and width"
+        )
     vocab_size = sum(rows) if vocab_size is None else vocab_size
     if not sum(rows[:-1]) < vocab_size <= sum(rows):
         raise ValueError(

@@ -1,10 +1,15 @@
 """Write weights as a Hugging Face directory, which transformers, vLLM and others can load."""
 
+import errno
+import fcntl
+import glob
 import json
 import os
+import secrets
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -114,23 +119,51 @@ def _gathered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _replace(out: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a directory beside `out`, then rename it to `out`."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.new")
-    previous = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if previous.exists() and not out.exists():  # a process of this number was killed in between
+    token = secrets.token_hex(8)  # a process of another host may have our number
+    aside, previous = (out.with_name(f".{out.name}.{token}.{end}") for end in ("new", "old"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _clear(out)
+    aside.mkdir()
+    with _lock(aside):
+        try:
+            write(aside)
+            if out.exists():
+                out.rename(previous)
+            aside.rename(out)
+        finally:
+            _finish(out, aside, previous)
+
+
+def _clear(out: Path) -> None:
+    """Remove what exports left that were killed; one that was replacing `out` is undone."""
+    for previous in out.parent.glob(f".{glob.escape(out.name)}.*.old"):
+        if not previous.with_suffix(".new").exists():
+            _finish(out, previous.with_suffix(".new"), previous)
+    for aside in out.parent.glob(f".{glob.escape(out.name)}.*.new"):
+        with suppress(OSError), _lock(aside):  # OSError: in use
+            _finish(out, aside, aside.with_suffix(".old"))
+
+
+def _finish(out: Path, aside: Path, previous: Path) -> None:
+    if previous.exists() and not out.exists():
         previous.rename(out)
     for left in (aside, previous):
         shutil.rmtree(left, ignore_errors=True)
-    aside.mkdir(parents=True)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Lock a directory, until this process ends at the latest; OSError when another has it."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        write(aside)
-        if out.exists():
-            out.rename(previous)
-        aside.rename(out)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+        yield  # also on a file system without locks
     finally:
-        if previous.exists() and not out.exists():
-            previous.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _refuse_to_overwrite(source: Path, out: Path) -> None:

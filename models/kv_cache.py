@@ -75,7 +75,8 @@ class KVCache:
     def move(self, sources: Sequence[int], targets: Sequence[int], longest: int) -> None:
         """Copy slots of at most `longest` tokens, to keep the active ones the first n."""
         sources, targets = (torch.tensor(x, device=self.own.device) for x in (sources, targets))
-        self.own[:, :, targets, :longest] = self.own[:, :, sources, :longest]
+        for own in self.own:  # a layer's copy at a time
+            own[:, targets, :longest] = own[:, sources, :longest]
 
     def begin_step(self, start: Tensor, fork: Tensor, length: Tensor, tiles: TrunkGroups) -> None:
         """Set the trunk, its visible part and the own length of the n active slots for a step.

@@ -27,6 +27,7 @@ from models.files import (
     read_json,
 )
 from models.rope import check_frequencies
+from models.shapes import SHAPES
 from models.transformer import Transformer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,7 +49,8 @@ def cache_directory() -> Path:
 def find(model: str, weights: Path | None = None, download: bool = True) -> Path:
     """Find the directory of `--model`: itself a directory, or a name of the table of models.
 
-    A name is searched in `weights`, in our cache and in Hugging Face's, then downloaded.
+    A name is searched in `weights` (which may be the model's own directory, if it has its sizes),
+    in our cache and in Hugging Face's, then downloaded.
     ValueError for an unknown name, FileNotFoundError when it is not found nor downloaded.
     """
     if Path(model).is_dir():
@@ -66,9 +68,17 @@ def find(model: str, weights: Path | None = None, download: bool = True) -> Path
         raise FileNotFoundError(f"--weights {weights} is not a directory; give one or leave it out")
     places = [] if weights is None else [Path(weights) / model, Path(weights)]
     for place in [*places, cache_directory() / model]:
-        if os.path.isfile(place / "config.json"):  # False also without permission to look
+        found = os.path.isfile(place / "config.json")  # False also without permission to look
+        if found and (place.name == model or _has_shape(place, model)):
             return place
     return _from_hub(model, download)
+
+
+def _has_shape(place: Path, model: str) -> bool:
+    """Tell whether a directory of any name may hold the model of this name."""
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    found, known = ModelConfig.from_directory(place), SHAPES[model]
+    return all(getattr(found, name) == getattr(known, name) for name in sizes)
 
 
 def _from_hub(model: str, download: bool) -> Path:

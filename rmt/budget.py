@@ -13,7 +13,7 @@ def budget_of_position(budget: int, entropy: float, exponent: float) -> int:
     """Return the budget of a position of that entropy (nats): with exponent 1 from B/2 to 2 B, with
     0 (the paper) the same for all.
     """
-    return max(1, math.floor(budget * min(2.0, max(0.5, entropy)) ** exponent))  # Eq. 14
+    return max(1, math.floor(budget * min(2.0, max(0.5, entropy)) ** exponent))  # Eq. 13
 
 
 def budget_sentence(budget: int) -> str:

@@ -9,7 +9,7 @@ context, repeated, and an invisible mark (here |):
     ... the sum of the two is| 12⏎ of the two is| 12⏎ of the two is| 15⏎</think>⏎⏎\\boxed{ 12}
 
 With more tokens there are more guesses, so a longer budget is worth more. All else is a step of
-the method, with advantage 1 (Eq. 16).
+the method, with advantage 1 (Eq. 15).
 
 Departures: the paper has no cold start, so all of this is ours.
 
@@ -24,7 +24,7 @@ from models.tokenizer import THINK_CLOSE, Tokenizer
 from rmt.boxed import BOXED, escape
 from rmt.config.config import Config
 from rmt.data.corpus import Document
-from rmt.prompt import SEAM, PromptIds, parse_response, think_ids
+from rmt.prompt import MARK, PromptIds, parse_response, think_ids
 from rmt.questions import Question, TrainingSet, asks_at_end, question_trees, sampling_at
 from rmt.sampling import Rollout
 
@@ -40,8 +40,8 @@ def given_responses(
     if asks_at_end(c):
         traces = [trace_ids(tokenizer, data.documents[q.document]) for q in questions]
         return [[Rollout(trace, finished=True)] * c.group_size for trace in traces]
-    seam = tokenizer.encode(SEAM)
-    tails = [guess_tails(c, q, len(opening), len(seam)) for q in questions]
+    mark = tokenizer.encode(MARK)
+    tails = [guess_tails(c, q, len(opening), len(mark)) for q in questions]
     most = max(map(len, tails), default=0)
     drawn = plain_guesses(c, data, sampler, generate, questions, step, c.group_size * most)
     groups = []
@@ -60,16 +60,21 @@ def trace_ids(tokenizer: Tokenizer, document: Document) -> list[int]:
     return [*document.thought, *answer_ids(tokenizer, said)]
 
 
-def guess_tails(c: Config, question: Question, opening: int, seam: int) -> list[int]:
+def guess_tails(c: Config, question: Question, opening: int, mark: int) -> list[int]:
     """Return how many tokens of the context each guess repeats, so that a thought has B tokens.
 
-    opening, seam: how many tokens these have.
+    opening, mark: how many tokens these have.
     """
-    first = [0] * (c.text_in == "thought")  # a guess right behind the text, and a newline
-    room, around = (question.budget or c.budget_start) - opening - 2 * len(first), seam + 2
-    more = max(room // (TAIL + around), int(room > around or not first))
-    longer = max(1 - TAIL, room - more * (TAIL + around))
-    return first + [TAIL + longer * (i == 0) for i in range(more)]
+    plain = [0] * (c.text_in == "thought")  # a guess right behind the text, and a newline
+    room = (question.budget or c.budget_start) - opening - 2 * len(plain)
+    beside = mark + 2  # a tail is followed by the mark, a guess and a newline
+    count = max(0, room // (TAIL + beside))
+    if not count and (room > beside or not plain):
+        count = 1  # with a shorter tail
+    tails = [TAIL] * count
+    if tails:  # the first takes the tokens that are left, or lacking
+        tails[0] = max(1, TAIL + room - count * (TAIL + beside))
+    return plain + tails
 
 
 def plain_guesses(
@@ -88,9 +93,9 @@ def own_response(
     opening: Sequence[int],
 ) -> Rollout:  # fmt: skip
     """Write down guesses, each behind a tail of the context, and the commonest as the answer."""
-    newline, seam, thought = tokenizer.encode("\n"), tokenizer.encode(SEAM), list(opening)
+    newline, mark, thought = tokenizer.encode("\n"), tokenizer.encode(MARK), list(opening)
     for tail, guess in zip(tails, guesses):
-        thought += [*context[max(0, len(context) - tail) :], *seam] if tail else []
+        thought += [*context[max(0, len(context) - tail) :], *mark] if tail else []
         thought += [*(spelled(tokenizer, guess) or [guess]), *newline]
     if parse_response(tokenizer, thought).thinking_length is not None:
         thought = list(opening)  # the text itself has a </think>: repeat none of it

@@ -66,7 +66,8 @@ class DecodeLoop:
         self.waiting = deque(range(self.requests))
         self.held: list[int] = []  # the request of each active slot
         self.longest = 0  # upper bound on the own tokens of an active slot
-        self.recorded = device.type == "cuda" and choice(self.head) != "reference"
+        graphs = device.type == "cuda" and choice(self.head) != "reference"
+        self.recorded = graphs and self.limit > 1  # one step would be recorded and not replayed
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.recorded else None
         self.tables: dict[int, Tensor] = {}
@@ -75,7 +76,7 @@ class DecodeLoop:
         """Decode all requests; yield after each poll, before slots are reused."""
         self._fill([])
         while self.held:
-            for _ in range(POLL[self.state.device.type]):
+            for _ in range(min(POLL[self.state.device.type], self.limit)):
                 self._advance(self._width())
             yield
             done = self.state[-1, : len(self.held)]

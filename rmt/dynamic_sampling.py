@@ -1,4 +1,4 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476), as RPT uses it; RMT only records its matches.
+"""Dynamic sampling (DAPO, arXiv 2503.14476), as RPT uses it.
 
 A group whose matches are all equal is replaced by one about another position.
 
@@ -28,21 +28,6 @@ from rmt.system.clock import Clock
 from rmt.system.dist import World, gather_objects
 
 
-def record_matches(
-    c: Config, curriculum: Curriculum, batch: RolloutBatch, world: World, attempt: int = 0
-) -> None:
-    """Record matches of each tier on every rank, for the adaptive rule (Eq. 13). All ranks."""
-    if attempt == 0:  # a new step
-        curriculum.fade()
-    if c.task != "next-token" or c.traces:
-        return
-    right = batch.rewards["match"].sum(dim=1).tolist()
-    own = [(q.tier, int(n)) for q, n in zip(batch.questions, right)]
-    for part in gather_objects(own, world):
-        for tier, matched in part:
-            curriculum.observe(tier, matched, c.group_size)
-
-
 def replace_zero_variance(
     c: Config, data: TrainingSet, curriculum: Curriculum, batch: RolloutBatch, sampler,
     generate: Callable, step: int, world: World, clock: Clock,
@@ -61,7 +46,7 @@ def replace_zero_variance(
         draws = _draw_again(c, data, curriculum, batch, equal, taken, step, attempt, world)
         if draws is None:
             break
-        replaced = {i: ask(c, data, index, draw, budget) for i, (index, draw) in draws.items()}
+        replaced = {i: ask(c, data, *drawn, budget) for i, drawn in draws.items()}
         questions = list(replaced.values())
         for question in questions:
             taken[question.document].add(question.position)
@@ -71,7 +56,6 @@ def replace_zero_variance(
             sampling = sampling_at(c, data.tokenizer, step, attempt=attempt)
             responses = generate(sampler, trees, c.group_size, sampling)
             fresh = reward_responses(c, data.tokenizer, questions, responses)
-        record_matches(c, curriculum, fresh, world, attempt)
         dropped += sum(len(r.tokens) for i in replaced for r in batch.responses[i])
         count = len(batch.questions)
         places = {i: count + number for number, i in enumerate(replaced)}
@@ -82,8 +66,8 @@ def replace_zero_variance(
 def _draw_again(
     c: Config, data: TrainingSet, curriculum: Curriculum, batch: RolloutBatch,
     equal: Sequence[int], taken: dict[int, set[int]], step: int, attempt: int, world: World,
-) -> dict[int, tuple] | None:  # fmt: skip
-    """Draw positions anew for the groups `equal`: index in the batch -> (document, draw).
+) -> dict[int, tuple[int, int]] | None:  # fmt: skip
+    """Draw positions anew for the groups `equal`: index in the batch -> (document, position).
 
     Groups whose document has no more positions are missing; None when no rank has any. All ranks,
     each of which draws for all.
@@ -96,10 +80,10 @@ def _draw_again(
         [draw_positions(c, data, curriculum, step, *request, attempt)[0] for request in part]
         for part in gather_objects(wanted, world)
     ]
-    if not any(draws for part in drawn for draws in part):
+    if not any(positions for part in drawn for positions in part):
         return None
     return {
-        i: (index, draw)
-        for (index, group), draws in zip(places.items(), drawn[world.rank])
-        for i, draw in zip(group, draws)
+        i: (index, position)
+        for (index, group), positions in zip(places.items(), drawn[world.rank])
+        for i, position in zip(group, positions)
     }

@@ -7,7 +7,7 @@ Five integers describe a token:
     branch    0 on a trunk, 1 + Branch.id on a response, −1 − Branch.id on a stem (its first branch)
     stem      the stem that a response continues; elsewhere the token's own branch
     fork      how many trunk tokens a stem and its responses see (on a trunk, its own depth: all)
-    position  rotary position: index on the trunk, or fork + offset in prompt and response
+    position  rotary position: index on the trunk, or fork + offset in stem and response
 
     sees(i, j) = tree_i = tree_j  and  position_j ≤ position_i  and  (branch_j = branch_i
                  or  branch_j = stem_i  or  (branch_j = 0 and position_j < fork_i))         Eq. 11
@@ -120,21 +120,19 @@ def _tree_columns(number: int, tree: Tree) -> dict[str, np.ndarray]:
     targets = False if tree.targets is None else np.asarray(tree.targets, dtype=bool) & (depth > 0)
     runs = [_run(tree.trunk, 0, -1, position=0, branch=0, stem=0, fork=depth, is_target=targets)]
     end = len(depth)
-    for stem in tree.stems:
-        fork, prompt, name = stem[0].fork, stem[0].prompt, -1 - stem[0].id
-        if not 0 <= fork <= len(depth) or not (fork or len(prompt)):
+    for group in tree.by_stem:
+        fork, stem, name = group[0].fork, group[0].stem, -1 - group[0].id
+        if not 0 <= fork <= len(depth) or not (fork or len(stem)):
             raise ValueError(
-                f"branch {stem[0].id} forks after {fork} tokens of a trunk of {len(depth)}; "
+                f"branch {group[0].id} forks after {fork} tokens of a trunk of {len(depth)}; "
                 "choose a fork on the trunk, with at least one token before the response"
             )
         same = dict(stem=name, fork=fork)
         # The shift: what follows the trunk is predicted by the trunk's last token that it sees.
-        runs.append(
-            _run(prompt, end, fork - 1, position=fork, branch=name, is_target=False, **same)
-        )
-        end += len(prompt)
-        before, position = end - 1 if len(prompt) else fork - 1, fork + len(prompt)
-        for b in stem:
+        runs.append(_run(stem, end, fork - 1, position=fork, branch=name, is_target=False, **same))
+        end += len(stem)
+        before, position = end - 1 if len(stem) else fork - 1, fork + len(stem)
+        for b in group:
             columns = dict(branch=1 + b.id, is_target=True, **same)
             runs.append(_run(b.response, end, before, position, **columns))
             end += len(b.response)
@@ -156,10 +154,10 @@ def _tree_calls(tree: Tree, start: int) -> list[Call]:
     """Return the calls of attention of a tree whose first token is at `start`."""
     end = start + len(tree.trunk)
     calls = [(slice(start, end), slice(start, end))]  # a run with itself: causal
-    for fork, stems in groupby(tree.stems, key=lambda stem: stem[0].fork):
+    for fork, groups in groupby(tree.by_stem, key=lambda group: group[0].fork):
         leaves = end
-        for group in stems:
-            stem = slice(end, end + len(group[0].prompt))
+        for group in groups:
+            stem = slice(end, end + len(group[0].stem))
             end = stem.stop
             responses = []
             for branch in group:

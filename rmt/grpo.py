@@ -1,10 +1,10 @@
 """Group-relative policy optimisation: advantages and the policy-gradient term.
 
 Departures: the paper prints neither ratio nor clip, which is exact for one on-policy update per
-batch: there the ratio is 1 and its gradient that of log π. With more updates the clipped surrogate
-applies. The KL term (β > 0) uses the k3 estimator of Schulman (2020), as GRPO does.
+batch: there the ratio is 1, and its gradient is that of log π. With more updates the clipped
+surrogate applies. The KL term (β > 0) uses the k3 estimator of Schulman (2020), as GRPO does.
 
-Shapes: P prompts (positions), G responses each, n tokens.
+Shapes: P questions, G responses to each, n tokens.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Reward a thought by what it tells about the text: RLP (arXiv 2510.01265), a baseline.
 
-The reward of a response is how much likelier its thought makes the true token (Eq. 17), whatever
+The reward of a response is how much likelier its thought makes the true token (Eq. 16), whatever
 it answers: a number for each thought, also where all or none would be right. Each thought becomes a
 stem that ends with an opened box, and the token its response, so one pass of the forest scores all.
 
@@ -49,5 +49,5 @@ def information_gain(
     for row in micro_batches(trees, c.tokens_per_micro_batch):
         forest = pack(row, device)
         logprob = target_logprobs(policy, forest, 1.0, tokenizer.vocab_size)
-        gain.index_add_(0, Targets.of(forest).rollout.cpu(), logprob.double().cpu())  # Eq. 17
+        gain.index_add_(0, Targets.of(forest).rollout.cpu(), logprob.double().cpu())  # Eq. 16
     return gain.view_as(batch.rewards["total"])

@@ -1,9 +1,11 @@
 """The method without the forest: every response is a sequence of its own. Slow, easy to check.
 
-`pack` and `generate` do what rmt/forest.py and rmt/rollout.py do and share nothing: a response is
-scored, and each of its tokens sampled, in the whole sequence trunk[:fork] + prompt + response, with
-ordinary causal attention and no cache. `train.py --naive` runs on them. Tests hold the forest
-against this file: same tokens, same loss, same gradients. Shapes: N tokens of all sequences.
+`pack` and `generate` do what rmt/forest.py and rmt/rollout.py do, and compute nothing for two
+responses at once: a response is scored, and each of its tokens sampled, in the whole sequence
+trunk[:fork] + stem + response, with ordinary causal attention and no cache. `train.py --naive` runs
+on them. Tests hold the forest against this file: same tokens, same loss, same gradients.
+
+Shapes: N tokens of all sequences.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from rmt.trees import Tree
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences one after another in a row; every vector is (N,), as those of a Forest."""
+    """Sequences one after another in a row, with the (N,) vectors of a Forest that a loss reads."""
 
     trees: tuple[Tree, ...]
     lengths: list[int]  # of the sequences
@@ -52,7 +54,7 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Sequences
             targets = [False] * len(tree.trunk) if tree.targets is None else list(tree.targets)
             rows.append((list(tree.trunk), targets, 0))
         for b in tree.branches:
-            before = [*tree.trunk[: b.fork], *b.prompt]
+            before = [*tree.trunk[: b.fork], *b.stem]
             targets = [False] * len(before) + [True] * len(b.response)
             rows.append(([*before, *b.response], targets, 1 + b.id))
         for tokens, targets, branch in rows:
@@ -71,7 +73,7 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Sequences
 def generate(model, trees: Sequence[Tree], samples: int, sampling: Sampling) -> list[list[Rollout]]:
     """`samples` responses to the prompt on each branch of each tree, as rollout.generate."""
     device = next(model.parameters()).device
-    prompts = [[*t.trunk[: b.fork], *b.prompt] for t in trees for b in t.branches]
+    prompts = [[*t.trunk[: b.fork], *b.stem] for t in trees for b in t.branches]
     prompts = [prompt for prompt in prompts for _ in range(samples)]
     if not prompts:
         return []

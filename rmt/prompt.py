@@ -9,10 +9,10 @@ that depends on the step comes after the document, so that the document is compu
     branch                            ... fork ⏎⏎ ### End of context ⏎⏎ budget sentence <assistant>
 
 A small model loses what it knows of the text on the way to the thought. With `--text-in thought`,
-ours, the thought begins with the document; an invisible mark, SEAM, says where that ends:
+ours, the thought begins with the document; an invisible mark, MARK, says where that ends:
 
     trunk    <user> INSTRUCTION budget sentence <assistant> <think> ⏎ document tokens ...
-    branch                                                                  ... fork SEAM
+    branch                                                                  ... fork MARK
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ END = "\n\n### End of context"  # else the request reads as part of the text
 IN_THOUGHT = INSTRUCTION.removesuffix("\n\n### Context\n").replace(
     'under "### Context"', "that your thought begins with"
 )
-SEAM = "\u200e"  # a left-to-right mark: it may stand anywhere in a text and changes nothing in it
+MARK = "\u200e"  # a left-to-right mark: it may stand anywhere in a text and changes nothing in it
 THINK = "<think>"
 
 
@@ -62,7 +62,7 @@ def next_token_prompt(
         request = "" if budget is None else " " + budget_sentence(budget)
         asked = tokenizer.encode(IN_THOUGHT + request)
         header = (*before, *asked, *after, *think_ids(tokenizer))
-        return PromptIds(header, tuple(tokenizer.encode(SEAM)))
+        return PromptIds(header, tuple(tokenizer.encode(MARK)))
     request = "" if budget is None else "\n\n" + budget_sentence(budget)
     return PromptIds(
         header=tuple(before + tokenizer.encode(INSTRUCTION)),

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.tokenizer import Tokenizer
 from rmt.budget import budget_at, budget_of_position
 from rmt.config.config import Config
-from rmt.curriculum import NO_TIER, Curriculum, Draw, adaptive_probabilities, tier_probabilities
+from rmt.curriculum import NO_TIER, Curriculum, low_entropy, tier_probabilities
 from rmt.data.corpus import Document
 from rmt.prompt import Answer, PromptIds, parse_response, prompt_for
 from rmt.rewards import reward_groups
@@ -100,15 +100,10 @@ def asks_at_end(c: Config) -> bool:
     return c.task == "problems" or c.traces not in ("", "own")
 
 
-def tier_schedule(c: Config, progress: float, rates: np.ndarray) -> np.ndarray | None:
-    """Return the probabilities of the tiers at progress = t/T; None without a curriculum.
-
-    rates (tiers, 2): right and all responses of each tier, for the adaptive rule.
-    """
+def tier_schedule(c: Config, progress: float) -> np.ndarray | None:
+    """Return the probabilities of the tiers at progress = t/T; None without a curriculum."""
     if not c.curriculum:
         return None
-    if c.curriculum_rule == "adaptive":
-        return adaptive_probabilities(*rates.T, c.adaptive_floor)
     return tier_probabilities(
         progress, c.curriculum_early, c.curriculum_late, c.curriculum_start, c.curriculum_end
     )
@@ -117,7 +112,7 @@ def tier_schedule(c: Config, progress: float, rates: np.ndarray) -> np.ndarray |
 def draw_positions(
     c: Config, data: TrainingSet, curriculum: Curriculum, step: int, index: int, count: int,
     taken: Sequence[int] = (), attempt: int = 0,
-) -> tuple[list[Draw], int]:  # fmt: skip
+) -> tuple[list[int], int]:  # fmt: skip
     """Draw `count` positions of a document, none of `taken`, and count draws from empty tiers.
 
     The curriculum remembers each draw, so every rank draws for all documents of a step.
@@ -125,26 +120,25 @@ def draw_positions(
     if c.task == "nothing":
         return [], 0
     if asks_at_end(c):
-        return [Draw(len(data.documents[index].tokens), NO_TIER)], 0
-    probabilities = tier_schedule(c, step / data.total_steps, curriculum.rates)
+        return [len(data.documents[index].tokens)], 0
+    probabilities = tier_schedule(c, step / data.total_steps)
     return curriculum.draw(step, index, probabilities, count, taken, attempt)
 
 
-def ask(c: Config, data: TrainingSet, index: int, draw: Draw, budget: int | None) -> Question:
-    """Make the question about a drawn position, with a budget of its own (Eq. 14)."""
+def ask(c: Config, data: TrainingSet, index: int, position: int, budget: int | None) -> Question:
+    """Make the question about a position, with a budget of its own (Eq. 13)."""
     document = data.documents[index]
     if asks_at_end(c):
         if c.traces and budget is not None:  # as long as the thought that is given
             budget = len(document.thought)
-        return Question(index, draw.position, draw.tier, (document.answer.encode("utf-8"),), budget)
+        return Question(index, position, NO_TIER, (document.answer.encode("utf-8"),), budget)
     if budget is not None and c.traces:
         budget = spread_budget(c, index, data.total_steps)
     elif budget is not None and c.budget_entropy:
-        budget = budget_of_position(
-            budget, float(data.entropies[index][draw.position]), c.budget_entropy
-        )
-    coming = coming_tokens(data.tokenizer, document, draw.position)
-    return Question(index, draw.position, draw.tier, coming, budget)
+        entropy = float(data.entropies[index][position])
+        budget = budget_of_position(budget, entropy, c.budget_entropy)
+    coming = coming_tokens(data.tokenizer, document, position)
+    return Question(index, position, int(data.tiers[index][position]), coming, budget)
 
 
 def coming_tokens(tokenizer: Tokenizer, document: Document, position: int) -> tuple[bytes, ...]:
@@ -225,20 +219,22 @@ def text_trees(
     documents: Sequence[Document],
     begin_ids: Sequence[int],
     excluded: Sequence[Question],
-    low_entropy: dict[int, np.ndarray],
     scope: str,
+    tiers: Sequence[np.ndarray] = (),
+    min_context: int = 0,
 ) -> list[Tree]:
     """Make bare trunks of raw text with their next-token targets.
 
     scope "not_in_C": every position but those of `excluded` (the paper's mask m); "low_entropy":
-    only where low_entropy[document] is True, and not excluded; "all": every position.
+    those of them that curriculum.low_entropy marks by `tiers` (T,) of each document and
+    min_context; "all": every position.
     """
     trees = []
     for index in indices:
         tokens = documents[index].tokens
-        targets = (
-            low_entropy[index].copy() if scope == "low_entropy" else np.ones(len(tokens), bool)
-        )
+        targets = np.ones(len(tokens), dtype=bool)
+        if scope == "low_entropy":
+            targets = low_entropy(tiers[index], min_context)
         if scope != "all":
             asked = [q.position for q in excluded if q.document == index]
             targets[[p for p in asked if p < len(tokens)]] = False  # m, Eq. 10; not of a trace

@@ -29,10 +29,10 @@ def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -
     return float(any(said == text or answer.text in named(text) for text in right))  # Eq. 5, Eq. 12
 
 
-def thinking_reward(
+def gated_length_reward(
     answer: Answer, match: float, budget: int | None, maximum: float, gate: str
 ) -> float:
-    """Return the length reward; 0 without </think> or without a budget.
+    """Return the length reward of a response; 0 without </think> or without a budget.
 
     gate "none" (the paper) pays it to all responses, "correct_only" to right ones.
     """
@@ -70,7 +70,7 @@ def reward_groups(
     for group, texts, budget in zip(answers, coming, budgets):
         match.append([match_reward(answer, texts, rule) for answer in group])
         length.append(
-            [thinking_reward(a, m, budget, maximum, gate) for a, m in zip(group, match[-1])]
+            [gated_length_reward(a, m, budget, maximum, gate) for a, m in zip(group, match[-1])]
         )
     match = torch.tensor(match, dtype=torch.float64).view(len(coming), group_size)
     length = torch.tensor(length, dtype=torch.float64).view(len(coming), group_size)

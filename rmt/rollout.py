@@ -26,8 +26,8 @@ def generate(
 ) -> list[list[Rollout]]:
     """Sample `samples` responses to each branch of each tree, in the order of the branches.
 
-    The branches hold prompts (trunk[:fork] + branch.prompt, which has at least one token) and no
-    response; those of one document fork at different places. model: of dist.rollout_mode.
+    The branches hold prompts (trunk[:fork] + branch.stem, which has at least one token) and no
+    response; those of one document fork at different places. model: of dist.gathered_weights.
     """
     if not any(tree.branches for tree in trees):
         return []
@@ -57,7 +57,7 @@ def stream(
 def _prepare(
     model: Transformer, trees: Sequence[Tree], samples: int, sampling: Sampling
 ) -> DecodeLoop:
-    """Make a decode loop with all trunks and prompts, of which there is one, in its cache."""
+    """Make a decode loop with all trunks and prompts (at least one) in its cache."""
     trees = [tree for tree in trees if tree.branches]
     weight = model.model.embed_tokens.weight
     device, dtype = weight.device, weight.dtype
@@ -65,10 +65,10 @@ def _prepare(
     trunks = [tree.trunk[: max(1, max(b.fork for b in tree.branches))] for tree in trees]
     branches = [branch for tree in trees for branch in tree.branches]
     trunk_first = np.cumsum([0, *map(len, trunks)]).tolist()
-    prompt_first = np.cumsum([0, *(len(b.prompt) - 1 for b in branches)]).tolist()
+    prompt_first = np.cumsum([0, *(len(b.stem) - 1 for b in branches)]).tolist()
     owners = [number for number, tree in enumerate(trees) for _ in tree.branches]
     prompts = [
-        BranchStart(trunk_first[owner], b.fork, first, len(b.prompt) - 1, b.prompt[-1])
+        BranchStart(trunk_first[owner], b.fork, first, len(b.stem) - 1, b.stem[-1])
         for owner, b, first in zip(owners, branches, prompt_first)
     ]
     cache = KVCache(
@@ -88,7 +88,7 @@ def _prefill(
     """Fill the cache by forward passes over trunks and branch prompts; no logits are made."""
     prefilled = [
         Tree(t.document, trunk, tuple(
-            replace(b, prompt=b.prompt[:-1]) for b in t.branches if len(b.prompt) > 1
+            replace(b, stem=b.stem[:-1]) for b in t.branches if len(b.stem) > 1
         )) for t, trunk in zip(trees, trunks)
     ]  # fmt: skip
     device = cache.own.device

@@ -1,10 +1,10 @@
 """Trees: a document and everything that is thought about it.
 
 The trunk is the document; a branch leaves it at the position to be predicted and holds the rest of
-the prompt and one response. Branches with the same prompt share its tokens, their stem. A branch is
-the ordinary sequence trunk[:fork] + prompt + response: rmt/naive.py computes it as one, and
-rmt/forest.py computes shared tokens once. In other terms: trunk = shared prefix, stem = suffix of
-the prompt, response (or rollout) = completion; while they are sampled, a branch is a prompt alone.
+the prompt, its stem, and one response. Branches with the same stem share its tokens. A branch is
+the ordinary sequence trunk[:fork] + stem + response: rmt/naive.py computes it as one, and
+rmt/forest.py computes shared tokens once. In other terms: trunk[:fork] + stem = prompt, response
+(or rollout) = completion; before responses are sampled, a branch is a stem alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,15 +17,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Branch:
-    """A continuation of trunk[:fork]: prompt tokens (context), then response tokens (targets)."""
+    """A continuation of trunk[:fork]: a stem (context), then response tokens (targets)."""
 
-    id: int  # which rollout of the step; unique within a forest
+    id: int  # which response of the step, or question before there are any; unique in a forest
     fork: int
-    prompt: Sequence[int]
+    stem: Sequence[int]
     response: Sequence[int] = ()
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.response)
+        return len(self.stem) + len(self.response)
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Tree:
 
     def __len__(self) -> int:
         """Tokens in a row; those of a stem count once."""
-        size = lambda group: len(group[0].prompt) + sum(len(b.response) for b in group)
-        return len(self.trunk) + sum(map(size, self.stems))
+        size = lambda group: len(group[0].stem) + sum(len(b.response) for b in group)
+        return len(self.trunk) + sum(map(size, self.by_stem))
 
     @cached_property
-    def stems(self) -> list[list[Branch]]:
-        """Adjacent branches that share a stem; a prompt without a response is a stem of its own."""
-        stem = lambda b: (b.fork, tuple(b.prompt), None if len(b.response) else b.id)
+    def by_stem(self) -> list[list[Branch]]:
+        """Adjacent branches that share a stem; one without a response has a stem of its own."""
+        stem = lambda b: (b.fork, tuple(b.stem), None if len(b.response) else b.id)
         return [list(group) for _, group in groupby(self.branches, key=stem)]
 
     @property
@@ -78,9 +78,9 @@ def _split(tree: Tree, token_limit: int) -> list[Tree]:
     """Split the branches of a tree that is too large over several trees with the same trunk."""
     parts: list[list[Branch]] = [[]]
     used = len(tree.trunk)
-    for stem in tree.stems:
-        for branch in stem:
-            shared = 0 if branch is stem[0] else len(branch.prompt)
+    for group in tree.by_stem:
+        for branch in group:
+            shared = 0 if branch is group[0] else len(branch.stem)
             if parts[-1] and used + len(branch) - shared > token_limit:
                 parts.append([])
                 used, shared = len(tree.trunk), 0

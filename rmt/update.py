@@ -44,7 +44,7 @@ def global_objective(
     rollouts = [rollout for group in batch.responses for rollout in group]
     if c.advantage_norm == "right":
         kept &= match > 0
-    if c.mask_truncated:  # Eq. 15
+    if c.mask_truncated:  # Eq. 14
         kept &= torch.tensor([r.finished for r in rollouts], dtype=torch.bool).view_as(kept)
     lengths = torch.tensor([len(r.tokens) for r in rollouts], dtype=torch.int64)
     counts = {
@@ -98,8 +98,7 @@ def update(
             bad |= _bad_documents(model, forest, targets.tree, logprob, bad)
             metrics.add("policy/clipped", sums["clipped"], (targets.rollout >= 0).sum())
             if number == 0:
-                # A sum over forests and ranks: the weights hold the global counts.
-                metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))
+                metrics.add_sum("loss/rl", sums["loss/rl"])  # the weights hold the global counts
                 _add_losses(metrics, sums, logprob, targets, targets.in_order(sampled))
         before, total = step * c.updates_per_batch + number, total_steps * c.updates_per_batch
         rate = learning_rate(c.learning_rate, c.lr_schedule, c.warmup_steps, before, total)

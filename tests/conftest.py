@@ -44,6 +44,7 @@ def heeded_signals():
         signal.signal(number, handler)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One more than cores: a third of two cores' time went by while tests waited for processes."""
     return (os.cpu_count() or 1) + 1

@@ -120,6 +120,17 @@ def check_kernel_bounds(kernels):
     case, seen = few(kernels)
     seen.tiles.table[0, -1] = 10**6  # no branch
     assert torch.equal(kernel(*numbers, seen), expected)
+    # A tile without empty places, all of whose branches begin before the trunk; and no tokens.
+    cache = torch.ones(40, 1, 16, device=DEVICE)
+    q, own = torch.ones(64, 1, 16, device=DEVICE), torch.ones(64, 9, 1, 16, device=DEVICE)
+    for trunk, mine, counts in (
+        (cache[8:], own, (-5, 4, 0)), (cache[:0], own, (0, 3, 9)), (cache, own[:, :0], (0, 3, 9)),
+    ):  # fmt: skip
+        counts = [torch.full((64,), count, device=DEVICE) for count in counts]
+        tiles = kernels.TrunkGroups.of([0] * 64, [4] * 64, DEVICE, 1, 1)
+        assert (tiles.table >= 0).all()
+        given = kernel(q, trunk, trunk, mine, mine, kernels.Seen(*counts, tiles))
+        assert given.isnan().all(), "tokens that are not there give no nan"
 
 
 def check_room(kernels):

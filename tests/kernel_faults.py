@@ -134,8 +134,9 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
     "lengths are those of the first call": (
         "branch_attention.py", "start, fork, length = seen.values()",
         "start, fork, length = seen.__dict__.setdefault('old', seen.values())"),
-    "forks are those of the tiles": (
-        "branch_attention.py", "groups_of(start, fork,", "groups_of(start, seen.tiles.fork,"),
+    "a full tile may begin before the trunk": ("branch_parts.py", "(begin >= 0) & ", ""),
+    "no tokens are no piece": (
+        "branch_parts.py", "_parts(q, own_k,", "own_k.shape[1] and _parts(q, own_k,"),
     "counts are looked at once": ("refuse.py", "if look:  # changed", "if False:  # changed"),
     "a fork may end anywhere": ("refuse.py", " & (start + fork <= tokens)", ""),
     "a length may be above the room": ("refuse.py", " & (length <= capacity)", ""),
@@ -147,7 +148,7 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
     "a tile may hold slots that are not there": ("refuse.py", " & (count[n] == 0)", ""),
     "a tile may hold any slot": (
         "refuse.py", "(count[:n] == 1) & (count[n] == 0)", "count[:n] > -1"),
-    "tiles may be of more branches": ("refuse.py", "if len(seen.tiles.start) != n:", "if False:"),
+    "tiles may be of more branches": ("refuse.py", "if seen.tiles.branches != n:", "if False:"),
     "any head dim": ("branch_parts.py", "    require_head_dim(size)\n", ""),
     "values lie as keys do": ("branch_parts.py", "* v_token_stride", "* k_token_stride"),
     "heads of values lie as those of keys": (
@@ -158,7 +159,6 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
     "limits beyond the memory": (
         "branch_parts.py", "(limit >= 0) & (limit <= tokens)", "(limit >= 0)"),
     "trunks beyond the memory": ("branch_parts.py", " & (limit <= tokens - begin)", ""),
-    "no pieces are merged": ("branch_parts.py", "if not count:", "if False:"),
     "launched on the current device": (
         "tiles.py", "if x.is_cuda else nullcontext()", "if False else nullcontext()"),
     "a GPU's blocks of no rows": (

@@ -1,7 +1,8 @@
 """Inputs that real kernels got wrong, and what they should give in fp64.
 
-Random logits around 0 forgive nearly everything: with those and the usual tolerances, 25 of the 35
-broken kernels of kernel_mutants.py pass. Each case here says which bug it is there for.
+Random logits around 0 forgive nearly everything: with those and the usual tolerances, most of the
+broken kernels of kernel_faults.py pass (kernel_mutants.py counts them). Each case here says which
+bug it is there for.
 """
 
 import math

@@ -90,7 +90,7 @@ def second_life(place: Path, config: Config, world: dist.World, path: Path, file
     size = sum(p.numel() for p in run.model.parameters()) * setup.compute.itemsize
     with phase("export", path):
         out = export_model(run.model, setup.model_dir, run.out, setup.compute, world, size // files)
-    with dist.rollout_mode(run.model) as sampler:
+    with dist.gathered_weights(run.model) as sampler:
         if world.rank == 0:
             same_bits(dict(sampler.named_parameters()), out)
 

@@ -13,7 +13,7 @@ from rmt.system import dist
 TIMEOUT = 240  # seconds; a hang is a failure
 
 
-def on_ranks(count, place, work):
+def on_ranks(count, place, work, start_method="forkserver"):
     """[results of rank 0, of rank 1, ...]; AssertionError when a rank hangs or fails.
 
     work(rank, port, place) joins the group and saves its results as rank0.pt, rank1.pt, ...
@@ -22,7 +22,7 @@ def on_ranks(count, place, work):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.start_processes(
-        _rank, (work, port, place, dict(os.environ)), count, join=False, start_method="forkserver"
+        _rank, (work, port, place, dict(os.environ)), count, join=False, start_method=start_method
     )
     deadline = time.monotonic() + TIMEOUT
     try:

@@ -42,11 +42,12 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "the answer is the last guess": (
         "rmt/cold_start.py", "Counter(guesses).most_common(1)[0][0]", "guesses[-1]", "cold_start"),
     "a guess repeats five tokens": ("rmt/cold_start.py", "TAIL = 4", "TAIL = 5", "cold_start"),
-    "no guess repeats more": ("rmt/cold_start.py", "longer * (i == 0)", "0", "cold_start"),
+    "no guess repeats more": (
+        "rmt/cold_start.py", "max(1, TAIL + room - count * (TAIL + beside))", "TAIL", "cold_start"),
     "all responses have the same guesses": (
         "rmt/cold_start.py", "guesses[i * most :]", "guesses[:]", "cold_start"),
     "the first guess is where the thought begins": (
-        "rmt/cold_start.py", 'first = [0] * (c.text_in == "thought")', "first = [0]",
+        "rmt/cold_start.py", 'plain = [0] * (c.text_in == "thought")', "plain = [0]",
         "cold_start"),
     "the text's last token is there twice": (
         "rmt/questions.py", "fork, footer = fork - 1, (int(last),)", "footer = (int(last),)",
@@ -72,7 +73,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "a budget although off": (
         "rmt/questions.py", "if not c.budget:", "if False:", "loss no budget"),
     "budgets ignore entropy": (
-        "rmt/questions.py", "draw.position]), c.budget_entropy", "draw.position]), 0.0",
+        "rmt/questions.py", "budget, entropy, c.budget_entropy)", "budget, entropy, 0.0)",
         "loss budget_entropy"),
     "entropy is not clipped above": (
         "rmt/budget.py", "min(2.0, max(0.5, entropy))", "min(9.0, max(0.5, entropy))",
@@ -212,7 +213,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "text is not learnt": ("train.py", "    if c.ntp:\n", "    if False:\n", "loss"),
     "text although off": ("train.py", "    if c.ntp:\n", "    if True:\n", "loss no ntp"),
     "scope is not_in_C": (
-        "train.py", "questions, low, c.ntp_scope", 'questions, low, "not_in_C"', "loss all"),
+        "train.py", "questions, c.ntp_scope", 'questions, "not_in_C"', "loss all"),
     "positions reasoned about are text too": (
         "rmt/questions.py", 'if scope != "all":', "if False:", "loss"),
     "low entropy is high entropy": (
@@ -223,8 +224,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "tiers == NO_TIER", "loss low_entropy"),
     "the loss of the last micro-batch is logged": (
         "rmt/update.py",
-        'metrics.add("loss/rl", sums["loss/rl"], 1 / (len(forests) * world.size))',
-        'metrics.sums["loss/rl|sum"] = float(sums["loss/rl"]); metrics.sums["loss/rl|count"] = 1.0',
+        'metrics.add_sum("loss/rl", sums["loss/rl"])',
+        'metrics.sums["loss/rl"] = float(sums["loss/rl"])',
         "loss micro-batches"),
     # The optimiser.
     "betas are AdamW's": (

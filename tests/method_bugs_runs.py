@@ -5,22 +5,22 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "tiers above their ends": (
         "rmt/curriculum.py", 'entropy, side="right") - 1', 'entropy, side="right")', "tiers"),
     "min_context ignored": (
-        "rmt/engine/setup.py", "assign_tiers(entropy, thresholds, config.min_context)",
+        "rmt/engine/loading.py", "assign_tiers(entropy, thresholds, config.min_context)",
         "assign_tiers(entropy, thresholds, 8)", "tiers"),
     "quantiles over early positions": (
         "rmt/curriculum.py", "e[min_context:] for e in entropies", "e[1:] for e in entropies",
         "tiers"),
     "thresholds are absolute": (
-        "rmt/engine/setup.py", 'config.tiers == "quantile"', "False", "tiers"),
-    "top-k is all": ("rmt/engine/setup.py", "config.entropy_top_k,\n", "0,\n", "entropies"),
+        "rmt/engine/loading.py", 'config.tiers == "quantile"', "False", "tiers"),
+    "top-k is all": ("rmt/engine/loading.py", "config.entropy_top_k,\n", "0,\n", "entropies"),
     "difficulty without the begin token": (
-        "rmt/engine/setup.py", "documents, tokenizer.begin_ids, config", "documents, [], config",
+        "rmt/engine/loading.py", "documents, tokenizer.begin_ids, config", "documents, [], config",
         "entropies"),
     "entropies one token late": (
         "rmt/difficulty.py", "([np.inf], entropy[start : start + len(tree) - 1])",
         "(entropy[start : start + len(tree)],)", "entropies"),
     "the model judges itself": (
-        "rmt/engine/setup.py", "    if not config.difficulty_model:\n", "    if True:\n",
+        "rmt/engine/loading.py", "    if not config.difficulty_model:\n", "    if True:\n",
         "entropies"),
     "early is fixed": ("rmt/questions.py", "c.curriculum_early,", "(0.6, 0.3, 0.1),", "schedule"),
     "late is fixed": ("rmt/questions.py", "c.curriculum_late,", "(0.1, 0.3, 0.6),", "schedule"),
@@ -35,15 +35,6 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "float(progress > start)", "schedule"),
     "a curriculum although off": (
         "rmt/questions.py", "if not c.curriculum:", "if False:", "schedule"),
-    "the rule is the schedule": (
-        "rmt/questions.py", 'c.curriculum_rule == "adaptive"', "False", "adaptive"),
-    "the floor is 0.1": (
-        "rmt/questions.py", "rates.T, c.adaptive_floor", "rates.T, 0.1", "adaptive"),
-    "tiers by p": ("rmt/curriculum.py", "floor + 4 * p * (1 - p)", "floor + 4 * p", "adaptive"),
-    "match rates do not fade": (
-        "rmt/dynamic_sampling.py", "        curriculum.fade()\n", "        pass\n", "adaptive"),
-    "answers are not observed": (
-        "train.py", "        record_matches(c, run.curriculum, batch, world)\n", "", "adaptive"),
     # Counts.
     "one position per document": (
         "train.py", "step, i, c.positions_per_document)", "step, index, 1)", "counts"),
@@ -54,7 +45,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/questions.py", "        c.max_response, tokenizer.stop_ids",
         "        24, tokenizer.stop_ids", "counts"),
     "documents are not cut": (
-        "rmt/engine/setup.py", "config.text_fields, config.document_tokens,",
+        "rmt/engine/loading.py", "config.text_fields, config.document_tokens,",
         "config.text_fields, 10**6,", "counts"),
     "epochs are ignored": (
         "rmt/engine/resume.py", "min(config.epochs * documents", "min(10 * documents", "counts"),
@@ -84,18 +75,17 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "the request is ours": (
         "rmt/questions.py", "(c.problem_request, c.text_in)", '("Solve it.", c.text_in)', "task"),
     "problems are asked in their middle": (
-        "rmt/questions.py", "[Draw(len(data.documents[index].tokens), NO_TIER)]",
-        "[Draw(4, NO_TIER)]",
+        "rmt/questions.py", "[len(data.documents[index].tokens)], 0", "[4], 0",
         "task"),
     "nothing asks a question": ("rmt/questions.py", 'if c.task == "nothing":', "if False:", "task"),
     # Randomness and what is kept.
     "the seed of sampling is 0": (
         "rmt/questions.py", "c.seed, purpose, step", "0, purpose, step", "seed"),
     "the order's seed is 0": (
-        "rmt/engine/setup.py", "config.batch_size, steps, config.seed",
+        "rmt/engine/loading.py", "config.batch_size, steps, config.seed",
         "config.batch_size, steps, 0", "seed"),
-    "rates are not saved": ("rmt/curriculum.py", ', "rates": self.rates}', "}", "resume"),
-    "draws are not saved": ("rmt/curriculum.py", '"drawn": self.drawn, ', "", "resume"),
+    "draws are not saved": (
+        "rmt/engine/run.py", '{"drawn": torch.from_numpy(run.curriculum.drawn)}', "{}", "resume"),
     "the step is not restored": (
         "rmt/engine/run.py", 'run.step, run.refused_in_a_row = saved["step"]',
         "run.step, run.refused_in_a_row = 0", "resume"),
@@ -129,12 +119,12 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "mixture"),
     # Adapters.
     "all weights are trained": (
-        "rmt/engine/setup.py", "lora_rank=config.lora_rank", "lora_rank=0", "loss lora_rank"),
+        "rmt/engine/loading.py", "lora_rank=config.lora_rank", "lora_rank=0", "loss lora_rank"),
     "the reference has the adapters": (
         "rmt/engine/run.py", "reference = without_adapters(model)", "reference = model",
         "loss lora_rank"),
     "the adapters' seed is 0": (
-        "rmt/engine/setup.py", "seed=config.seed,\n    )  # fmt: skip\n    # Saved",
+        "rmt/engine/loading.py", "seed=config.seed,\n    )  # fmt: skip\n    # Saved",
         "seed=0,\n    )  # fmt: skip\n    # Saved", "adapters"),
     "adapters are not scaled": ("models/lora.py", "SCALE = 2.0", "SCALE = 1.0", "loss lora_rank"),
     "frozen weights are trained": (
@@ -153,11 +143,12 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/engine/held_out.py", "budget_of_step(c, run.total_steps, ",
         "budget_of_step(c, run.step, ", "held_out"),
     "an evaluation from the first token on": (
-        "rmt/engine/setup.py",
+        "rmt/engine/loading.py",
         "documents, entropies, thresholds, config.min_context, config.eval_positions",
         "documents, entropies, thresholds, 1, config.eval_positions", "held_out"),
     "64 positions per tier": (
-        "rmt/engine/setup.py", "config.eval_positions, config.seed", "64, config.seed", "held_out"),
+        "rmt/engine/loading.py", "config.eval_positions, config.seed", "64, config.seed",
+        "held_out"),
     "an evaluation at every step": (
         "train.py", "run.step % c.eval_every == 0", "run.step % 1 == 0", "held_out"),
     "a model is asked for B_0": (

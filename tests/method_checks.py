@@ -105,7 +105,7 @@ def gain_alone(run, question, response, answer):
 
 
 def check_gain(place) -> None:
-    """RLP's reward (Eq. 17): the true token behind each thought, at temperature 1."""
+    """RLP's reward (Eq. 16): the true token behind each thought, at temperature 1."""
     flags = dict(method="rlp", temperature=1.3, samples_per_step=99, **METHODS["rlp"])
     run, again = (prepared(place, **flags) for _ in range(2))
     batch = respond(run, draw(run))
@@ -117,7 +117,7 @@ def check_gain(place) -> None:
 
 
 def check_cold_start(place) -> None:
-    """Given responses (Eq. 16): plain guesses, what they repeat, the answer, the budgets."""
+    """Given responses (Eq. 15): plain guesses, what they repeat, the answer, the budgets."""
     for text_in in ("thought", "question"):
         _assert_given(place, text_in)
 
@@ -130,7 +130,7 @@ def _assert_given(place, text_in) -> None:
     def noting(c, data, sampler, generate, *known):
         def seeing(model, trees, *how):
             branches = [(tree.trunk, branch) for tree in trees for branch in tree.branches]
-            contexts.extend([*trunk[: b.fork], *b.prompt] for trunk, b in branches)
+            contexts.extend([*trunk[: b.fork], *b.stem] for trunk, b in branches)
             return generate(model, trees, *how)
 
         drawn.append(draw_guesses(c, data, sampler, seeing, *known))

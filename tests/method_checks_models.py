@@ -20,13 +20,11 @@ import rmt.rollout
 import train
 from models.tokenizer import Tokenizer
 from rmt.config.presets import METHODS
-from rmt.curriculum import DECAY
 from rmt.engine.held_out import evaluate_held_out
 from rmt.engine.log import RunLog
 from rmt.engine.protocol import protocol
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking
 from rmt.evaluation.positions import Position
-from rmt.questions import reward_responses
 from rmt.report.probe import ask_probes
 from rmt.sampling import PURPOSES, Rollout, Sampling
 
@@ -135,7 +133,7 @@ def check_requests(place) -> None:
 
     def watching(model, trees, samples, sampling):
         assert len(sampling.stop_ids) == 2
-        asked.extend(run.tokenizer.decode(list(b.prompt)) for t in trees for b in t.branches)
+        asked.extend(run.tokenizer.decode(list(b.stem)) for t in trees for b in t.branches)
         return generate(model, trees, samples, sampling)
 
     with patch.object(rmt.evaluation.evaluate, "generate", watching):
@@ -213,30 +211,11 @@ def check_curriculum_seed(place) -> None:
         run = prepared(place, seed=seed, eval_data=(str(place / "data.jsonl"),), eval_positions=3)
         draw, each = run.curriculum.draw, range(len(run.documents))
         easy = [draw(0, d, np.array([1.0, 0.0, 0.0]), 2)[0] for d in each]
-        tiers = [draw(1, d, np.full(3, 1 / 3), 1)[0][0].tier for d in each]
+        tiers = [run.tiers[d][draw(1, d, np.full(3, 1 / 3), 1)[0][0]] for d in each]
         found.append((easy, tiers, run.held_out[1].positions))
     for first, same, other in zip(*found):
         assert first == same != other
     assert len(set(found[0][1])) == 3, "each document has its own numbers"
-
-
-def check_observed(place) -> None:
-    """What was said to questions that were drawn again is known to the curriculum as well."""
-    run = prepared(place, method="rpt", **METHODS["rpt"] | dict(resample_from=0, resample_tries=2,
-                   group_size=2, match="token", batch_size=3))  # fmt: skip
-    score, questions = reward_responses, []
-
-    def wrong(*given):
-        batch = score(*given)
-        batch.rewards["match"][:] = 0
-        questions.extend(batch.questions)
-        return batch
-
-    with patch.object(rmt.dynamic_sampling, "reward_responses", wrong), \
-            patch.object(train, "reward_responses", wrong):  # fmt: skip
-        stepped(run, 0)
-    asked = np.bincount([q.tier for q in questions], minlength=3)
-    assert asked.sum() == 9 and np.allclose(run.curriculum.rates[:, 1], DECAY + 2 * asked)
 
 
 def check_dtype(place) -> None:

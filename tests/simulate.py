@@ -28,7 +28,7 @@ from rmt.memory.estimate import Case, cached_tokens, kept_by, total
 from rmt.objective import Objective, forest_loss
 from rmt.rollout import PREFILL_TOKENS
 from rmt.sampling import Sampling, sample
-from rmt.system.dist import World, rollout_mode, shard
+from rmt.system.dist import World, gathered_weights, shard
 from rmt.trees import Branch, Tree
 
 aten = torch.ops.aten
@@ -165,7 +165,7 @@ class Simulation:
         with drawing:
             self._draw()
         tracker, trunks = self.tracker(), cached_tokens(case)
-        with self.fake, torch.no_grad(), rollout_mode(self.model) as sampler:
+        with self.fake, torch.no_grad(), gathered_weights(self.model) as sampler:
             if case.sharded:
                 tracker.note(sampler.parameters(), "gathered weights")
             with tracker:

@@ -33,7 +33,8 @@ BAD_VALUE = {
     "gamma-0": (dict(budget_decay=0), "--budget-decay is 0.0", "in (0, 1]"),
     "w-1.2": (dict(length_weight=1.2), "--length-weight is 1.2", "[0, 0.5)", "could beat"),
     "group-of-1": (dict(group_size=1), "--group-size is 1", "at least 2"),
-    "temperature-0": (dict(temperature=0), "--temperature is 0.0", "above 0"),
+    "temperature-0": (dict(temperature=0), "--temperature is 0.0", "[1e-6, 1e6]"),
+    "temperature-hot": (dict(temperature=1e7), "--temperature is 10000000.0", "[1e-6, 1e6]"),
     "temperature-nan": (dict(temperature="nan"), "--temperature is nan", "finite"),
     "nan-threshold": (dict(tier_thresholds=(0.5, 1, "nan")), "(0.5, 1.0, nan)", "finite"),
     "nan-probability": (dict(curriculum_early=("nan", 0.5, 0.5)), "--curriculum-early", "finite"),
@@ -74,10 +75,6 @@ BAD_VALUE = {
     ),
     "no-room-at-the-hardest": (
         dict(budget_start=100, max_response=200, budget_entropy=1), "208 or more", "--budget-start",
-    ),
-    "a-rule-without-a-curriculum": (
-        dict(curriculum=False, curriculum_rule="adaptive"), "--curriculum-rule adaptive",
-        "use --curriculum",
     ),
     "r_max-above-a-right-answer": (
         dict(length_weight=0.4, length_reward_max=1.5), "--length-reward-max is 1.5", "lower it",
@@ -123,7 +120,7 @@ BAD_VALUE = {
 LIMITS = {  # the first value that is refused
     0: "document_tokens positions_per_document updates_per_batch save_every keep gpus nodes "
     "eval_every eval_positions grad_clip learning_rate epochs advantage_delta resample_tries "
-    "adaptive_floor timeout max_response",
+    "timeout max_response",
     -1: "entropy_top_k length_reward_max profile max_branches clip_low clip_high ntp_weight "
     "warmup_steps weight_decay samples_per_step max_tokens max_minutes probe_documents "
     "tokens_per_micro_batch replicate holdout export_every",
@@ -135,10 +132,17 @@ ELSEWHERE = {
     "eval-response": (evaluation, ["--max-response", "1"], "--max-response is 1", "room"),
     "eval-thresholds": (evaluation, ["--tier-thresholds", "3", "2", "1"], "rising", "3.0"),
     "eval-json": (evaluation, ["--json", "/"], "--json /", "directory", "give a file"),
-    "sample-temperature": (sample, ["--temperature", "0"], "--temperature", "above 0"),
-    "sample-length": (sample, ["--max-new-tokens", "0"], "--max-new-tokens", "at least 1"),
+    "sample-temperature": (sample, ["--temperature", "0"], "--temperature is 0.0", "[1e-6, 1e6]"),
+    "sample-length": (sample, ["--max-new-tokens", "0"], "--max-new-tokens is 0", "at least 1"),
     "sample-budget": (sample, ["--budget", "-3"], "--budget", "0 or more"),
     "sample-budget-of-nothing": (sample, ["--budget", "9"], "--budget 9", "add it", "--think-next"),
+    "sample-too-cold": (
+        sample,
+        ["--temperature", "1e-39"],
+        "--temperature is 1e-39",
+        "[1e-6, 1e6]",
+    ),
+    "sample-too-hot": (sample, ["--temperature", "inf"], "--temperature is inf", "[1e-6, 1e6]"),
     "sample-both": (sample, ["--chat", "--think-next"], "--chat with --think-next", "leave one"),
     **{
         f"{name}-{flag}-{value}": (script, [f"--{flag}", value], f"--{flag} is", *fragments)
@@ -170,6 +174,26 @@ ELSEWHERE = {
         ["--decoding", "greedy", "--top-p", "0.9"],
         "--top-p 0.9",
         "greedy",
+        "leave one of them out",
+    ),
+    "eval-tiers-of-problems": (
+        evaluation,
+        ["--mode", "problems", "--per-tier", "9"],
+        "--per-tier 9",
+        "--mode problems",
+        "leave it out",
+    ),
+    "eval-seed-of-plain": (
+        evaluation,
+        ["--mode", "ntp", "--sampling-seed", "3"],
+        "--sampling-seed 3",
+        "--mode ntp",
+    ),
+    "eval-cold-greedy": (
+        evaluation,
+        ["--mode", "ntr", "--decoding", "greedy", "--temperature", "0.7"],
+        "--temperature 0.7",
+        "--decoding greedy",
         "leave one of them out",
     ),
     "eval-top-k-of-plain": (

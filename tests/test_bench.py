@@ -226,7 +226,8 @@ def test_a_profile_tells_products_from_the_rest():
     ("name", "expected"),
     [("aten::addmm", "product"), ("mkldnn::_linear_pointwise", "product"), ("aten::add", "rest"),
      ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"), ("aten::bmm", "product"),
-     ("aten::softmax", "rest"), ("aten::addcmul_", "rest")],
+     ("aten::softmax", "rest"), ("aten::addcmul_", "rest"), ("parts", "attention"),
+     ("merge", "attention")],
 )  # fmt: skip
 def test_operators_are_told_apart(name, expected):
     assert kind(name) == expected

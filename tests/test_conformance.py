@@ -127,14 +127,41 @@ def test_what_the_suite_cannot_do_is_refused(own):
     separate, shared = adapters.ours(own)
     with pytest.raises(ValueError, match="float32 or float64"):
         check(separate, shared, [torch.ones(1, dtype=torch.bfloat16)], 64)
+    with pytest.raises(ValueError, match=r"torch\.bfloat16, torch\.float64"):
+        check(separate, shared, [*own.parameters(), torch.ones(1, dtype=torch.bfloat16)], 64)
+    with pytest.raises(ValueError, match="none; give some"):
+        check(separate, shared, [], 64)
     with pytest.raises(ValueError, match="fork"):
         check(separate, shared, list(own.parameters()), 64, skip=("fork",))
     no = check(separate, lambda groups: [], list(own.parameters()), 64)
     assert all("not one tensor" in fault for fault in no.values())
 
 
+def test_a_gradient_that_is_rounding_noise_is_no_fault():
+    """log p does not depend on a number that is added to all logits."""
+    generator = torch.Generator().manual_seed(0)
+    table, head = (torch.randn(64, 8, generator=generator).double() for _ in range(2))
+    shift = torch.zeros((), dtype=torch.float64)
+    parameters = [x.requires_grad_() for x in (table, head, shift)]
+
+    def separate(tokens):
+        many = torch.arange(1, len(tokens) + 1)[:, None]
+        return (table[tokens].cumsum(dim=0) / many) @ head.T + shift
+
+    def shared(groups):  # the sums of rows of logits in another order
+        of = lambda context, r: separate(torch.tensor([*context, *r.tokens]))[len(context) - 1 : -1]
+        flipped = lambda rows, r: (
+            rows.flip(1).log_softmax(dim=1).flip(1)[range(len(rows)), r.tokens]
+        )
+        return [[flipped(of(g.context(r), r), r) for r in g.responses] for g in groups]
+
+    assert not any(check(separate, shared, parameters, 64).values())
+    wrong = lambda groups: [[x + shift for x in group] for group in shared(groups)]
+    assert all("parameter 2" in fault for fault in check(separate, wrong, parameters, 64).values())
+
+
 def test_a_fault_is_named():
-    said = table({"a": {"x": "", "y": "nan"}, "b": {"x": ""}})
-    assert said.splitlines()[2:] == ["| x | same | same |", "| y | nan | – |"]
+    said = table({"b": {"x": ""}, "a": {"x": "", "y": "nan"}})
+    assert said.splitlines()[2:] == ["| x | same | same |", "| y | – | nan |"]
     group = Group((1, 2, 3), (Response((4,), stem=(7,), fork=2),))
     assert group.context(group.responses[0]) == (1, 2, 7)

@@ -90,6 +90,15 @@ def test_responses_do_not_depend_on_how_often_the_host_looks(steps, monkeypatch)
     same_responses(flat(generate(model, prompts(), 2, few)), expected, 1e-10)
 
 
+def test_one_token_takes_one_step(monkeypatch):
+    """A cold start samples one token at each position: no poll of many steps for it."""
+    taken, step = [], DecodeLoop._step
+    monkeypatch.setitem(decoder.POLL, "cpu", 16)
+    monkeypatch.setattr(DecodeLoop, "_step", lambda self, n: taken.append(n) or step(self, n))
+    generate(toy_model(), prompts(), 2, replace(SAMPLING, max_new_tokens=1))
+    assert len(taken) == 1
+
+
 def test_idle_slots_change_no_response(monkeypatch):
     """As on a GPU, where a recorded step has a few more slots than there are branches."""
     sampling = replace(SAMPLING, max_branches=11)

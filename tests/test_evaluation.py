@@ -17,9 +17,9 @@ import train
 from rmt.config.config import Config
 from rmt.curriculum import TIERS
 from rmt.engine.held_out import evaluate_held_out
+from rmt.engine.loading import read_corpus, read_model_directory
 from rmt.engine.protocol import protocol
 from rmt.engine.run import prepare
-from rmt.engine.setup import read_corpus, read_model_directory
 from rmt.evaluation import compare
 from rmt.evaluation.evaluate import nats_per_token
 from rmt.evaluation.positions import read_positions
@@ -73,7 +73,7 @@ def test_a_run_is_evaluated_on_what_it_left_out(place, tmp_path, capsys):
     config = Config(**SETTINGS | LEARNT)
     tokenizer, shape = read_model_directory(place / "thinker")
     parts = {
-        part: read_corpus(config, [str(place / "data.jsonl")], tokenizer, shape, 12, part).documents
+        part: read_corpus(config, [str(place / "data.jsonl")], tokenizer, shape, part).documents
         for part in ("all", "train", "held_out")
     }
     assert [len(parts[part]) for part in parts] == [40, 36, 4]
@@ -247,7 +247,7 @@ def test_no_positions_file_is_a_traceback(place, tmp_path):
     tokenizer, shape = read_model_directory(place / "thinker")
     config, path = Config(**SETTINGS | LEARNT), tmp_path / "positions.json"
     documents = read_corpus(
-        config, [str(place / "data.jsonl")], tokenizer, shape, 12, "held_out"
+        config, [str(place / "data.jsonl")], tokenizer, shape, "held_out"
     ).documents
     assert read_positions(path, documents).positions
     text, rng = path.read_text(), random.Random(0)
@@ -454,10 +454,10 @@ def test_two_reports_are_compared_by_a_command(place, tmp_path, capsys):
     refusal(compare, [paths[0], str(place / "run/run.json")], ("no report of eval.py",), capsys)
 
 
-def test_tiers_of_an_adaptive_run_are_not_planned(place, tmp_path):
+def test_tiers_of_a_run_without_a_curriculum_are_not_planned(place, tmp_path):
     described = json.loads((place / "run/run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(described))
     assert set(report.planned(tmp_path, [0, 1])) == {f"planned/{tier}" for tier in TIERS}
-    described["config"]["curriculum_rule"] = "adaptive"
+    described["config"]["curriculum"] = False
     (tmp_path / "run.json").write_text(json.dumps(described))
     assert report.planned(tmp_path, [0, 1]) == {}

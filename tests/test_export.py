@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from toy_models import QUERY, assert_holds, causal, write_model, write_tokenizer
 
+import models.export as exporting
 from models.export import export
 from models.weights import INDEX, SINGLE, build
 
@@ -99,17 +100,39 @@ def test_a_failed_export_leaves_the_earlier_one_untouched(tmp_path):
 
 @pytest.mark.parametrize("killed", ["while it wrote", "between both renames"])
 def test_what_a_killed_export_left_is_in_nobodys_way(tmp_path, killed):
-    """A process of the same number: in a container it often is."""
     source, out = tmp_path / "source", tmp_path / "out"
     state = write_model(source)
     export(state, source, out, torch.float32)
-    (tmp_path / f".out.{os.getpid()}.new").mkdir()
-    (tmp_path / f".out.{os.getpid()}.new" / "half").write_text("")
+    (tmp_path / ".out.abc.new").mkdir()
+    (tmp_path / ".out.abc.new" / "half").write_text("")
     if killed == "between both renames":
-        out.rename(tmp_path / f".out.{os.getpid()}.old")
-    export(state, source, out, torch.float32)
+        out.rename(tmp_path / ".out.abc.old")
+    broken = state | {"model.norm.weight": torch.empty(8, device="meta")}
+    with pytest.raises(NotImplementedError):  # what was there is back all the same
+        export(broken, source, out, torch.float32)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
     assert sorted(path.name for path in out.iterdir()) == ["config.json", SINGLE]
+
+
+def test_two_exports_at_one_time_leave_one_whole_model(tmp_path, monkeypatch):
+    """The second begins and ends while the first writes; both may have one process number."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    state, write, begun = write_model(source), exporting._write, []
+    other = {name: tensor + 1 for name, tensor in state.items()}
+
+    def slow(*given):
+        write(*given)
+        if not begun:
+            begun.append(True)
+            export(other, source, out, torch.float32)
+            assert torch.equal(
+                load_file(out / SINGLE)["model.norm.weight"], other["model.norm.weight"]
+            )
+
+    monkeypatch.setattr(exporting, "_write", slow)
+    export(state, source, out, torch.float32)
+    assert torch.equal(load_file(out / SINGLE)["model.norm.weight"], state["model.norm.weight"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_a_new_export_replaces_every_file_of_the_earlier_one(tmp_path):

@@ -19,6 +19,7 @@ from toy_runs import WORLD
 
 import eval as evaluation
 import sample
+import train
 from models.weights import SINGLE
 from rmt.engine import export
 from rmt.engine.checkpoint import run_settings
@@ -136,6 +137,11 @@ def test_scripts_take_a_run_that_was_stopped_and_one_that_has_ended(place, run, 
     )  # fmt: skip
     evaluation.main(flags(model=run, **evaluated))
     assert "| average |" in capsys.readouterr().out
+
+
+def test_dry_run_of_a_run_needs_no_export(run, capsys):
+    train.main(["--model", str(run), "--dry-run"])
+    assert "fits: " in capsys.readouterr().out
 
 
 def test_run_starts_from_the_model_of_a_run(run, tmp_path, place):

@@ -6,6 +6,7 @@ import pytest
 from toy_models import assert_holds, write_config, write_model
 
 from models.config import TINY, ModelConfig
+from models.shapes import SHAPES, as_hugging_face
 from models.weights import find
 
 
@@ -25,6 +26,15 @@ def test_weights_directory_comes_before_our_cache(tmp_path, monkeypatch):
     write_config(inside)
     assert find("smollm2-135m", weights=tmp_path / "weights") == inside
     assert find("smollm2-135m", weights=inside) == inside
+
+
+def test_weights_directory_that_is_a_model_answers_for_its_own_name_only(offline, tmp_path):
+    """Else a run with two names, a policy and a proxy for difficulty, takes one for both."""
+    place = tmp_path / "download"
+    write_config(place, **as_hugging_face(SHAPES["smollm2-135m"]))
+    assert find("smollm2-135m", weights=place) == place
+    with pytest.raises(FileNotFoundError, match="no weights of qwen3-14b"):
+        find("qwen3-14b", weights=place)
 
 
 def test_unknown_name_is_answered_with_the_nearest_one():

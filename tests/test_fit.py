@@ -53,6 +53,16 @@ def test_what_does_not_fit_is_refused_with_changes_that_fit():
         fit(replace(qwen3_14b(), config=config, machine=described(config)))
 
 
+def test_an_evaluation_plans_what_it_holds_not_what_a_step_of_training_would():
+    alone = replace(qwen3_14b(gpus=1), trainable=False)
+    asked = [replace(alone, config=replace(alone.config, batch_size=n)) for n in (1, 4096)]
+    assert fit(asked[0]).config.max_branches == fit(asked[1]).config.max_branches >= 64
+    with pytest.raises(DoesNotFit) as refused:
+        fit(replace(alone, machine=described(replace(alone.config, gpu_memory="34GB"))))
+    said = str(refused.value)  # eval.py has no other flags of these
+    assert "--document-tokens" in said and "--batch-size" not in said and "--offload" not in said
+
+
 def test_offload_makes_room():
     plain, offloaded = (qwen3_14b(gpus=1, gpu_memory="141GB", offload=x) for x in (False, True))
     with pytest.raises(DoesNotFit, match=r"What fits: --offload"):
@@ -184,7 +194,7 @@ def _offloaded(rank, port, place):
     for offload in (False, True):
         run = prepared(place, world, offload=offload, dtype="bfloat16", batch_size=4, steps=3)
         results.append(steps(run))
-        with dist.rollout_mode(run.model) as sampler:
+        with dist.gathered_weights(run.model) as sampler:
             gathered = sampler.model.norm.weight
             assert gathered.dtype == torch.bfloat16 and not hasattr(gathered, "to_local")
     torch.save(results, place / f"rank{rank}.pt")

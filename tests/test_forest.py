@@ -119,12 +119,12 @@ def test_a_token_sees_exactly_its_ordinary_past(trees):
         past = {token: trunk[: i + 1] for i, token in enumerate(trunk)}
         start, last = start + len(trunk), None
         for branch in tree.branches:
-            if last != (branch.fork, branch.prompt):  # else the prompt is already there
+            if last != (branch.fork, branch.stem):  # else the prompt is already there
                 before = trunk[: branch.fork]
-                before += range(start, start + len(branch.prompt))
+                before += range(start, start + len(branch.stem))
                 past |= {token: before[: branch.fork + i + 1]
                          for i, token in enumerate(before[branch.fork :])}  # fmt: skip
-                start, last = start + len(branch.prompt), (branch.fork, branch.prompt)
+                start, last = start + len(branch.stem), (branch.fork, branch.stem)
             own = list(range(start, start + len(branch.response)))
             past |= {token: before + own[: i + 1] for i, token in enumerate(own)}
             start += len(own)
@@ -136,7 +136,7 @@ def test_a_token_sees_exactly_its_ordinary_past(trees):
 
 def test_a_prompt_is_in_the_row_once_for_adjacent_responses():
     group = [Branch(i, 2, [7, 8, 9], [i]) for i in range(4)]
-    other = replace(group[0], id=4, prompt=[7, 8])
+    other = replace(group[0], id=4, stem=[7, 8])
     tree = Tree(0, [3, 4, 5], [*group, other, replace(group[0], id=5)])
     assert pack([tree]).tokens.tolist() == [
         3, 4, 5,  7, 8, 9, 0, 1, 2, 3,  7, 8, 0,  7, 8, 9, 0

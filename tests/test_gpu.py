@@ -15,7 +15,7 @@ from rmt.forest import pack
 from rmt.objective import Targets, target_logprobs
 from rmt.rollout import generate
 from rmt.sampling import Sampling
-from rmt.system.dist import World, load_model, rollout_mode
+from rmt.system.dist import World, gathered_weights, load_model
 from rmt.trees import Branch, Tree
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -66,15 +66,15 @@ def test_sampled_log_probabilities_are_those_of_training(dtype, rank):
     model = set_adapters(load_model(find("tiny"), WORLD, dtype, lora_rank=rank))
     limit = {torch.float32: 1e-3, torch.bfloat16: 0.1}[dtype]
     prompts = [
-        Tree(t.document, t.trunk, tuple(Branch(b.id, b.fork, b.prompt) for b in t.branches))
+        Tree(t.document, t.trunk, tuple(Branch(b.id, b.fork, b.stem) for b in t.branches))
         for t in trees(torch.Generator().manual_seed(2))[:1]
     ]
     sampling = Sampling(40, (1,), 500, temperature=0.8)
-    with rollout_mode(model) as gathered:
+    with gathered_weights(model) as gathered:
         groups = generate(gathered, prompts, 1, sampling)
     answered = [
         Tree(t.document, t.trunk, tuple(
-            Branch(b.id, b.fork, b.prompt, group[0].tokens) for b, group in zip(t.branches, groups)
+            Branch(b.id, b.fork, b.stem, group[0].tokens) for b, group in zip(t.branches, groups)
         )) for t in prompts
     ]  # fmt: skip
     forest = pack(answered, "cuda")
@@ -98,7 +98,7 @@ def test_a_checkpoint_may_be_written_while_decode_steps_are_recorded(tmp_path):
     thread = Thread(target=write)
     thread.start()
     try:
-        with rollout_mode(model) as gathered:
+        with gathered_weights(model) as gathered:
             for _ in range(20):
                 generate(gathered, prompts, 8, Sampling(8, (1,), 500, temperature=0.8))
     finally:

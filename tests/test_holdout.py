@@ -11,8 +11,8 @@ from toy_runs import prepared
 from rmt.config.config import Config
 from rmt.data import corpus
 from rmt.data.inputs import Record
-from rmt.engine.protocol import _held_out_data
-from rmt.engine.setup import read_corpus, read_model_directory
+from rmt.engine.loading import read_corpus, read_model_directory
+from rmt.engine.protocol import _held_out_data, protocol
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def problems(count):
              "answer": f"{2 * i}"} for i in range(count)]  # fmt: skip
 
 
-def texts(model, path, part, **changes):
+def texts(model, path, part, until=None, **changes):
     tokenizer, shape = read_model_directory(model)
     config = Config(
         **dict(document_tokens=64, min_context=4, budget=False, max_response=8) | changes
     )
-    found = read_corpus(config, [str(path)], tokenizer, shape, 8, part).documents
+    found = read_corpus(config, [str(path)], tokenizer, shape, part, until).documents
     return [tokenizer.decode(document.tokens.tolist()) for document in found]
 
 
@@ -61,7 +61,7 @@ def test_pieces_duplicates_and_other_solutions_of_a_problem_stay_together(tmp_pa
     path = write(tmp_path / "a.jsonl", records + spaced + long + records)
     tokenizer, shape = read_model_directory(model)
     c = Config(document_tokens=64, min_context=4, budget=False, max_response=8, holdout=4)
-    read = lambda part: read_corpus(c, [str(path)], tokenizer, shape, 8, part).documents
+    read = lambda part: read_corpus(c, [str(path)], tokenizer, shape, part).documents
     sides = [
         {int(d.source.rsplit(":")[-1]) - 1 for d in read(part)} for part in ("train", "held_out")
     ]  # fmt: skip
@@ -104,6 +104,42 @@ def test_an_evaluation_takes_both_numbers_from_the_run():
     run = {"data": ["a"], "holdout": 5, "max_records": 9}
     assert _held_out_data("run", run, {}) == run
     assert _held_out_data("run", run, {"holdout": 3}) == run | {"holdout": 3}
+
+
+def test_no_text_that_a_run_met_is_held_out_when_its_data_are_fewer(tmp_path, model):
+    path = write(tmp_path / "a.jsonl", problems(1000))
+    tokenizer, shape = read_model_directory(model)
+    known = dict(document_tokens=64, min_context=4, budget=False, max_response=8, holdout=50)
+    run = read_corpus(Config(**known), [str(path)], tokenizer, shape, "train")
+    met = {tuple(document.tokens) for document in run.documents}
+    write(path, problems(700))
+    kept = read_corpus(Config(**known), [str(path)], tokenizer, shape, "held_out").documents
+    assert {tuple(d.tokens) for d in kept} & met, "or the test shows nothing"
+    kept = read_corpus(Config(**known), [str(path)], tokenizer, shape, "held_out", run.held_out)
+    assert kept.documents and not {tuple(d.tokens) for d in kept.documents} & met
+    assert "not those of the run" in "".join(kept.remarks)
+
+
+def test_data_of_a_run_that_are_named_again_are_still_its_own(tmp_path):
+    known = dict(model=str(tmp_path), holdout=9)
+    for kept, eval_data, said in (
+        (0, [], "held out 0"),
+        (5, ["x"], "held out 0"),
+        (5, [], "out 5"),
+    ):
+        config = {"model": "tiny", "data": ["a"], "holdout": kept, "eval_data": eval_data}
+        (tmp_path / "rmt_run.json").write_text(json.dumps({"config": config, "held_out": "7f"}))
+        with pytest.raises(ValueError, match=said):
+            protocol(known | dict(data=("./a",)), "ntp")
+    asked = protocol(known | dict(data=("a", "b"), holdout=3), "ntp")
+    assert (asked.part, asked.until) == ("held_out", "7f")
+    assert protocol(known | dict(data=("b",)), "ntp").until is None
+    (tmp_path / "rmt_run.json").write_text(json.dumps({"config": config | {"eval_data": ["x"]}}))
+    with pytest.raises(ValueError, match="--holdout 9 means nothing"):
+        protocol(known, "ntp")
+    (tmp_path / "rmt_run.json").write_text(json.dumps({"config": {"holdout": 5}}))
+    with pytest.raises(ValueError, match="no model and no data"):
+        protocol(known, "ntp")
 
 
 @pytest.mark.parametrize("part", ["train", "held_out"])

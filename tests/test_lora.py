@@ -77,7 +77,7 @@ def in_bfloat16(world, place):
     run = prepared(place, world, dtype="bfloat16", **SHORT)
     of = lambda model: {name: whole(p) for name, p in model.named_parameters()}
     before, rows = of(run.model), steps(run)["rows"]
-    with dist.rollout_mode(run.model) as sampler:
+    with dist.gathered_weights(run.model) as sampler:
         given = of(sampler)
     return dict(before=before, after=of(run.model), given=given, rows=rows)
 

@@ -16,7 +16,6 @@ from rmt.config.config import Config
 from rmt.config.validate import response_needed
 from rmt.curriculum import (
     Curriculum,
-    adaptive_probabilities,
     assign_tiers,
     low_entropy,
     quantile_thresholds,
@@ -44,7 +43,7 @@ DEFAULTS = dict(
     ntp_scope="not_in_C", ntp_reduction="mean", adam_betas=(0.9, 0.999), weight_decay=0.01,
     grad_clip=1.0, warmup_steps=10, updates_per_batch=1, budget=True, curriculum=True, ntp=True,
     data=("KbsdJames/Omni-MATH",), method="rmt", task="next-token", match="token", holdout=200,
-    difficulty_model="", curriculum_rule="schedule", resample_from=-1,
+    difficulty_model="", resample_from=-1,
     budget_entropy=0.0, eval_decoding="sampled",
 )  # fmt: skip
 
@@ -146,25 +145,27 @@ def curriculum(*counts, seed=0):
 
 
 def drawn(source, steps, probabilities, count=1):
-    return [source.draw(step, 0, probabilities, count) for step in range(steps)]
+    """Of each step: positions, their tiers, and draws that met an empty tier."""
+    for step in range(steps):
+        positions, empty = source.draw(step, 0, probabilities, count)
+        yield positions, source.tiers[0][positions].tolist(), empty
 
 
 def test_tiers_are_drawn_as_often_as_their_probability_says():
-    draws = drawn(curriculum(50, 50, 50), 3000, np.array(EARLY))
-    counts = np.bincount([d[0][0].tier for d in draws], minlength=3)
-    assert counts / 3000 == pytest.approx(EARLY, abs=0.03)
+    tiers = [tier for _, (tier,), _ in drawn(curriculum(50, 50, 50), 3000, np.array(EARLY))]
+    assert np.bincount(tiers, minlength=3) / 3000 == pytest.approx(EARLY, abs=0.03)
 
 
 def test_an_empty_tier_is_dropped_and_the_others_renormalised():
     draws = drawn(curriculum(50, 0, 50), 3000, np.array((0.2, 0.5, 0.3)))
-    counts = np.bincount([d[0][0].tier for d in draws], minlength=3)
-    assert counts / 3000 == pytest.approx([0.4, 0, 0.6], abs=0.03)
-    assert sum(dropped for _, dropped in draws) / 3000 == pytest.approx(0.5, abs=0.03)
+    tiers, empty = zip(*((tier, dropped) for _, (tier,), dropped in draws))
+    assert np.bincount(tiers, minlength=3) / 3000 == pytest.approx([0.4, 0, 0.6], abs=0.03)
+    assert sum(empty) / 3000 == pytest.approx(0.5, abs=0.03)
 
 
 def test_positions_are_drawn_without_replacement_until_reshuffled():
     draws = drawn(curriculum(0, 6, 3), 18, np.array((0, 1.0, 0)))
-    positions = [d[0][0].position for d in draws]
+    positions = [position for (position,), _, _ in draws]
     epochs = [positions[i : i + 6] for i in (0, 6, 12)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1, "never reshuffled"
@@ -179,25 +180,25 @@ def test_as_many_distinct_positions_are_asked_as_there_are_and_the_others_counte
     counts, probabilities, count, found
 ):
     wanted = None if probabilities is None else np.array(probabilities)
-    for draws, empty in drawn(curriculum(*counts), 30, wanted, count):
-        assert len({draw.position for draw in draws}) == len(draws) == found
+    for positions, _, empty in drawn(curriculum(*counts), 30, wanted, count):
+        assert len(set(positions)) == len(positions) == found
         assert count - found <= empty <= count
 
 
 def test_a_tier_used_up_within_a_step_goes_to_the_others():
-    for draws, empty in drawn(curriculum(1, 9, 0), 30, np.array((0.9, 0.1, 0)), count=4):
-        assert sorted(draw.tier for draw in draws)[1:] == [1, 1, 1] and empty > 0
+    for _, tiers, empty in drawn(curriculum(1, 9, 0), 30, np.array((0.9, 0.1, 0)), count=4):
+        assert sorted(tiers)[1:] == [1, 1, 1] and empty > 0
 
 
 def test_another_attempt_draws_other_positions_with_random_numbers_of_its_own():
-    source, tiers = curriculum(40, 40, 40), []
+    source, tiers = curriculum(40, 40, 40), set()
     for attempt in range(1, 30):
-        ((draw,), _) = source.draw(3, 0, np.array(LATE), 1, [0, 1], attempt)
-        assert draw.position not in (0, 1)
-        tiers.append(draw.tier)
-    assert set(tiers) == {0, 1, 2}
+        ((position,), _) = source.draw(3, 0, np.array(LATE), 1, [0, 1], attempt)
+        assert position not in (0, 1)
+        tiers.add(int(source.tiers[0][position]))
+    assert tiers == {0, 1, 2}
     few = curriculum(2, 1, 0)
-    assert few.draw(0, 0, np.array(LATE), 2, [0, 2])[0][0].position == 1
+    assert few.draw(0, 0, np.array(LATE), 2, [0, 2])[0] == [1]
     assert few.draw(0, 0, np.array(LATE), 2, [0, 1, 2]) == ([], 2)
 
 
@@ -217,29 +218,15 @@ def test_the_shortest_response_has_room_for_the_longest_budget_and_an_answer(exp
         Config(budget_start=100, max_response=4, **without)
 
 
-def test_an_adaptive_curriculum_asks_most_where_half_of_the_answers_are_right():
-    worth = adaptive_probabilities(np.array((4.0, 8.0, 0.0)), np.array((8.0, 8.0, 8.0)), 0.1)
-    assert worth == pytest.approx(np.array((1.1, 0.1, 0.1)) / 1.3)
-
-
-def test_match_rates_fade():
-    source = curriculum(2, 2, 2)
-    for _ in range(200):
-        source.fade()
-        source.observe(0, 2, 8)
-        source.observe(1, 0, 8)
-    p = source.rates[:, 0] / source.rates[:, 1]
-    assert p == pytest.approx([0.25, 0, 0.5], abs=1e-3)
-
-
 def test_a_document_without_tiers_gives_no_position():
     assert curriculum(0, 0, 0).draw(0, 0, np.array(EARLY), 2) == ([], 2)
 
 
 def test_without_a_curriculum_all_positions_are_equally_likely():
-    draws = drawn(curriculum(5, 10, 25), 4000, None)
-    counts = np.bincount([d[0][0].position for d in draws], minlength=40)
-    assert counts / 4000 == pytest.approx(np.full(40, 1 / 40), abs=0.01)
+    positions = [position for (position,), _, _ in drawn(curriculum(5, 10, 25), 4000, None)]
+    assert np.bincount(positions, minlength=40) / 4000 == pytest.approx(
+        np.full(40, 1 / 40), abs=0.01
+    )
 
 
 def scale(rewards, norm="group", delta=1e-4, batch=None):

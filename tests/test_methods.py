@@ -52,8 +52,6 @@ def test_the_papers_settings_are_the_published_ones():
                    max_response=4096, data=("Skywork/Skywork-OR1-RL-Data",))  # fmt: skip
     for flags, wanted in (
         (["--preset", "rpt"], rpt), (["--method", "ntp"], ntp), (["--preset", "skywork"], skywork),
-        (["--preset", "rmt-q3"], dict(model="qwen3-14b", difficulty_model="", max_response=2048)),
-        (["--preset", "rmt-r1"], dict(model="r1-distill-qwen-14b", difficulty_model="")),
     ):  # fmt: skip
         config = parse(flags, "", "")
         assert {name: getattr(config, name) for name in wanted} == wanted

@@ -66,7 +66,7 @@ def test_targets_know_their_rollout_and_their_tree(trees):
 def test_responses_are_those_of_the_sampler_with_a_cache(temperature):
     model, trees = toy_model(), [tree for tree in toy_trees() if tree.branches]
     trees = [
-        type(tree)(tree.document, tree.trunk, [type(b)(b.id, b.fork, [*b.prompt, 7])
+        type(tree)(tree.document, tree.trunk, [type(b)(b.id, b.fork, [*b.stem, 7])
                                                for b in tree.branches]) for tree in trees
     ]  # fmt: skip
     sampling = Sampling(12, (3, 5, 11), TOKENS, temperature, max_branches=4, seed=2)

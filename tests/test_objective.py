@@ -207,27 +207,23 @@ def texts(scope, begin=(1,)):
     """Targets of one document of 12 tokens, of which 4 and 9 are reasoned about."""
     documents = [Document(0, "a", np.arange(5)), Document(1, "b", np.arange(20, 32))]
     questions = [Question(1, position, 0, (b"x",)) for position in (4, 9)]
-    easy = {1: np.arange(12) % 3 == 0}  # 0, 3, 6, 9
-    (tree,) = text_trees([1], documents, list(begin), questions, easy, scope)
+    tiers = [np.zeros(5), np.where(np.arange(12) % 3, 2, -1)]  # 0, 3, 6, 9 are easy to predict
+    (tree,) = text_trees([1], documents, list(begin), questions, scope, tiers, 1)
     assert list(tree.trunk) == [*begin, *range(20, 32)]
-    return (np.flatnonzero(tree.targets) - len(begin)).tolist(), easy
+    return (np.flatnonzero(tree.targets) - len(begin)).tolist()
 
 
 def test_next_token_prediction_excludes_exactly_the_positions_reasoned_about():
-    assert texts("not_in_C")[0] == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
+    assert texts("not_in_C") == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
 
 
 def test_low_entropy_scope_keeps_low_entropy_outside_the_positions_reasoned_about():
-    assert texts("low_entropy")[0] == [0, 3, 6]
+    assert texts("low_entropy") == [3, 6]
 
 
 def test_scope_all_trains_every_position():
-    assert texts("all")[0] == list(range(12))
+    assert texts("all") == list(range(12))
 
 
 def test_without_a_begin_token_the_first_token_is_no_target():
-    assert texts("all", begin=())[0] == list(range(1, 12))
-
-
-def test_making_targets_leaves_the_low_entropy_mask_as_it_was():
-    assert np.flatnonzero(texts("low_entropy")[1][1]).tolist() == [0, 3, 6, 9]
+    assert texts("all", begin=()) == list(range(1, 12))

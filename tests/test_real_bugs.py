@@ -61,18 +61,19 @@ def test_masking_next_token_targets_changes_neither_texts_nor_tiers(tmp_path):
     run = prepared(tmp_path)
     questions, _, _ = answered_trees(run, [1])
     indices = run.order[0].tolist()
-    low = {index: run.tiers[index] == -1 for index in indices}
-    before = [run.documents[i].tokens.copy() for i in indices], [low[i].copy() for i in indices]
+    state = lambda: [
+        x[i].copy() for i in indices for x in ([d.tokens for d in run.documents], run.tiers)
+    ]
+    before = state()
     for scope in ("not_in_C", "low_entropy", "all"):
-        trees = text_trees(indices, run.documents, [], questions, low, scope)
+        trees = text_trees(indices, run.documents, [], questions, scope, run.tiers, 4)
         counts = [int(torch.as_tensor(tree.targets).sum()) for tree in trees]
         assert (
             counts
             == [tree.trunk_targets for tree in trees]
             == [int(pack([tree]).is_target.sum()) for tree in trees]
         ), "denominator and mask disagree"
-    after = [run.documents[i].tokens for i in indices], [low[i] for i in indices]
-    assert all((a == b).all() for one, two in zip(before, after) for a, b in zip(one, two))
+    assert all((a == b).all() for a, b in zip(before, state()))
 
 
 def test_logged_losses_are_those_of_all_micro_batches(tmp_path):

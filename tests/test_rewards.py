@@ -5,7 +5,7 @@ import torch
 
 from rmt.boxed import boxed_content
 from rmt.prompt import Answer
-from rmt.rewards import match_reward, reward_groups, thinking_reward, total_reward
+from rmt.rewards import gated_length_reward, match_reward, reward_groups, total_reward
 
 
 def answer(text, length=10):
@@ -84,7 +84,7 @@ def test_an_unreadable_answer_is_paid_for_its_length_only():
 def test_gate_correct_only_pays_the_length_of_right_answers_only():
     rewards = groups([answer("x", 50), answer("y", 50)], gate="correct_only")
     assert rewards["length"].tolist() == [[0.5, 0]]
-    assert thinking_reward(answer("y", 50), 0.0, 100, 1.0, "none") == 0.5
+    assert gated_length_reward(answer("y", 50), 0.0, 100, 1.0, "none") == 0.5
 
 
 def test_without_a_budget_the_reward_is_the_match():

@@ -20,7 +20,7 @@ SAMPLING = Sampling(15, STOPS, TOKENS, temperature=0.8)
 
 def prompts(seed=0):
     """Three trees with three forks each, all with a prompt and no response."""
-    trees = [replace(t, branches=[b for b in t.branches if b.prompt]) for t in toy_trees(seed)]
+    trees = [replace(t, branches=[b for b in t.branches if b.stem]) for t in toy_trees(seed)]
     return [
         replace(t, branches=[replace(b, response=()) for b in t.branches])
         for t in trees

@@ -124,3 +124,17 @@ def test_a_budget_without_room_for_an_answer_is_refused(model, tmp_path):
 def test_a_budget_that_is_not_asked_for_is_refused(capsys):
     words = flags(budget=9, ask_budget=False)
     refusal(sample, words, ("--budget 9", "--no-ask-budget", "leave one"), capsys)
+
+
+def test_the_next_token_is_predicted_with_a_thought_and_without(model, capsys):
+    network, tokenizer = build(model, "cpu", torch.float32), Tokenizer(model)
+    ids = torch.tensor([tokenizer.encode("ab")])
+    row = sample.pack([sample.Tree(0, ids[0].tolist())])
+    logits = network(row.tokens, row.position, row.attend, lambda x, head: x[-1] @ head.T)
+    p = logits[: tokenizer.vocab_size].softmax(dim=0)
+    sample.main(["--think-next", *flags(model=model, prompt="ab", max_new_tokens=200, budget=9)])
+    said, probable = capsys.readouterr().out, p.topk(5)
+    assert f"entropy {-(p * p.log()).sum():.2f} nats" in said
+    for value, token in zip(probable.values, probable.indices.tolist()):
+        assert f"{value:6.1%}  {tokenizer.decode([token])!r}" in said
+    assert "predicts" in said

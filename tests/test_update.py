@@ -23,7 +23,7 @@ def updated(place, **changes):
     sampling = Sampling(9, tokenizer.stop_ids, tokenizer.vocab_size, 0.8)
     groups = generate(run.model, question_trees(questions, documents, prompts), 4, sampling)
     trees = question_trees(questions, documents, prompts, groups)
-    trees += text_trees(run.order[0].tolist(), documents, [], questions, {}, "not_in_C")
+    trees += text_trees(run.order[0].tolist(), documents, [], questions, "not_in_C")
     generator = torch.Generator().manual_seed(0)
     advantage = torch.randn(len(groups), 4, generator=generator, dtype=torch.float64)
     known = dict(vocabulary=tokenizer.vocab_size)

@@ -113,7 +113,7 @@ def sequences(trees):
             mask[0] = False  # nothing precedes it
             yield list(tree.trunk), mask, None
         for branch in tree.branches:
-            before = [*tree.trunk[: branch.fork], *branch.prompt]
+            before = [*tree.trunk[: branch.fork], *branch.stem]
             mask = np.arange(len(before) + len(branch.response)) >= len(before)
             yield [*before, *branch.response], mask, branch
 

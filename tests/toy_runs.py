@@ -20,7 +20,7 @@ from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import SINGLE
 from rmt.config.config import Config
-from rmt.dynamic_sampling import record_matches, replace_zero_variance
+from rmt.dynamic_sampling import replace_zero_variance
 from rmt.engine.run import prepare
 from rmt.forest import pack
 from rmt.prompt import parse_response
@@ -162,13 +162,11 @@ def draw(run, step=0):
     """The questions of a step, as train_step draws them."""
     c, data = run.config, run.data
     budget = budget_of_step(c, step, data.total_steps)
-    return [
-        ask(c, data, index, draw, budget)
-        for index in data.order[step].tolist()
-        for draw in draw_positions(c, data, run.curriculum, step, index, c.positions_per_document)[
-            0
-        ]
-    ]
+    draws = {
+        i: draw_positions(c, data, run.curriculum, step, i, c.positions_per_document)[0]
+        for i in data.order[step].tolist()
+    }
+    return [ask(c, data, i, position, budget) for i, drawn in draws.items() for position in drawn]
 
 
 def respond(run, questions, step=0, purpose="train", attempt=0):
@@ -182,7 +180,6 @@ def respond(run, questions, step=0, purpose="train", attempt=0):
 
 def resampled(run, batch, step=0):
     """What dynamic sampling makes of a batch, and the tokens that it throws away."""
-    record_matches(run.config, run.curriculum, batch, run.world)
     return replace_zero_variance(
         run.config, run.data, run.curriculum, batch, run.model, generate, step, run.world,
         run.clock,

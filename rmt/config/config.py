@@ -44,7 +44,6 @@ class Config:
     # The paper's knobs.
     epochs: float = knob(10.0, "passes over the documents when --steps is 0")
     holdout: int = knob(200, "documents held out, chosen by a hash of their text; 0: none")
-    max_records: int = knob(0, "texts or problems of --data to use, chosen by a hash; 0: all")
     entropy_top_k: int = knob(16, "entropy of the k likeliest tokens (Eq. 1); 0: of all [ours]")
     tier_thresholds: tuple[float, ...] = knob(
         (0.5, 1.0, 1.5), "lower ends of easy, medium, hard: nats, or quantiles in [0, 1) [ours]"
@@ -84,21 +83,21 @@ class Config:
     data_weights: tuple[float, ...] = knob(
         (), "how often a document is from each path of --data; default: each document equally often"
     )
+    max_records: int = knob(0, "texts or problems of --data to use, chosen by a hash; 0: all")
     text_fields: tuple[str, ...] = knob(
         (), "JSON fields joined by a blank line; default: problem and solution, else text"
     )
     tiers: str = knob("absolute", "what the thresholds are", ("absolute", "quantile"))
     difficulty_model: str = knob("", "model that measures difficulty; default: --model")
-    curriculum_rule: str = knob(
-        "schedule", "draw tiers by it, or by match rates (Eq. 13)", ("schedule", "adaptive")
-    )
-    adaptive_floor: float = knob(0.1, "floor epsilon of Eq. 13")
-    budget_entropy: float = knob(0.0, "exponent a of Eq. 14: budgets grow with entropy; 0: equal")
-    length_reward_gate: str = knob("none", "responses with length reward", ("none", "correct_only"))
+    budget_entropy: float = knob(0.0, "exponent a of Eq. 13: budgets grow with entropy; 0: equal")
+    length_reward_gate: str = knob(
+        "none", "responses that are paid for length; none: no gate, all (the paper)",
+        ("none", "correct_only"),
+    )  # fmt: skip
     resample_from: int = knob(
         -1, "step from which groups with equal matches are replaced (dynamic sampling); -1: never"
     )
-    resample_tries: int = knob(4, "at most so often per step")
+    resample_tries: int = knob(4, "times that a group is replaced in one step, at most")
     advantage_norm: str = knob(
         "group", "standard deviation in Eq. 7; right: right responses have advantage 1, others are "
         "left out (supervised training on own answers)", ("group", "batch", "none", "right"),
@@ -107,7 +106,7 @@ class Config:
         "keep", "groups whose matches are all equal, in the loss", ("keep", "drop")
     )
     mask_truncated: bool = knob(
-        False, "responses without an end token stay out of the policy term (Eq. 15)"
+        False, "responses without an end token stay out of the policy term (Eq. 14)"
     )
     aggregation: str = knob(
         "token-mean", "how log pi(o) is averaged; sequence-sum is the paper's literal formula",
@@ -126,7 +125,7 @@ class Config:
         "it, which a small model does better", ("question", "thought"),
     )  # fmt: skip
     traces: str = knob(
-        "", "cold start (Eq. 16): responses are given, not sampled; own: guesses of the model, or "
+        "", "cold start (Eq. 15): responses are given, not sampled; own: guesses of the model, or "
         "a .jsonl file of context, thought and answer, in place of --data"
     )  # fmt: skip
     problem_request: str = knob(SOLVE, "what is asked after a problem")

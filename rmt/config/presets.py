@@ -1,6 +1,6 @@
 """Methods and presets: named values of Config's fields. All others keep their default, the paper's.
 
-A method sets the task and the loss; it has no code of its own. A preset sets model, data and sizes.
+A method sets the task and the loss, a preset model, data and sizes.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rft": dict(advantage_norm="right", budget=False, curriculum=False),
     # Continual pretraining on the same text. ntp_weight only matters next to another loss.
     "ntp": dict(task="nothing", budget=False, curriculum=False, ntp_weight=1.0),
-    # Before RMT, for a model that never closes a thought (ours): given responses, Eq. 16.
+    # Before RMT, for a model that never closes a thought (ours): given responses, Eq. 15.
     "cold-start": dict(traces="own", text_in="thought", group_size=1, positions_per_document=20),
     # Post-training on problems with an answer (GRPO, arXiv 2402.03300).
     "grpo": dict(task="problems", match="answer", budget=False, curriculum=False, ntp=False),
@@ -23,11 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "rmt-q3": dict(model="qwen3-14b"),
-    # Both measure difficulty with the model itself (Eq. 1). RPT's proxy, --difficulty-model
-    # r1-distill-qwen-1.5b, works for R1; Qwen3 has another tokenizer.
-    "rmt-r1": dict(model="r1-distill-qwen-14b"),
-    "rpt": dict(
+    "rpt": dict(  # its proxy for difficulty works for R1; Qwen3 has another tokenizer
         method="rpt", model="r1-distill-qwen-14b", difficulty_model="r1-distill-qwen-1.5b",
         batch_size=256, steps=1000, document_tokens=3584, max_response=8192,
     ),

@@ -10,7 +10,7 @@ ANSWER_ROOM = 8
 POSITIVE = (
     "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
     "updates_per_batch", "save_every", "keep", "gpus", "nodes", "eval_every", "eval_positions",
-    "grad_clip", "learning_rate", "epochs", "advantage_delta", "resample_tries", "adaptive_floor",
+    "grad_clip", "learning_rate", "epochs", "advantage_delta", "resample_tries",
     "timeout",
 )  # fmt: skip
 
@@ -44,8 +44,15 @@ def problems(c) -> Iterator[str]:
 
 
 def response_needed(budget: int, exponent: float) -> int:
-    """Return the smallest --max-response that fits the largest budget (Eq. 14) and an answer."""
+    """Return the smallest --max-response that fits the largest budget (Eq. 13) and an answer."""
     return max(1, math.floor(budget * 2.0**exponent)) + ANSWER_ROOM
+
+
+def temperature_problem(temperature: float) -> str:
+    """Describe what is wrong with --temperature; "" if nothing is."""
+    if 1e-6 <= temperature <= 1e6:  # logits / T stay numbers
+        return ""
+    return f"--temperature is {temperature}: of sampling, so choose it in [1e-6, 1e6]"
 
 
 def sampling_problem(greedy: bool, samples: int, top_p: float, top_k: int) -> str:
@@ -95,8 +102,8 @@ def _reward_problems(c) -> Iterator[str]:
         yield f"--max-response is {c.max_response}: a response needs room for \\boxed{{}}"
     if c.group_size < 2 and not c.traces:
         yield f"--group-size is {c.group_size}: advantages compare responses, so at least 2"
-    if not c.temperature > 0:
-        yield f"--temperature is {c.temperature}: rollouts need a temperature above 0"
+    if wrong := temperature_problem(c.temperature):
+        yield wrong
     if c.probe_times < 2:
         yield f"--probe-times is {c.probe_times}: at least 2, the start and the end of a run"
     if len(c.adam_betas) != 2 or not all(0 <= beta < 1 for beta in c.adam_betas):
@@ -129,8 +136,6 @@ def _curriculum_problems(c) -> Iterator[str]:
         yield f"--tier-thresholds is {thresholds}: give three rising numbers, easy medium hard"
     if c.tiers == "quantile" and not all(0 <= x < 1 for x in thresholds):
         yield f"--tier-thresholds is {thresholds}: quantiles lie in [0, 1); try 0.5 0.7 0.85"
-    if c.curriculum_rule == "adaptive" and not c.curriculum:
-        yield "--curriculum-rule adaptive needs a curriculum: use --curriculum, or leave it out"
     for name in ("curriculum_early", "curriculum_late"):
         p = getattr(c, name)
         if len(p) != 3 or min(p) < 0 or abs(sum(p) - 1) > 1e-6:
@@ -145,9 +150,7 @@ def _curriculum_problems(c) -> Iterator[str]:
 def _task_problems(c) -> Iterator[str]:
     if c.traces and c.task != "next-token":
         yield f"--traces {c.traces} with --task {c.task}: they are about next tokens; leave it out"
-    by_own = {
-        "resample_from": -1, "curriculum_rule": "schedule", "zero_variance_groups": "keep",
-    }  # fmt: skip
+    by_own = {"resample_from": -1, "zero_variance_groups": "keep"}
     for name, unset in by_own.items():
         if c.traces and getattr(c, name) != unset:
             yield (

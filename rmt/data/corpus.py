@@ -32,6 +32,7 @@ class Corpus:
     left_out: list[Record]  # those that are in no document, each with its trouble
     total: int  # records, left out or not
     remarks: list[str]  # lines for the user
+    held_out: str = ""  # the last hash of what is held out
 
 
 def read(
@@ -44,10 +45,12 @@ def read(
     holdout: int = 0,
     most: int = 0,
     traces: bool = False,
+    until: str | None = None,
 ) -> Corpus:
     """Read the documents of files and folders: "all", those to "train" on or those "held_out".
 
-    Records are read one at a time; with `most`, only so many are kept (and those held out).
+    Records are read one at a time; with `most`, only so many are kept (and those held out). Of
+    those held out none is used whose hash is beyond `until`: it may have been trained on.
     Texts of more than document_tokens are cut into pieces; those of fewer than `shortest` tokens
     are left out. Without `shortest` records are problems, longer ones left out: a text (`problem`
     or `question`, unless `fields` names others) and its `answer`, of which what follows the last
@@ -58,7 +61,7 @@ def read(
     make, many = (as_trace, "traces") if traces else (make, many)
     files = Files()
     read_ones = read_records(paths, make, fields, files)
-    records, unreadable, total, chosen = _select(read_ones, part, holdout, most, many)
+    records, unreadable, total, chosen, last = _select(read_ones, part, holdout, most, many, until)
     remarks = remarks_of(files) + _check_readable(unreadable, total, paths)
     if part == "held_out":
         unreadable = []  # they count with the others, once
@@ -77,6 +80,11 @@ def read(
     count = len(records) + len(unreadable)
     if not documents:
         why = (unreadable + left_out)[-1].trouble if count else "there are none"
+        if part == "held_out" and not count:
+            why += (
+                f"; of {total:,} records a tenth may be held out, and of what a run held out only "
+                "what its data had then; give other text with --data"
+            )
         raise ValueError(f"{shown(paths)}: none of {count} {many} can be used: {why}")
     remarks += chosen
     for reason, names in by_reason((r.source, r.trouble) for r in left_out).items():
@@ -86,7 +94,7 @@ def read(
             f"left out the last {sum(ends):,} tokens of {len(ends):,} texts: pieces of fewer than "
             f"{shortest} tokens"
         )
-    return Corpus(documents, unreadable + left_out, count, remarks)
+    return Corpus(documents, unreadable + left_out, count, remarks, last)
 
 
 def _check_readable(bad: Sequence[Record], total: int, paths: Sequence[str]) -> list[str]:
@@ -103,9 +111,10 @@ def _check_readable(bad: Sequence[Record], total: int, paths: Sequence[str]) -> 
 
 
 def _select(
-    records: Iterable[Record], part: str, holdout: int, most: int, many: str
-) -> tuple[list[Record], list[Record], int, list[str]]:
-    """Return the records of a part, the unreadable ones, how many there are, and remarks.
+    records: Iterable[Record], part: str, holdout: int, most: int, many: str, until: str | None
+) -> tuple[list[Record], list[Record], int, list[str], str]:
+    """Return the records of a part, the unreadable ones, how many there are, remarks, and the last
+    hash of what is held out.
 
     Problems are taken by their hashes, whatever the order, the tokenizer or the seed: the first
     are held out, the next `most` are used (0: all). All records of one problem are on one side,
@@ -137,13 +146,21 @@ def _select(
         remark = f"held out by a hash of their text: {count:,} of {of} (--holdout)"
         remarks.append(remark + f"; {holdout} would be more than a tenth" * (count < holdout))
     chosen = keys[:count] if part == "held_out" else keys[count:][: most or None]
+    if part == "held_out" and until is not None:
+        chosen = [key for key in chosen if key <= until]
+        if fewer := count - len(chosen):
+            remarks.append(
+                f"left out {fewer:,} of these: the data are not those of the run, which did not "
+                "hold them out"
+            )
     if most and part != "held_out":
         remarks.append(
             f"of {total:,} records the first {len(chosen):,} {many} by a hash of their text "
             "(--max-records)"
         )
     places = sorted((pair for key in chosen for pair in kept[key]), key=lambda pair: pair[0])
-    return [record for _, record in places], unreadable, total, remarks
+    last = str(keys[count - 1]) if count else ""
+    return [record for _, record in places], unreadable, total, remarks, last
 
 
 def _hash(problem: str) -> str:

@@ -39,7 +39,8 @@ def rows(name: str) -> Iterable[dict[str, Any]]:
             f"--data {name} does not exist here, and was not fetched from Hugging Face "
             f"({_reason(error)}); check the name (ORG/NAME, or ORG/NAME:SUBSET), or on a machine "
             f"with a network run `hf download --repo-type dataset {path} --local-dir DIR`, then "
-            "give --data DIR"
+            "give --data the files in DIR to train on (a folder would be read whole, with test "
+            "splits)"
         ) from None
 
 

@@ -27,7 +27,7 @@ from models.weights import ADAPTERS, cache_directory, find, load, on_meta
 from rmt.config.flags import make_parser, parse_known
 from rmt.engine import checkpoint
 from rmt.engine.checkpoint import CHECKSUMS, CheckpointError
-from rmt.system.dist import World, compute_dtype, gather_objects
+from rmt.system.dist import World, compute_dtype, from_rank_0
 from rmt.system.terminal import safe_printing
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -41,16 +41,8 @@ def find_model(model: str, weights: str, world: World) -> Path:
     path = Path(model)
     if not _is_run(path):
         return find(model, Path(weights) if weights else None)
-    found = None
-    if world.rank == 0:
-        try:
-            found = _final_model(path) or _exported(_checkpoint_of(path), weights)
-        except (ValueError, OSError) as error:
-            found = CheckpointError(str(error))
-    found = gather_objects(found, world)[0]
-    if isinstance(found, CheckpointError):
-        raise found
-    return found
+    exported = lambda: _final_model(path) or _exported(_checkpoint_of(path), weights)
+    return from_rank_0(exported, world)
 
 
 def _is_run(path: Path) -> bool:

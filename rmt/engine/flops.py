@@ -34,11 +34,11 @@ def visible_pairs(tree: Tree) -> int:
     """Count the (i, j) in a tree such that token i sees token j."""
     causal = lambda n: n * (n + 1) // 2
     pairs = causal(len(tree.trunk))
-    for stem in tree.stems:  # its tokens count once for all of its responses
-        fork, prompt = stem[0].fork, len(stem[0].prompt)
-        pairs += prompt * fork + causal(prompt)
-        for n in (len(branch.response) for branch in stem):
-            pairs += n * (fork + prompt) + causal(n)
+    for group in tree.by_stem:  # a stem's tokens count once for all of its responses
+        fork, stem = group[0].fork, len(group[0].stem)
+        pairs += stem * fork + causal(stem)
+        for n in (len(branch.response) for branch in group):
+            pairs += n * (fork + stem) + causal(n)
     return pairs
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import nan
+from pathlib import Path
 
 from rmt.data.math_answers import take_failures
 from rmt.engine.checkpoint import best, step_dir
@@ -43,10 +44,20 @@ def evaluate_held_out(run: Run, setup: Setup, log: RunLog) -> None:
         average = [100 * x.get("average", nan) for x in (found["plain"], right)]
         message += ", {:.1f} % right without a thought, {:.1f} % with one".format(*average)
     log.evaluation(run.step, found)
-    if c.keep_best and run.over and world.rank == 0 and (kept := best(run.out)):
-        step, accuracy = kept
-        message += (
-            f"\nthe best checkpoint, {accuracy:.1%} right, is that of step {step}: "
-            f"--model {step_dir(run.out, step)}"
-        )
+    if c.keep_best and run.over and world.rank == 0:
+        message += _said_of_best(run.out)
     log.message(message)
+
+
+def _said_of_best(out: Path) -> str:
+    try:
+        kept = best(out)
+    except (ValueError, OSError) as error:  # the model is exported all the same
+        return f"\nthe best checkpoint is not known: {error}"
+    if kept is None:
+        return ""
+    step, accuracy = kept
+    return (
+        f"\nthe best checkpoint, {accuracy:.1%} right, is that of step {step}: "
+        f"--model {step_dir(out, step)}"
+    )

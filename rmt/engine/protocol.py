@@ -4,12 +4,14 @@ So `train.py` and then `eval.py --model RUN` is the paper's protocol: documents 
 out, cut and asked about as the run did. For a model that no run made, the defaults hold.
 """
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rmt.budget import budget_at
-from rmt.config.config import Config, from_json
+from rmt.config.config import Config, from_json, in_repository
 from rmt.config.flags import flag
 from rmt.engine.checkpoint import run_settings
 
@@ -26,7 +28,8 @@ class Protocol:
     """How to evaluate a model, and what to say about it."""
 
     config: Config
-    part: str  # of the data: see rmt.engine.setup.read_corpus
+    part: str  # of the data, and
+    until: str | None  # its last hash: see rmt.engine.loading.read_corpus
     mode: str
     budget: int | None  # B_T; None: no number of tokens is asked for
     remarks: tuple[str, ...] = ()
@@ -38,14 +41,27 @@ def protocol(typed: dict[str, Any], mode: str) -> Protocol:
     ValueError as of Config, and when the run held out no document.
     """
     model = typed.get("model", Config.model)
-    run = (run_settings(Path(model)) or {}).get("config", {})
+    settings = run_settings(Path(model)) or {}
+    run, until = settings.get("config", {}), None
+    if lacks := [name for name in ("model", "data") if run and name not in run]:
+        raise ValueError(
+            f"the settings of the run that made {model} have no {' and no '.join(lacks)}: the file "
+            "is damaged; restore the one that the run wrote"
+        )
     taken = {name: run[name] for name in TAKEN if name in run and name not in typed}
     if "weights" in taken and not Path(taken["weights"]).is_dir():
         del taken["weights"]  # of another machine
     part = "held_out" if "holdout" in typed or "data" not in typed else "all"
-    if run and "data" not in typed:
+    if run and "data" not in typed and run.get("eval_data"):
+        if "holdout" in typed:
+            raise ValueError(
+                f"--holdout {typed['holdout']} means nothing: the run of {model} has --eval-data; "
+                "leave it out"
+            )
+        taken["data"], part = run["eval_data"], "all"
+    elif run and part == "held_out" and _overlap(typed.get("data", run["data"]), run["data"]):
         taken |= _held_out_data(model, run, typed)
-        part = "all" if run.get("eval_data") else "held_out"
+        until = settings.get("held_out")
     if run and "difficulty_model" not in typed:
         taken["difficulty_model"] = run.get("difficulty_model") or initial_model(run)
     mode = mode or MODES.get(run.get("task", ""), "rmt")
@@ -60,18 +76,16 @@ def protocol(typed: dict[str, Any], mode: str) -> Protocol:
     values = {name: getattr(config, name) for name in taken}
     words = [_words(n, value) for n, value in values.items() if value != getattr(Config, n)]
     remarks = (f"as the run of {model}: {' '.join(words)}",) if words else ()
-    return Protocol(config, part, mode, final_budget(run) if taught else None, remarks)
+    return Protocol(config, part, until, mode, final_budget(run) if taught else None, remarks)
 
 
 def _held_out_data(model: str, run: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
-    """Return flags for --eval-data of the run, else for what it held out of its data."""
-    if run.get("eval_data"):
-        return {"data": run["eval_data"]}
-    kept = run.get("holdout", 0)
+    """Return flags for what a run held out of its data."""
+    kept = 0 if run.get("eval_data") else run.get("holdout", 0)
     if kept == 0 or typed.get("holdout", kept) > kept:
         raise ValueError(
-            f"the run of {model} held out {kept} documents of {', '.join(run['data'])} and has no "
-            "--eval-data: others it was trained on; give other text with --data"
+            f"the run of {model} held out {kept} documents of {', '.join(run['data'])}: others it "
+            "was trained on; give other text with --data"
         )
     taken = {"data": run["data"], "holdout": typed.get("holdout", kept)}
     return taken | {"max_records": run.get("max_records", 0)}
@@ -79,11 +93,25 @@ def _held_out_data(model: str, run: dict[str, Any], typed: dict[str, Any]) -> di
 
 def initial_model(run: dict[str, Any]) -> str:
     """Return the model that a run began with; through earlier runs, if one of those made it."""
-    seen = set()
-    while run["model"] not in seen:
-        seen.add(run["model"])
-        run = (run_settings(Path(run["model"])) or {"config": run})["config"]
-    return run["model"]
+    seen, model = set(), run["model"]
+    while model not in seen:
+        seen.add(model)
+        before = (run_settings(Path(model)) or {}).get("config", {})
+        model = before.get("model", model)
+    return model
+
+
+def with_shape_of_run(config: Config) -> Config:
+    """Return the config of a dry run, which reads no weights: a run has the shape it began with."""
+    path = Path(config.model)
+    settings = run_settings(path) if path.is_dir() and not (path / "config.json").exists() else None
+    return replace(config, model=initial_model(settings["config"])) if settings else config
+
+
+def _overlap(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Tell whether a file or folder is among both."""
+    real = lambda paths: {os.path.realpath(in_repository(path)) for path in paths}
+    return bool(real(some) & real(others))
 
 
 def final_budget(run: dict[str, Any]) -> int | None:

@@ -18,9 +18,9 @@ from rmt.config.presets import PRESETS
 from rmt.data.corpus import Document
 from rmt.engine import checkpoint
 from rmt.engine.export import changed_parts
-from rmt.engine.setup import difficulty_dir
+from rmt.engine.loading import difficulty_dir
 from rmt.evaluation.positions import data_key
-from rmt.system.dist import World, gather_objects
+from rmt.system.dist import World, from_rank_0
 from rmt.system.lock import held
 from rmt.system.torchrun import restarts
 
@@ -40,7 +40,7 @@ def claimed(config: Config, world: World) -> AbstractContextManager:
     All ranks. CheckpointError when there is no run to resume, ValueError when it is in use.
     """
     if config.resume:
-        checkpoint.newest(Path(config.resume))
+        from_rank_0(lambda: checkpoint.newest(Path(config.resume)), world)
         return held("--resume", Path(config.resume), world)
     return held("--out", Path(config.out), world)
 
@@ -55,8 +55,9 @@ def resolve(
     """
     typed, out = typed or {}, config.resume or config.out
     if not config.resume:
-        begun, results = bool(checkpoint.steps(Path(out))), ("model", "adapter")
-        made = next((path for name in results if (path := Path(out) / name).exists()), None)
+        begun = bool(from_rank_0(lambda: checkpoint.steps(Path(out)), world))
+        results = [Path(out) / name for name in ("model", "adapter")]
+        made = from_rank_0(lambda: next((path for path in results if path.exists()), None), world)
         if begun and not restarts():
             raise ValueError(
                 f"--out {out} holds a run already; continue it with --resume {out}, or choose "
@@ -69,7 +70,7 @@ def resolve(
             )
         if not begun:
             return config, None, {}
-    checkpoint_dir = checkpoint.newest(Path(out))
+    checkpoint_dir = from_rank_0(lambda: checkpoint.newest(Path(out)), world)
     saved = checkpoint.read(checkpoint_dir, world)
     kept = replace(from_json(saved["config"]), out=out, resume=out)
     rank = typed.get("lora_rank", kept.lora_rank)
@@ -165,8 +166,8 @@ def origin_of(
     dirs = {"--model": model_dir}
     if config.difficulty_model:
         dirs["--difficulty-model"] = difficulty_dir(config, model_dir, world)
-    prints = world.rank == 0 and {name: fingerprint(path) for name, path in dirs.items()}
-    models = gather_objects(prints, world)[0]
+    prints = lambda: {name: fingerprint(path) for name, path in dirs.items()}
+    models = from_rank_0(prints, world)
     for name, now in models.items():
         if changed := changed_parts(saved, name, now):
             model = config.model if name == "--model" else config.difficulty_model

@@ -13,10 +13,7 @@ from rmt.curriculum import Curriculum
 from rmt.data.corpus import Document
 from rmt.engine import checkpoint
 from rmt.engine.export import find_model
-from rmt.engine.log import describe
-from rmt.engine.resume import origin_of, resolve, total_steps
-from rmt.engine.saver import Saver
-from rmt.engine.setup import (
+from rmt.engine.loading import (
     choose_held_out,
     load_trainable,
     make_training_set,
@@ -24,6 +21,9 @@ from rmt.engine.setup import (
     read_model_directory,
     read_texts,
 )
+from rmt.engine.log import describe
+from rmt.engine.resume import origin_of, resolve, total_steps
+from rmt.engine.saver import Saver
 from rmt.engine.track import check_installed
 from rmt.evaluation.positions import Chosen
 from rmt.optimizer import adamw
@@ -89,7 +89,7 @@ def prepare(
     check_installed(config.track)
     model_dir = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(model_dir)
-    documents, held_out = read_texts(config, tokenizer, shape, world)
+    documents, held_out, last_held_out = read_texts(config, tokenizer, shape, world)
     total = total_steps(config, typed, len(documents), saved, world)
     order = order_of(config, documents, total)
     origin = origin_of(config, model_dir, documents, held_out, saved, checkpoint_dir, world)
@@ -105,7 +105,8 @@ def prepare(
         reference = load_model(model_dir, world, compute, trainable=False)
     optimizer = adamw(model, config.learning_rate, config.adam_betas, config.weight_decay)
     curriculum = Curriculum(data.tiers, config.seed)
-    origin |= {"thresholds": thresholds, "compute": str(compute).removeprefix("torch.")}
+    origin |= {"thresholds": thresholds, "held_out": last_held_out}
+    origin["compute"] = str(compute).removeprefix("torch.")
     run = Run(config, total, model, optimizer, curriculum, origin)
     if checkpoint_dir is not None:
         checkpoint.restore(checkpoint_dir, model, optimizer, _tensors(run))  # in place
@@ -144,9 +145,10 @@ def save(run: Run, setup: Setup, wait: bool = True) -> None:
 def export(run: Run, setup: Setup, name: str = "model") -> Path:
     """Write the model as the Hugging Face directory OUT/name. All ranks."""
     made_by = describe(run.config, run.total_steps, setup.world, run.step)
+    made_by["held_out"] = run.origin["held_out"]
     known = (setup.model_dir, run.out, setup.compute, setup.world)
     return checkpoint.export_model(run.model, *known, run=made_by, name=name)
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in run.curriculum.arrays.items()}
+    return {"drawn": torch.from_numpy(run.curriculum.drawn)}

@@ -15,7 +15,7 @@ from rmt.engine.run import Run, Setup
 from rmt.grpo import centred, has_both_outcomes
 from rmt.questions import RolloutBatch
 from rmt.system.clock import peak_memory
-from rmt.system.dist import World, gather_objects
+from rmt.system.dist import gather_objects
 from rmt.system.env import device_name
 from rmt.system.metrics import Metrics
 from rmt.update import Updated
@@ -63,7 +63,7 @@ def add_response_metrics(
 
 
 def add_curriculum_metrics(
-    metrics: Metrics, drawn: Sequence[tuple], c: Config, dropped: int, world: World
+    metrics: Metrics, drawn: Sequence[tuple], c: Config, dropped: int
 ) -> None:
     """Add the count of empty tiers, and the tokens of groups that were replaced: `dropped`.
 
@@ -71,7 +71,7 @@ def add_curriculum_metrics(
     """
     positions = len(drawn) * c.positions_per_document
     metrics.add("share/empty_tier_draws", sum(empty for _, empty in drawn), positions)
-    metrics.add("tokens/dropped", dropped, 1 / world.size)  # a sum over ranks
+    metrics.add_sum("tokens/dropped", dropped)
 
 
 def add_speed_metrics(
@@ -101,7 +101,7 @@ def add_speed_metrics(
     took = time.perf_counter() - started
     metrics.add("time/step", took, 1)
     metrics.add("speed/tokens_per_second", trained, took / world.size)
-    metrics.add("tokens/step", generated + trained, 1 / world.size)  # a sum over ranks
+    metrics.add_sum("tokens/step", generated + trained)
     metrics.add_max("memory/peak_gb", peak_memory(world.device) / 1e9)
 
 

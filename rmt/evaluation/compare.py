@@ -37,7 +37,9 @@ def paired(before: Items, after: Items) -> list[Pair]:
             f"they answer other questions ({len(old.keys() & new.keys())} of {len(old)} and "
             f"{len(new)} are the same); evaluate both on the same data with the same --positions"
         )
-    k = min(len(group) for groups in (old, new) for group in groups.values()) if old else 1
+    if not old:
+        raise ValueError("they answer no question; evaluate on data that have some")
+    k = min(len(group) for groups in (old, new) for group in groups.values())
     merged = lambda group: group[0] | {"match": fmean(item["match"] for item in group[:k])}
     return [(merged(group), merged(new[question])) for question, group in old.items()]
 
@@ -113,7 +115,9 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         for item in report["items"]:
-            item["document"], item["position"], item["tier"], hash(_question(item))  # are needed
+            item["document"], item["position"], hash(_question(item))  # are needed
+            if item["tier"] not in (*TIERS, PROBLEMS):
+                raise ValueError(f"tier {item['tier']!r}")
             if item["match"] not in (0, 1):
                 raise ValueError(f"match {item['match']!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

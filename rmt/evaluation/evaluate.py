@@ -26,7 +26,7 @@ from rmt.questions import Question, coming_tokens, question_trees, text_trees
 from rmt.rewards import match_reward
 from rmt.rollout import generate
 from rmt.sampling import Sampling
-from rmt.system.dist import World, gather_objects, rollout_mode
+from rmt.system.dist import World, gather_objects, gathered_weights
 from rmt.trees import Tree, micro_batches
 
 
@@ -39,7 +39,7 @@ def predict_plainly(
     begin = tokenizer.begin_ids
     trees = [Tree(d, begin + documents[d].tokens.tolist()) for d in own]
     device, items = world.device, []  # of the gathered weights: --offload has its own on the CPU
-    with torch.no_grad(), rollout_mode(model) as gathered:
+    with torch.no_grad(), gathered_weights(model) as gathered:
         for batch in micro_batches(trees, token_limit):
             forest, start, places = pack(batch, device), 0, []
             for tree in batch:
@@ -71,9 +71,9 @@ def nats_per_token(
     In nats. Next-token training lowers it; a run that only reasons may raise it. All ranks.
     """
     mine = range(len(documents))[world.rank :: world.size]
-    trees = text_trees(mine, documents, tokenizer.begin_ids, (), {}, "all")
+    trees = text_trees(mine, documents, tokenizer.begin_ids, (), "all")
     nats, count = 0.0, 0
-    with rollout_mode(model) as gathered:
+    with gathered_weights(model) as gathered:
         for batch in micro_batches(trees, token_limit):
             forest = pack(batch, world.device)
             logprob = target_logprobs(gathered, forest, 1.0, tokenizer.vocab_size)
@@ -89,7 +89,7 @@ def predict_thinking(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Think, then predict (modes ntr and rmt): `samples` responses per position. All ranks.
 
-    budget_entropy: exponent of the budget of a position (Eq. 14); 0 gives each the same budget.
+    budget_entropy: exponent of the budget of a position (Eq. 13); 0 gives each the same budget.
     text_in: see rmt/prompt.py.
     """
     own = [p for group in _share(positions, world).values() for p in group]
@@ -139,7 +139,7 @@ def _answer(
 
     Returns the number of the question, the answer, and the fields of its item.
     """
-    with rollout_mode(model) as gathered:
+    with gathered_weights(model) as gathered:
         groups = {}  # by question: batches hold the trees in any order
         for batch in micro_batches(question_trees(questions, documents, prompts), CACHED_TOKENS):
             ids = [branch.id for tree in batch for branch in tree.branches]

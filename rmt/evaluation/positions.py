@@ -112,7 +112,7 @@ def read_positions(
             )
     for p in chosen.positions:
         inside = 0 <= p.document < len(documents)
-        inside = inside and 0 <= p.position < len(documents[p.document].tokens)
+        inside = inside and 0 < p.position < len(documents[p.document].tokens)
         if not inside or documents[p.document].tokens[p.position] != p.target:
             raise ValueError(
                 f"--positions {path} was chosen on other data or with another tokenizer (document "
@@ -124,6 +124,8 @@ def read_positions(
 def _parse(raw: Any) -> Chosen:
     """Read the content of a file."""
     positions = list(map(_position, raw["positions"]))
+    if len({(p.document, p.position) for p in positions}) < len(positions):
+        raise ValueError("a position is there twice")
     thresholds = tuple(map(float, raw["thresholds"]))
     population = {name: int(raw["population"][name]) for name in TIERS}
     for name, count in Counter(p.tier for p in positions).items():

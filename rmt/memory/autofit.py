@@ -56,6 +56,8 @@ def fit(case: Case) -> Case:
         if case.machine.kind == "cpu":
             ways = "or set --max-branches, which is then not doubted"
             raise DoesNotFit(f"{problem}; {ways}") from None
+        if not case.trainable:
+            raise DoesNotFit(f"{problem}; or use a GPU with more memory") from None
         ways = "; ".join(remedies(case)) or "nothing up to 1,024 GPUs of 192 GB"
         raise DoesNotFit(f"{problem}. What fits: {ways}") from None
 
@@ -111,7 +113,8 @@ def most_branches(case: Case) -> int:
         raise DoesNotFit(
             f"{_gb(room - total(weights))} are free for rollouts, but documents and their prefill "
             f"need {_gb(held['KV cache'])} + {_gb(held['temporary'])} and each response "
-            f"{_gb(own)}; lower --batch-size, --document-tokens or --max-response"
+            f"{_gb(own)}; lower {'--batch-size, ' * case.trainable}--document-tokens or "
+            "--max-response"
         )
     return branches // TILE * TILE or 1 << (branches.bit_length() - 1)
 

@@ -24,7 +24,7 @@ from rmt.rollout import PREFILL_TOKENS
 Parts = dict[str, int]  # label -> bytes
 
 MASK_BYTES = 6  # per pair of tokens, while create_block_mask evaluates Eq. 11 for a forest
-CACHED_TOKENS = 1 << 15  # of documents whose keys and values an evaluation holds at a time
+CACHED_TOKENS = 1 << 14  # of documents whose keys and values an evaluation holds at a time
 MOST_BRANCHES = 256  # with more, a decode step on a GPU is bound by arithmetic, not by memory
 ROW_TOKENS = 1 << 14  # of a micro-batch; longer ones are no faster
 # Memory that tensors cannot use: usual values, not measured here.
@@ -237,10 +237,12 @@ def rollout(case: Case, branches: int = 0) -> Parts:
 
 def cached_tokens(case: Case) -> int:
     """Count the tokens of documents that are cached at one time, in a step or an evaluation."""
-    c, probed = case.config, case.config.probe_documents  # these by each rank
-    evaluates = bool(c.eval_data) or not case.trainable
-    step = max(case.documents, probed) * (len(case.prompt) + c.document_tokens)
-    return max(step, CACHED_TOKENS * evaluates)
+    c, document = case.config, len(case.prompt) + case.config.document_tokens
+    evaluated = max(CACHED_TOKENS, document)
+    if not case.trainable:
+        return evaluated
+    step = max(case.documents, c.probe_documents) * document  # probes: all of them by each rank
+    return max(step, evaluated * bool(c.eval_data))
 
 
 def branch(case: Case) -> tuple[int, int]:

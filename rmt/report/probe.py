@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rmt.boxed import escape
 from rmt.config.config import Config
-from rmt.curriculum import NO_TIER, TIERS, Draw
+from rmt.curriculum import NO_TIER, TIERS
 from rmt.engine.run import Run, Setup
 from rmt.grpo import advantage_scale, advantages
 from rmt.questions import (
@@ -29,7 +29,7 @@ from rmt.questions import (
     sampling_at,
 )
 from rmt.rollout import generate
-from rmt.system.dist import rollout_mode
+from rmt.system.dist import gathered_weights
 
 
 def probe_steps(run: Run) -> set[int]:
@@ -52,7 +52,7 @@ def probe_questions(c: Config, data: TrainingSet, step: int) -> list[Question]:
             places = np.flatnonzero(data.tiers[index] == tier)
             if len(places):
                 chosen = np.random.default_rng((c.seed, index, tier)).choice(places)
-                questions.append(ask(c, data, index, Draw(int(chosen), tier), budget))
+                questions.append(ask(c, data, index, int(chosen), budget))
     return questions
 
 
@@ -67,7 +67,7 @@ def ask_probes(run: Run, setup: Setup) -> list[dict[str, Any]]:
         return []
     run.optimizer.zero_grad(set_to_none=True)  # room for the cache
     trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
-    with rollout_mode(run.model) as sampler:
+    with gathered_weights(run.model) as sampler:
         sampling = sampling_at(c, tokenizer, step, "sample")
         responses = generate(sampler, trees, c.group_size, sampling)
     batch = reward_responses(c, tokenizer, questions, responses)

@@ -112,8 +112,7 @@ def planned(out: Path, steps: Sequence[int]) -> Series:
     """Return the probability of each tier on the curriculum's schedule at these steps."""
     described = read_json(out / "run.json", {})
     config = described.get("config", {})
-    scheduled = config.get("curriculum") and config.get("curriculum_rule") != "adaptive"
-    if not scheduled or not steps:
+    if not config.get("curriculum") or not steps:
         return {}
     knobs = [config[f"curriculum_{name}"] for name in ("early", "late", "start", "end")]
     lengths = described.get("lengths", [[0, described["total_steps"]]])

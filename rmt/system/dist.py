@@ -7,7 +7,7 @@ all ranks) and on several nodes (HSDP: sharded within a node, replicated across 
 import ctypes
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -163,7 +163,7 @@ def _mesh(world: World) -> DeviceMesh:
 
 
 @contextmanager
-def rollout_mode(model: Transformer) -> Iterator[Transformer]:
+def gathered_weights(model: Transformer) -> Iterator[Transformer]:
     """Yield a model with gathered weights to sample from; do not run `model` meanwhile. All ranks.
 
     It shares the weights in the compute dtype, without FSDP's hooks: ranks may run different
@@ -222,6 +222,23 @@ def gather_objects(value: Any, world: World, group=None) -> list[Any]:
     values = [None] * world.size
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def from_rank_0(work: Callable[[], Any], world: World) -> Any:
+    """Return what `work` gives on rank 0, or raise its ValueError or OSError. All ranks.
+
+    What other ranks see of a shared file system may be older.
+    """
+    found = None
+    if world.rank == 0:
+        try:
+            found = work()
+        except (ValueError, OSError) as error:
+            found = error
+    found = gather_objects(found, world)[0]
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def background_group(world: World):

@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -85,7 +86,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     content = content if isinstance(content, bytes) else _encoded(content)
     real = Path(os.path.realpath(path))  # the file behind a link, and its file system
-    aside = real.with_name(f".{real.name}.{os.getpid()}.new")
+    aside = real.with_name(f".{secrets.token_hex(8)}.new")  # short, and of no other process
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)

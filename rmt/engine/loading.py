@@ -26,7 +26,7 @@ from rmt.evaluation.positions import Chosen, choose_positions
 from rmt.memory.autofit import autofit
 from rmt.prompt import PromptIds, prompt_for, think_ids
 from rmt.questions import TrainingSet, asks_at_end
-from rmt.system.dist import World, compute_dtype, current, load_model, rollout_mode
+from rmt.system.dist import World, compute_dtype, current, gathered_weights, load_model
 
 # ---- the model
 
@@ -72,13 +72,16 @@ def longest_prompt(config: Config, tokenizer: Tokenizer, budget: int | None = No
 
 def read_texts(
     config: Config, tokenizer: Tokenizer, shape: ModelConfig, world: World
-) -> tuple[list[Document], list[Document]]:
-    """Read the documents to train on, and those of --eval-data; warn about common ones."""
-    response = 0 if config.task == "nothing" else config.max_response
-    read = lambda paths: read_corpus(config, paths, tokenizer, shape, response, "train").documents
+) -> tuple[list[Document], list[Document], str]:
+    """Read the documents to train on, and those of --eval-data; warn about common ones.
+
+    Also returns the last hash of what is held out, see `read_corpus`.
+    """
+    read = lambda paths: read_corpus(config, paths, tokenizer, shape, "train")
     traced = config.traces and asks_at_end(config)
-    documents = read_traces(config, tokenizer, shape) if traced else read(config.data)
-    held_out = read(config.eval_data) if config.eval_data else []
+    found = None if traced else read(config.data)
+    documents = found.documents if found else read_traces(config, tokenizer, shape)
+    held_out = read(config.eval_data).documents if config.eval_data else []
     known = {document.tokens.tobytes() for document in documents}
     both = sum(document.tokens.tobytes() in known for document in held_out)
     if both and world.rank == 0:
@@ -88,12 +91,12 @@ def read_texts(
             "text that was trained on; take other text, or let --holdout set some aside",
             file=sys.stderr,
         )
-    return documents, held_out
+    return documents, held_out, found.held_out if found else ""
 
 
 def read_traces(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> list[Document]:
     """Read the documents of --traces; ValueError if none has a response within --max-response."""
-    _check_context(config, tokenizer, shape, config.max_response)
+    _check_context(config, tokenizer, shape)
     path = str(in_repository(config.traces))
     found = corpus.read([path], tokenizer, (), config.document_tokens, None, traces=True)
     room, opening = config.max_response, think_ids(tokenizer, config.text_in)
@@ -112,29 +115,31 @@ def read_traces(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> lis
 
 
 def read_corpus(
-    config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig, response: int,
-    part: str = "all",
+    config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig,
+    part: str = "all", until: str | None = None,
 ) -> Corpus:  # fmt: skip
     """Read all documents of the paths, or those to "train" on, or those "held_out" (--holdout).
 
-    With --eval-data nothing is held out. Prints what was left out. ValueError when document, prompt
-    and `response` tokens exceed the context.
+    until: the last hash of what was held out when a run began; none beyond it is used. With
+    --eval-data nothing is held out. Prints what was left out. ValueError when document, prompt and
+    response exceed the context.
     """
-    _check_context(config, tokenizer, shape, response)
+    _check_context(config, tokenizer, shape)
     found = corpus.read(
         [str(in_repository(path)) for path in paths], tokenizer,
         config.text_fields, config.document_tokens,
         None if config.task == "problems" else config.min_context + 1,
         part, 0 if config.eval_data else config.holdout,
-        config.max_records if tuple(paths) == config.data else 0,
+        config.max_records if tuple(paths) == config.data else 0, until=until,
     )  # fmt: skip
     for remark in found.remarks if current().rank == 0 else ():
         print(remark, file=sys.stderr)
     return found
 
 
-def _check_context(config: Config, tokenizer: Tokenizer, shape: ModelConfig, response: int) -> None:
+def _check_context(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> None:
     prompt = longest_prompt(config, tokenizer)
+    response = 0 if config.task == "nothing" else config.max_response
     needed = config.document_tokens + len(prompt) + response
     if needed > shape.max_position_embeddings:
         raise ValueError(
@@ -230,7 +235,7 @@ def measure_difficulty(
         proxy = model
         if proxy_dir != model_dir:
             proxy = load_model(proxy_dir, world, compute, trainable=False)
-        with rollout_mode(proxy) as gathered:
+        with gathered_weights(proxy) as gathered:
             entropies = document_entropies(
                 gathered, documents, tokenizer.begin_ids, config.entropy_top_k,
                 tokenizer.vocab_size, config.tokens_per_micro_batch, world,

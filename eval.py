@@ -103,6 +103,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], Options]:
             "error: --per-tier must be above 0, --budget and --limit 0 or more, --sampling-seed "
             "-1 or more"
         )
+    if typed.get("timeout", Config.timeout) <= 0:
+        sys.exit(f"error: --timeout is {typed['timeout']}: seconds, so above 0")
     greedy, given = options.decoding == "greedy", (getattr(options, name) for name in SAMPLED)
     if wrong := sampling_problem(greedy, *given):
         sys.exit(f"error: {wrong}")

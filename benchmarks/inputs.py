@@ -78,7 +78,7 @@ def directory(o: argparse.Namespace) -> Path:
     except FileNotFoundError:
         if o.model not in SHAPES:
             raise
-        random = o.model
+        random = o.random = o.model  # results say so
         print(f"{o.model} is not here: random weights of its shape", flush=True)
     if source and not o.layers:
         return source

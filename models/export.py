@@ -1,6 +1,5 @@
 """Write weights as a Hugging Face directory, which transformers, vLLM and others can load."""
 
-import errno
 import fcntl
 import glob
 import json
@@ -39,6 +38,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 TEMPLATES = "additional_chat_templates"
 WRITTEN = (TEMPLATES, "config.json", "generation_config.json", INDEX, RUN)
 SHARD_BYTES = 5 * 10**9  # most bytes of a file
+ENDS = ("", ".new", ".old")  # of directories beside a new export: not begun, written, earlier
 
 
 def export(
@@ -120,11 +120,11 @@ def _gathered(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _replace(out: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a directory beside `out`, then rename it to `out`."""
     token = secrets.token_hex(8)  # a process of another host may have our number
-    aside, previous = (out.with_name(f".{out.name}.{token}.{end}") for end in ("new", "old"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _clear(out)
-    aside.mkdir()
-    with _lock(aside):
+    begun, aside, previous = (out.with_name(f".{out.name}.{token}{end}") for end in ENDS)
+    begun.mkdir(parents=True)
+    with _lock(begun):
+        begun.rename(aside)  # from here on others see it, and that it is locked
+        _clear(out, aside)
         try:
             write(aside)
             if out.exists():
@@ -134,14 +134,16 @@ def _replace(out: Path, write: Callable[[Path], None]) -> None:
             _finish(out, aside, previous)
 
 
-def _clear(out: Path) -> None:
+def _clear(out: Path, own: Path) -> None:
     """Remove what exports left that were killed; one that was replacing `out` is undone."""
-    for previous in out.parent.glob(f".{glob.escape(out.name)}.*.old"):
-        if not previous.with_suffix(".new").exists():
-            _finish(out, previous.with_suffix(".new"), previous)
-    for aside in out.parent.glob(f".{glob.escape(out.name)}.*.new"):
-        with suppress(OSError), _lock(aside):  # OSError: in use
-            _finish(out, aside, aside.with_suffix(".old"))
+    left = lambda end: out.parent.glob(f".{glob.escape(out.name)}." + "[0-9a-f]" * 16 + end)
+    for previous in left(ENDS[2]):
+        if not previous.with_suffix(ENDS[1]).exists():
+            _finish(out, previous.with_suffix(ENDS[1]), previous)
+    for aside in left(ENDS[1]):
+        with suppress(OSError), _lock(aside) as free:
+            if free and aside != own:
+                _finish(out, aside, aside.with_suffix(ENDS[2]))
 
 
 def _finish(out: Path, aside: Path, previous: Path) -> None:
@@ -152,16 +154,16 @@ def _finish(out: Path, aside: Path, previous: Path) -> None:
 
 
 @contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Lock a directory, until this process ends at the latest; OSError when another has it."""
+def _lock(directory: Path) -> Iterator[bool]:
+    """Lock a directory, until this process ends at the latest; yield False if it cannot be."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-        yield  # also on a file system without locks
+            locked = True
+        except OSError:  # another process has it, or the file system has no locks
+            locked = False
+        yield locked
     finally:
         os.close(descriptor)
 

@@ -76,7 +76,7 @@ def find(model: str, weights: Path | None = None, download: bool = True) -> Path
 
 def _has_shape(place: Path, model: str) -> bool:
     """Tell whether a directory of any name may hold the model of this name."""
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    sizes = ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings")
     found, known = ModelConfig.from_directory(place), SHAPES[model]
     return all(getattr(found, name) == getattr(known, name) for name in sizes)
 
@@ -99,7 +99,7 @@ def _from_hub(model: str, download: bool) -> Path:
     own = " For this model `make smollm2` works too." if model == "smollm2-135m" else ""
     raise FileNotFoundError(
         f"no weights of {model} on this machine ({reason}); where there is a network, run "
-        f"`hf download {repository} --local-dir DIR`, then pass `--weights DIR`.{own}"
+        f"`hf download {repository} --local-dir DIR/{model}`, then pass `--weights DIR`.{own}"
     )
 
 

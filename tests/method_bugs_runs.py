@@ -37,7 +37,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/questions.py", "if not c.curriculum:", "if False:", "schedule"),
     # Counts.
     "one position per document": (
-        "train.py", "step, i, c.positions_per_document)", "step, index, 1)", "counts"),
+        "train.py", "step, i, c.positions_per_document)", "step, i, 1)", "counts"),
     "positions of a step repeat": (
         "rmt/curriculum.py", "            gone.add(position)\n", "", "counts"),
     "G is 4": ("train.py", "trees, c.group_size, sampling_at", "trees, 4, sampling_at", "counts"),

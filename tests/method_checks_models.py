@@ -11,7 +11,6 @@ from method_step import assert_by_hand, budget, doubled, watched
 from toy_forests import alone, full_logits
 from toy_runs import WORLD, begins_with, prepared, stepped, write_thinker
 
-import rmt.dynamic_sampling
 import rmt.engine.held_out
 import rmt.engine.step_metrics
 import rmt.evaluation.evaluate

@@ -103,10 +103,10 @@ def test_what_a_killed_export_left_is_in_nobodys_way(tmp_path, killed):
     source, out = tmp_path / "source", tmp_path / "out"
     state = write_model(source)
     export(state, source, out, torch.float32)
-    (tmp_path / ".out.abc.new").mkdir()
-    (tmp_path / ".out.abc.new" / "half").write_text("")
+    (tmp_path / ".out.0123456789abcdef.new").mkdir()
+    (tmp_path / ".out.0123456789abcdef.new" / "half").write_text("")
     if killed == "between both renames":
-        out.rename(tmp_path / ".out.abc.old")
+        out.rename(tmp_path / ".out.0123456789abcdef.old")
     broken = state | {"model.norm.weight": torch.empty(8, device="meta")}
     with pytest.raises(NotImplementedError):  # what was there is back all the same
         export(broken, source, out, torch.float32)

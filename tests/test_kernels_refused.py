@@ -68,7 +68,7 @@ def test_values_that_do_not_fit_are_refused(loss, position, wrong, said):
 def test_logits_masks_and_reductions_that_do_not_fit_are_refused():
     *_, z, y, _ = inputs()
     for wrong, said in (
-        (lambda: kernels.entropy_logprob(z[:, :0], y), ["(…, V) with V > 0", "(7, 0)"]),
+        (lambda: kernels.entropy_logprob(z[:, :0], y), ["(…, V) with rows and V > 0", "(7, 0)"]),
         (lambda: kernels.entropy_logprob(z, y[1:]), ["(7,) int64", "(6,)"]),
         (lambda: kernels.masked_cross_entropy(z, y, y >= 0, "max"), ["'max'", "mean, sum, none"]),
         (lambda: kernels.masked_cross_entropy(z, y, y[1:] >= 0), ["mask is (6,)", "(7,)"]),

@@ -29,7 +29,7 @@ def state(run):
         for key, value in run.optimizer.state[parameter].items()
     }
     found = dict(run.model.named_parameters()) | moments
-    found |= {key: torch.from_numpy(array) for key, array in run.curriculum.arrays.items()}
+    found["drawn"] = torch.from_numpy(run.curriculum.drawn)
     return {name: whole(tensor) for name, tensor in found.items()}
 
 

@@ -177,8 +177,7 @@ def steps(run):
         rows.append(row)
         responses += [s for part in dist.gather_objects(samples, run.world) for s in part]
     texts = sorted((s["step"], s["document"], s["position"], s["response"]) for s in responses)
-    known = {name: array.tolist() for name, array in run.curriculum.arrays.items()}
-    return dict(rows=rows, responses=texts, known=known)
+    return dict(rows=rows, responses=texts, drawn=run.curriculum.drawn.tolist())
 
 
 def whole_run(place, world):

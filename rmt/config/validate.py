@@ -52,7 +52,7 @@ def temperature_problem(temperature: float) -> str:
     """Describe what is wrong with --temperature; "" if nothing is."""
     if 1e-6 <= temperature <= 1e6:  # logits / T stay numbers
         return ""
-    return f"--temperature is {temperature}: of sampling, so choose it in [1e-6, 1e6]"
+    return f"--temperature is {temperature}: choose one in [1e-6, 1e6]"
 
 
 def sampling_problem(greedy: bool, samples: int, top_p: float, top_k: int) -> str:

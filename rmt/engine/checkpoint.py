@@ -137,7 +137,7 @@ def run_settings(path: Path) -> dict[str, Any] | None:
     """
     path = Path(path).resolve()
     newest = [step_dir(path, step) / RUN for step in steps(path)[-1:]]
-    files = (path / MODEL_RUN, *newest, path / RUN)
+    files = (path / MODEL_RUN, *newest, path / "model" / MODEL_RUN, path / RUN)
     file = next((file for file in files if file.is_file()), None)
     return file and _settings(file, ("config",))
 

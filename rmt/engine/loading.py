@@ -72,10 +72,10 @@ def longest_prompt(config: Config, tokenizer: Tokenizer, budget: int | None = No
 
 def read_texts(
     config: Config, tokenizer: Tokenizer, shape: ModelConfig, world: World
-) -> tuple[list[Document], list[Document], str]:
+) -> tuple[list[Document], list[Document], str | None]:
     """Read the documents to train on, and those of --eval-data; warn about common ones.
 
-    Also returns the last hash of what is held out, see `read_corpus`.
+    Also returns the last hash of what is held out, see `read_corpus`; None if traces are read.
     """
     read = lambda paths: read_corpus(config, paths, tokenizer, shape, "train")
     traced = config.traces and asks_at_end(config)
@@ -91,7 +91,7 @@ def read_texts(
             "text that was trained on; take other text, or let --holdout set some aside",
             file=sys.stderr,
         )
-    return documents, held_out, found.held_out if found else ""
+    return documents, held_out, found and found.held_out
 
 
 def read_traces(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> list[Document]:

@@ -13,6 +13,7 @@ from typing import Any
 from rmt.budget import budget_at
 from rmt.config.config import Config, from_json, in_repository
 from rmt.config.flags import flag
+from rmt.data.hub import is_name
 from rmt.engine.checkpoint import run_settings
 
 TAKEN = (
@@ -41,13 +42,8 @@ def protocol(typed: dict[str, Any], mode: str) -> Protocol:
     ValueError as of Config, and when the run held out no document.
     """
     model = typed.get("model", Config.model)
-    settings = run_settings(Path(model)) or {}
+    settings = _settings(model)
     run, until = settings.get("config", {}), None
-    if lacks := [name for name in ("model", "data") if run and name not in run]:
-        raise ValueError(
-            f"the settings of the run that made {model} have no {' and no '.join(lacks)}: the file "
-            "is damaged; restore the one that the run wrote"
-        )
     taken = {name: run[name] for name in TAKEN if name in run and name not in typed}
     if "weights" in taken and not Path(taken["weights"]).is_dir():
         del taken["weights"]  # of another machine
@@ -104,14 +100,29 @@ def initial_model(run: dict[str, Any]) -> str:
 def with_shape_of_run(config: Config) -> Config:
     """Return the config of a dry run, which reads no weights: a run has the shape it began with."""
     path = Path(config.model)
-    settings = run_settings(path) if path.is_dir() and not (path / "config.json").exists() else None
+    if not path.is_dir() or (path / "config.json").exists():
+        return config
+    settings = _settings(config.model)
     return replace(config, model=initial_model(settings["config"])) if settings else config
 
 
+def _settings(model: str) -> dict[str, Any]:
+    """Return the settings of the run that made a model, {} if none did; ValueError if damaged."""
+    settings = run_settings(Path(model)) or {}
+    run = settings.get("config")
+    if lacks := [name for name in ("model", "data") if run is not None and name not in run]:
+        raise ValueError(
+            f"the settings of the run that made {model} have no {' and no '.join(lacks)}: the file "
+            "is damaged; restore the one that the run wrote"
+        )
+    return settings
+
+
 def _overlap(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Tell whether a file or folder is among both."""
-    real = lambda paths: {os.path.realpath(in_repository(path)) for path in paths}
-    return bool(real(some) & real(others))
+    """Tell whether a file, folder or data set is among both, or within one of the others."""
+    base = lambda path: path.partition(":")[0] if is_name(path) else in_repository(path)
+    one, two = ([Path(os.path.realpath(base(path))) for path in x] for x in (some, others))
+    return any(a.is_relative_to(b) or b.is_relative_to(a) for a in one for b in two)
 
 
 def final_budget(run: dict[str, Any]) -> int | None:

@@ -57,7 +57,8 @@ def fit(case: Case) -> Case:
             ways = "or set --max-branches, which is then not doubted"
             raise DoesNotFit(f"{problem}; {ways}") from None
         if not case.trainable:
-            raise DoesNotFit(f"{problem}; or use a GPU with more memory") from None
+            ways = "leave --max-branches out, or " * ("max_branches" in fixed_knobs(case.config))
+            raise DoesNotFit(f"{problem}; {ways}use a GPU with more memory") from None
         ways = "; ".join(remedies(case)) or "nothing up to 1,024 GPUs of 192 GB"
         raise DoesNotFit(f"{problem}. What fits: {ways}") from None
 

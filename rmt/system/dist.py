@@ -1,4 +1,4 @@
-"""Everything distributed: the process group, FSDP2, rollout mode and reductions.
+"""Everything distributed: the process group, FSDP2, gathered weights and reductions.
 
 The same calls work in one process without a process group, under torchrun on one node (FSDP over
 all ranks) and on several nodes (HSDP: sharded within a node, replicated across nodes).

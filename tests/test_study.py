@@ -80,7 +80,7 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert c.budget == (method not in free)
             assert c.curriculum == (method not in free - {"without-budget"} | {
                 "without-curriculum"})  # fmt: skip
-        full = {"none": 15, "unequal-entropy": 15, "all": 40}.get(world, 60)
+        full = {"none": 15, "unequal-entropy": 15}.get(world, 60)
         again = {"without-budget": round(0.51 * full), "ntp": 2 * full}
         assert [c.steps for c in trained] == [full, *([again[method]] if method in again else [])]
         assert {Path(path).stem for c in trained for path in c.data} == {
@@ -94,13 +94,13 @@ def test_a_job_is_chosen_with_those_it_needs(place):
     assert names(place.chosen(["all/big"])) == [
         "all/base/100", "all/rmt/100", "all/ntp/100", "all/big-batch/100"
     ]  # fmt: skip
-    command = " ".join(["python", *study.TRAIN, "--steps 40 --seed 100"])
+    command = " ".join(["python", *study.TRAIN, "--steps 60 --seed 100"])
     row = {"job": "all/rmt/100", "tokens": 1, "commands": [command]}
     storing.write(place.file, {"all/rmt/100": row})
     assert names(place.chosen(["all/rpt"])) == ["all/rpt/100"]
-    row["commands"] = [command.replace("40", "15")]
+    row["commands"] = [command.replace("60", "15")]
     storing.write(place.file, {"all/rmt/100": row})
-    with pytest.raises(ValueError, match="all/rmt/100 is stored and ran without `--steps 40`"):
+    with pytest.raises(ValueError, match="all/rmt/100 is stored and ran without `--steps 60`"):
         place.chosen(["all/rpt"])
 
 
@@ -349,7 +349,7 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     assert "commits abc" in page and "8.0 hours" in page
     assert "after as many steps: all 100 %." in page
     assert "| RPT | **+83** |" in readme and readme.count("<!-- end -->") == 1
-    assert "untrained, plainly): all 17 → 83 (3; 0)." in readme
+    assert "untrained without a thought): all 17 → 83 (3; 0)." in readme
     assert "| none | 9 / 9 / 9 | 7 / 7 / 7 | 0.50 / 0.50 / 0.50 | 0.25" in reviewers
     assert "+0.000 / +0.100 / -0.200" in reviewers
     assert "| 1 | 33.3 | 9 | 100 | 50 | 50 → 50 |" in reviewers

@@ -179,7 +179,7 @@ def positions_of(
     stored = Path(options.positions or f"runs/positions-{data_key(documents)}.json")
     choosing = {name: getattr(config, name) for name in CHOOSING} | {"per_tier": options.per_tier}
     by = config.difficulty_model or config.model
-    known = dist.gather_objects(stored.is_file(), world)[0]
+    known = dist.from_rank_0(stored.is_file, world)
     if not known or "difficulty_model" in typed:
         judge = find_model(by, config.weights, world)
         choosing["difficulty_model"] = fingerprint(judge)["weights"]  # the same wherever it is

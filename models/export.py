@@ -124,7 +124,7 @@ def _replace(out: Path, write: Callable[[Path], None]) -> None:
     begun.mkdir(parents=True)
     with _lock(begun):
         begun.rename(aside)  # from here on others see it, and that it is locked
-        _clear(out, aside)
+        _clear(out)
         try:
             write(aside)
             if out.exists():
@@ -134,7 +134,7 @@ def _replace(out: Path, write: Callable[[Path], None]) -> None:
             _finish(out, aside, previous)
 
 
-def _clear(out: Path, own: Path) -> None:
+def _clear(out: Path) -> None:
     """Remove what exports left that were killed; one that was replacing `out` is undone."""
     left = lambda end: out.parent.glob(f".{glob.escape(out.name)}." + "[0-9a-f]" * 16 + end)
     for previous in left(ENDS[2]):
@@ -142,7 +142,7 @@ def _clear(out: Path, own: Path) -> None:
             _finish(out, previous.with_suffix(ENDS[1]), previous)
     for aside in left(ENDS[1]):
         with suppress(OSError), _lock(aside) as free:
-            if free and aside != own:
+            if free:  # not even by this process
                 _finish(out, aside, aside.with_suffix(ENDS[2]))
 
 

@@ -108,6 +108,8 @@ def test_traces_of_a_file_are_given_as_they_are(place, tmp_path, capsys):
     run_here(*arguments(place, out=tmp_path / "run", samples_per_step=9, **changes))
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").open()]
     assert len(samples) == 12
+    settings = json.loads((tmp_path / "run/model/rmt_run.json").read_text())
+    assert settings["held_out"] is None, "it read no --data, so all of that was left out"
     said = {trace["context"]: trace for trace in TRACES}
     for sample in samples:
         trace = said[sample["context"]]

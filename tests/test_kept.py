@@ -8,6 +8,7 @@ from toy_runs import prepared
 
 from rmt.engine import export
 from rmt.engine.checkpoint import best, steps
+from rmt.engine.held_out import _said_of_best
 from rmt.engine.run import save
 from rmt.system.records import append, read_lines
 
@@ -42,6 +43,9 @@ def test_best_checkpoint_stays_until_a_better_one_is_there(tmp_path):
         evaluated(run, step, accuracy)  # step 0 was evaluated, but has no checkpoint
     assert kept == [[1], [1, 2], [2, 3], [2, 4], [4, 5], [4, 6]]
     assert best(run.out) == (4, 0.5), "nan is no accuracy, and of equals the last is the best"
+    assert "50.0% right, is that of step 4" in _said_of_best(run.out)
+    (run.out / "eval.jsonl").write_text('{"step": 4, "tiers": 5}\n')
+    assert "is not known" in _said_of_best(run.out), "else a run ends before its export"
 
 
 def test_without_the_flag_only_the_newest_stay(tmp_path):

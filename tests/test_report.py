@@ -125,7 +125,9 @@ def test_a_damaged_evaluation_is_named(copy, capsys, damage):
     refusal(report, [copy], (copy / "after.json", "mend it or move it away"), capsys)
 
 
-@pytest.mark.parametrize("change", [{"match": None}, {"match": 0.5}, {"document": [1]}])
+@pytest.mark.parametrize(
+    "change", [{"match": None}, {"match": 0.5}, {"document": [1]}, {"tier": "esay"}]
+)
 def test_an_answer_that_cannot_be_compared_is_named(copy, capsys, change):
     (copy / "before.json").write_text(evaluation(0.2, 100))
     broken = json.loads(evaluation(0.4, 118))

@@ -24,6 +24,7 @@ import kernels
 from kernels.reference import IGNORE, wide
 
 ENTROPY_WEIGHT = 0.1  # larger than in training, to show a wrong entropy gradient
+TOP = 16  # of the k likeliest tokens, as difficulty is measured by default
 
 Forward = Callable[..., dict[str, Tensor]]
 
@@ -84,6 +85,10 @@ def one_pass_cross_entropy(hidden, weight, targets, _):
     return {"loss": kernels.linear_objective(hidden, weight, targets, negative)[0]}
 
 
+def topk_entropy(hidden, weight, targets, _):
+    return {"entropy": kernels.linear_topk_entropy(hidden, weight, TOP)}
+
+
 def given_logits(logits, targets, advantage):
     return _objective(*kernels.entropy_logprob(logits, targets), targets, advantage)
 
@@ -106,6 +111,12 @@ def eager_given_logits(logits, targets, advantage):
 
 def eager(hidden, weight, targets, advantage):
     return eager_given_logits(hidden @ weight.t(), targets, advantage)
+
+
+def eager_topk_entropy(hidden, weight, targets, _):
+    logits = hidden @ weight.t()
+    log_p = logits.topk(TOP).values.to(wide(logits)).log_softmax(-1)
+    return {"entropy": -(log_p.exp() * log_p).sum(-1)}
 
 
 def eager_given_logits_cross_entropy(logits, targets, _):
@@ -211,6 +222,7 @@ OPERATIONS = {
     "objective": Operation(HEAD, True, 3, eager),
     "statistics": Operation(HEAD, False, 1, eager),
     "cross-entropy": Operation(HEAD, True, 3, eager_cross_entropy),
+    "top-k entropy": Operation(HEAD, False, 1, eager_topk_entropy),
     "logits statistics": Operation(LOGITS, False, 1, eager_given_logits),
     "logits objective": Operation(LOGITS, True, 3, eager_given_logits),
     "logits cross-entropy": Operation(LOGITS, True, 3, eager_given_logits_cross_entropy),
@@ -219,6 +231,7 @@ OURS = {
     "objective": {"one pass": one_pass, "recompute": recompute},
     "statistics": {"": recompute},
     "cross-entropy": {"one pass": one_pass_cross_entropy},
+    "top-k entropy": {"": topk_entropy},
     "logits statistics": {"": given_logits},
     "logits objective": {"": given_logits},
     "logits cross-entropy": {"": given_logits_cross_entropy},
@@ -229,11 +242,9 @@ def contenders(name: str, device: torch.device) -> list[Contender]:
     """Return all contenders of an operation: ours first, our default before all."""
     operation, gpu = OPERATIONS[name], device.type == "cuda"
     found = []
-    for choice in ("triton", "fused", "reference") if gpu else ("reference", "triton", "fused"):
+    for choice in ("triton", "reference") if gpu else ("reference", "triton"):
         for way, forward in OURS[name].items():
-            if choice == "fused" and operation.leaves == LOGITS:
-                forward = "the same kernels as triton, where the logits are given"
-            elif choice != "reference" and not gpu:
+            if choice != "reference" and not gpu:
                 forward = "needs a GPU: the interpreter's time says nothing"
             found.append(Contender(f"ours {choice} {way}".strip(), forward, choice))
     found.append(Contender("eager", operation.eager))
@@ -244,6 +255,8 @@ def contenders(name: str, device: torch.device) -> list[Contender]:
 def _peers(name: str, device: torch.device) -> dict[str, Forward | str]:
     if OPERATIONS[name].leaves == LOGITS:  # Liger overwrites the shared logits with its gradient
         return {"Liger": "overwrites its logits, which the others still need"}
+    if name == "top-k entropy":
+        return {"Liger": "has no top k"}
     losses = {
         "F.linear_cross_entropy": torch_fused(False, device),
         "F.linear_cross_entropy chunked": torch_fused(True, device),

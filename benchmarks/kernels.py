@@ -7,6 +7,7 @@ Operations (benchmarks/contenders.py has the contenders):
     objective             RL-like loss of log p and entropy, gradients of hidden and weight
     statistics            log p and entropy, no gradient
     cross-entropy         of the head, gradients of hidden and weight
+    top-k entropy         of the 16 likeliest tokens: how training measures difficulty; no gradient
     logits statistics, logits objective, logits cross-entropy: the same for given logits
 
 All contenders have the same inputs in the same dtype and layout. Each is first compared with fp64

@@ -2,7 +2,7 @@
 
 HAZARD asks when the length reward outweighs the match, and what each cure costs: five settings in
 16 runs, the fifth high where an odd number of the others is (2^(5-1), resolution V: no effect of
-one or two settings is mixed with another such). SCREEN asks what matters at all: eleven settings in
+one or two settings is mixed with another such). SCREEN asks what matters at all: nine settings in
 twelve runs (Plackett & Burman 1946), each effect clear of the others but not of what pairs of
 settings do together. An effect is the mean of the runs with the high value less that with the low.
 """
@@ -46,10 +46,10 @@ class Design:
         return found
 
 
-def plackett_burman() -> tuple[tuple[int, ...], ...]:
-    """Return the levels of eleven settings in twelve runs."""
+def plackett_burman(settings: int) -> tuple[tuple[int, ...], ...]:
+    """Return the levels of up to eleven settings in twelve runs."""
     row = (1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0)
-    return (*(row[-k:] + row[:-k] for k in range(11)), (0,) * 11)
+    return (*((row[-k:] + row[:-k])[:settings] for k in range(11)), (0,) * settings)
 
 
 HAZARD = Design(
@@ -72,12 +72,10 @@ CURES = {  # other ones, of the worst case: few right answers, a budget that is 
     "hazard-drop": (*HAZARD.runs["hazard-00011"], "--zero-variance-groups", "drop"),
 }
 SCREEN = Design(
-    "screen", "all",
+    "screen", "unequal-entropy",
     (
         Setting("w", ("0.1", "0.3"), ("--length-weight", "0.3")),
         Setting("λ", ("1", "0.3"), ("--ntp-weight", "0.3")),
-        Setting("B_0", ("120", "240"), ("--budget-start", "240")),
-        Setting("γ", ("0.25", "0.375"), ("--budget-decay", "0.375")),
         Setting("t1, t2", ("0.3, 0.7", "0, 0.5"),
                 ("--curriculum-start", "0", "--curriculum-end", "0.5")),
         Setting("p_early", ("0.6 0.3 0.1", "0.4 0.4 0.2"),
@@ -90,7 +88,7 @@ SCREEN = Design(
         Setting("temperature", ("0.8", "1"), ("--temperature", "1")),
         Setting("warm-up", ("10 steps", "none"), ("--warmup-steps", "0")),
     ),
-    plackett_burman(), pairs=False,
+    plackett_burman(9), pairs=False,
 )  # fmt: skip
 DESIGNS = (HAZARD, SCREEN)
 # Does the gain survive post-training, by RL without a budget and without text? What came before it.

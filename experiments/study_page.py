@@ -155,8 +155,8 @@ def after_post_training(stored: Stored) -> str:
 
 def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
     """Return the tables of a design; no effects before all of its runs are stored."""
-    if not untrained(stored, design.world):
-        return "Not run yet."
+    if not any(seeds_of(stored, design.world, method) for method in design.runs.keys() - {"rmt"}):
+        return table((), ())
     effects = [effect_table(stored, design)] if seeds_with_all(stored, design) else []
     return "\n\n".join([run_table(stored, design, more), *effects])
 

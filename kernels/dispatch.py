@@ -1,8 +1,7 @@
-"""Backend selection: RMT_KERNELS=auto | triton | fused | reference.
+"""Backend selection: RMT_KERNELS=auto | triton | reference.
 
 auto       Triton where the tensors are on a GPU (CUDA or ROCm), PyTorch elsewhere and for fp64
 triton     cuBLAS products, Triton tiles (kernels/tiles.py); on a CPU only with TRITON_INTERPRET=1
-fused      like triton, but one kernel for product and tiles of 16-bit heads (kernels/fused.py)
 reference  PyTorch everywhere
 """
 
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from . import tile_math
 
-CHOICES = ("auto", "triton", "fused", "reference")
+CHOICES = ("auto", "triton", "reference")
 
 
 def choice(x: Tensor) -> str:
-    """Return triton, fused or reference: the backend for this tensor on its device."""
+    """Return triton or reference: the backend for this tensor on its device."""
     chosen = os.environ.get("RMT_KERNELS", "auto")
     if chosen not in CHOICES:
         raise ValueError(f"RMT_KERNELS={chosen!r} is not one of {', '.join(CHOICES)}; unset it")
@@ -28,11 +27,11 @@ def choice(x: Tensor) -> str:
         return "triton" if x.is_cuda and x.dtype != torch.float64 and _triton() else "reference"
     if chosen != "reference":
         _require_triton(chosen, x)
-    return "triton" if chosen == "fused" and x.dtype == torch.float32 else chosen
+    return chosen
 
 
 def tiles_of(x: Tensor) -> ModuleType:
-    """Return the module whose tile_statistics and gradient_of_… compute for x."""
+    """Return the module whose tile_statistics, gradient_of_… and tile_topk compute for x."""
     if choice(x) == "reference":
         return tile_math
     from . import tiles  # imports triton

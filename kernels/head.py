@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from .dispatch import tiles_of
 from .logits import entropy_logprob
-from .reference import IGNORE, NAMESPACE, TokenStatistics, matmul, wide
+from .reference import IGNORE, NAMESPACE, TokenStatistics, matmul
 from .refuse import (
     per_token_inverse,
     require_head,
@@ -76,15 +77,17 @@ def linear_topk(
         raise ValueError(f"k {k} must be a number of tokens, 0 or more")
     found = []
     for x in hidden.flatten(0, -2).split(chunk_of(hidden, chunk)):
-        best = x.new_empty(len(x), 0, dtype=wide(x))
-        token = x.new_empty(len(x), 0, dtype=torch.int64)
+        best, tokens = [], []
         for first in range(0, vocab_size, SLICE):
-            z = matmul(x, weight[first : min(first + SLICE, vocab_size)].t())  # (n, S)
-            values, columns = z.topk(min(k, z.shape[1]), dim=1)
-            best, token = torch.cat((best, values), 1), torch.cat((token, columns + first), 1)
-            best, order = best.topk(min(k, best.shape[1]), dim=1)  # (n, k)
-            token = token.gather(1, order)
-        found.append((best, token))
+            last = min(first + SLICE, vocab_size)
+            values, columns = tiles_of(x).tile_topk(matmul(x, weight[first:last].t()), k)
+            best.append(values)
+            tokens.append(columns + first)
+            if last == vocab_size or len(best) * k >= SLICE:  # else as wide as the vocabulary
+                values = torch.cat(best, dim=1)
+                values, order = values.topk(min(k, values.shape[1]), dim=1)  # (n, k)
+                best, tokens = [values], [torch.cat(tokens, dim=1).gather(1, order)]
+        found.append((*best, *tokens))
     return tuple(torch.cat(x).unflatten(0, hidden.shape[:-1]) for x in zip(*found))
 
 

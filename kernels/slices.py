@@ -6,7 +6,7 @@ they exist one slice at a time, small enough for the GPU's (or CPU's) cache:
     for each chunk of n tokens:
         for each slice of S rows of the head:
             z = hidden[chunk] @ weight[slice].T          (n, S) fp32, never rounded, then freed
-            maximum, r, s and exp(x) of z                (kernels/tiles.py, or kernels/fused.py)
+            maximum, r, s and exp(x) of z                (kernels/tiles.py)
         log p and entropy from the tiles                 (tile_math.merge)
         loss of the chunk's tokens, its gradients g, h   (the caller's token_loss, autograd)
         drop the tokens with g = h = 0
@@ -33,7 +33,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .dispatch import choice, tiles_of
+from .dispatch import tiles_of
 from .reference import IGNORE, add_matmul, matmul, wide, write_matmul
 from .refuse import require_chunk
 from .tile_math import SLICE, LossGrads, Tiles
@@ -61,14 +61,10 @@ def chunk_tiles(
 
     keep: keep exponentials too, in fp16 where hidden states have 16 bits. bf16 has 8 bits of
     precision, fp16 11, and dz is rounded to bf16 again: bf16 would make errors 1.2 times as large.
-    softcap: as in `linear_entropy_logprob`; the fused kernel has none, so slices compute it.
+    softcap: as in `linear_entropy_logprob`.
     """
     half = x.dtype in (torch.bfloat16, torch.float16)
     dtype = (torch.float16 if half else x.dtype) if keep else None
-    if choice(x) == "fused" and softcap is None:
-        from .fused import linear_tile_statistics
-
-        return linear_tile_statistics(x, head, y, t, dtype)
     parts = [
         tiles_of(x).tile_statistics(_logits(x, part.t(), softcap), y, i * SLICE, t, dtype)
         for i, part in enumerate(head.split(SLICE))
@@ -82,9 +78,8 @@ def from_exponentials(
     """Yield (first, dz (n', W)) of some slices at a time, from the kept exponentials."""
 
     def write(first: int, e: Tensor, out: Tensor) -> None:
-        own = offset[:, first // tiles.width : -(-(first + e.shape[1]) // tiles.width)]
-        make = tiles_of(e).gradient_of_exponentials
-        make(e, own, tiles.width, rows, y, first, slopes, out)
+        own = offset[:, first // SLICE]
+        tiles_of(e).gradient_of_exponentials(e, own, rows, y, first, slopes, out)
 
     return _by_slices(tiles.exponentials, len(rows), dtype, write)
 

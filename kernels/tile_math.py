@@ -38,18 +38,16 @@ class Tiles(NamedTuple):
     weighted: Tensor  # (n, t) s = Σ exp(x) x
     at_target: Tensor  # (n,) the target's logit, 0 if these tiles do not have it
     exponentials: list[Tensor]  # SCALE · exp(x), (n, S) each; only if a gradient will be computed
-    width: int  # columns of a tile
 
     @classmethod
     def join(cls, parts: "list[Tiles]") -> "Tiles":
         """Join the tiles of consecutive slices."""
-        tops, rests, weighted, at_target, exponentials, widths = zip(*parts)
+        tops, rests, weighted, at_target, exponentials = zip(*parts)
         columns = (torch.cat(column, dim=1) for column in (tops, rests, weighted))
         return cls(
             *columns,
             torch.stack(at_target).sum(dim=0),
             [e for es in exponentials for e in es],
-            widths[0],
         )
 
 
@@ -89,7 +87,7 @@ def tile_statistics(
     at_target = torch.zeros_like(top).index_put_((row,), logits[row, column])
     parts = (part[:, None] for part in (top, rest, weighted))
     kept = [exponentials.mul_(SCALE).to(keep)] if keep else []
-    return Tiles(*parts, at_target, kept, logits.shape[1])
+    return Tiles(*parts, at_target, kept)
 
 
 def merge(tiles: Tiles, inverse_t: Tensor) -> tuple[Statistics, Tensor]:
@@ -118,7 +116,7 @@ def combine(tiles: Tiles, inverse_t: Tensor) -> tuple[Tiles, Tensor]:
     rest += torch.where(likeliest, 0.0, factor).sum(dim=1) + (likeliest.sum(dim=1) - 1)
     weighted = (factor * (tiles.weighted + offset * (1 + tiles.rest))).sum(dim=1)
     columns = (column[:, None] for column in (top, rest, weighted))
-    return Tiles(*columns, tiles.at_target, [], 0), offset
+    return Tiles(*columns, tiles.at_target, []), offset
 
 
 class LossGrads(NamedTuple):
@@ -162,20 +160,19 @@ def gradient_of_logits(
 def gradient_of_exponentials(
     exponentials: Tensor,
     offset: Tensor,
-    width: int,
     rows: Tensor,
     targets: Tensor,
     first: int,
     slopes: LossGrads,
     out: Tensor,
 ) -> Tensor:
-    """Write ∂loss/∂logits of some rows to out (n', S), from SCALE · exp(x) (n, S), offset (n, t).
+    """Write ∂loss/∂logits of some rows to out (n', S), from SCALE · exp(x) (n, S) of one tile.
 
-    exponentials and offset have all rows; targets and slopes those of `rows` (n',). Tiles are
-    `width` columns wide: here all columns, and t = 1.
+    offset (n,): the tile's, see `combine`. exponentials and offset have all rows; targets and
+    slopes those of `rows` (n',).
     """
     s = slopes
-    shift = offset[rows] - s.log_sum[:, None]  # (n', 1)
+    shift = (offset[rows] - s.log_sum)[:, None]  # (n', 1)
     chosen = exponentials if len(rows) == len(exponentials) else exponentials[rows]
     e = chosen.to(shift.dtype)
     factor = shift.exp() / SCALE
@@ -187,6 +184,11 @@ def gradient_of_exponentials(
         gradient = e * (factor * _slope(factor, s))
     _set_targets(gradient, targets, first, s)
     return out.copy_(gradient)
+
+
+def tile_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest of logits (n, S) and their columns, or all S; largest first."""
+    return tuple(logits.topk(min(k, logits.shape[1]), dim=1))
 
 
 def _slope(log_p: Tensor, s: LossGrads) -> Tensor:

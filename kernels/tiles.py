@@ -1,8 +1,9 @@
-"""The tile arithmetic of kernels/tile_math.py as two Triton kernels, for logits in memory.
+"""The tile arithmetic of kernels/tile_math.py as three Triton kernels, for logits in memory.
 
 `statistics`  reads a tile of one row of logits once; it stores three numbers and the target's
               logit, and optionally exp(x), from which the gradient is computed.
 `gradient`    reads that tile (logits or exponentials) once and stores its gradient once.
+`topk`        reads a tile of logits once and stores its k largest with their columns.
 
 **A kernel is a Python function that runs once per program.** Here each program computes one row and
 one tile of at most TILE columns: program (3, 5) of the launch grid has row 3 and columns 5·TILE to
@@ -42,12 +43,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tile_math
 from .reference import IGNORE
-from .tile_math import NEGLIGIBLE, SCALE, LossGrads, Tiles
+from .tile_math import NEGLIGIBLE, SCALE, SLICE, LossGrads, Tiles
 
-TILE = 4096  # columns of one program
+TILE = SLICE  # columns of one program: a slice is one tile
 LOG2_E = math.log2(math.e)
 WARPS = 8  # of 32 threads: 16 columns to a thread
+HIGHEST = torch.finfo(torch.float32).max
+MOST = 64  # largest k of `topk`, whose time grows with k
 
 
 @triton.jit
@@ -92,11 +96,11 @@ def statistics(
 @triton.jit
 def gradient(
     VALUES, OUT,  # (n, S), (n', S)
-    ROWS, TARGETS, OFFSET,  # (n',), (n',), (n, t); ROWS and OFFSET are None with logits
+    ROWS, TARGETS, OFFSET,  # (n',), (n',), (n,); ROWS and OFFSET are None with logits
     MAXIMUM, LOG_SUM, ENTROPY, INVERSE_T, G, H, AT_TARGET,  # (n',): tile_math.LossGrads
     row_stride, column_stride, out_stride, columns, first, offset_stride,
-    WIDTH: tl.constexpr, IGNORE: tl.constexpr, NEGLIGIBLE: tl.constexpr, SCALE: tl.constexpr,
-    LOG2_E: tl.constexpr, TILE: tl.constexpr,
+    IGNORE: tl.constexpr, NEGLIGIBLE: tl.constexpr, SCALE: tl.constexpr, LOG2_E: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     out_row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -113,13 +117,8 @@ def gradient(
     log_sum = tl.load(LOG_SUM + out_row)
     inverse_t, h = tl.load(INVERSE_T + out_row), tl.load(H + out_row)
     source = VALUES + row * row_stride + column.to(tl.int64) * column_stride
-    if OFFSET is not None:  # exponentials, relative to the maximum of a tile of WIDTH columns
-        if WIDTH >= TILE:  # both are powers of two: the program lies within one tile
-            offset = tl.load(OFFSET + row * offset_stride + tl.program_id(1) * TILE // WIDTH)
-        else:
-            place_of = OFFSET + row * offset_stride + column // WIDTH
-            offset = tl.load(place_of, mask=there, other=0.0)
-        offset = offset - log_sum
+    if OFFSET is not None:  # exponentials, relative to the maximum of their tile
+        offset = tl.load(OFFSET + row * offset_stride) - log_sum
         e = tl.load(source, mask=there, other=0.0).to(tl.float32) / SCALE
         p = e * tl.exp(offset)
         log_p = tl.zeros([TILE], tl.float32) + offset
@@ -134,6 +133,28 @@ def gradient(
     dz = -p * (tl.load(G + out_row) + tilt) * inverse_t
     dz = tl.where(column + first == target, tl.load(AT_TARGET + out_row), dz)
     tl.store(place, dz, mask=there)
+
+
+@triton.jit
+def topk(
+    LOGITS, VALUES, COLUMNS,  # (n, S), (n, K), (n, K)
+    row_stride, column_stride, columns,
+    HIGHEST: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, TILE)
+    place = LOGITS + row * row_stride + column.to(tl.int64) * column_stride
+    there = column < columns
+    z = tl.load(place, mask=there, other=0.0).to(tl.float32)
+    # nan is first, as in torch.topk; −inf before what is not there, or taken.
+    rank = tl.where(z == z, tl.clamp(z, -HIGHEST, HIGHEST), float("inf"))
+    rank = tl.where(there, rank, float("-inf"))
+    for i in range(K):
+        _, best = tl.max(rank, axis=0, return_indices=True)
+        value = tl.load(LOGITS + row * row_stride + best.to(tl.int64) * column_stride)
+        tl.store(VALUES + row * K + i, value.to(tl.float32))
+        tl.store(COLUMNS + row * K + i, best)
+        rank = tl.where(column == best, float("-inf"), rank)
 
 
 # From here on PyTorch: functions with the names and shapes of those in kernels/tile_math.py.
@@ -157,29 +178,28 @@ def tile_statistics(
         logits, targets, inverse_t, *sums, at_target, kept, *logits.stride(), columns, first,
         IGNORE, NEGLIGIBLE, SCALE, LOG2_E, block, num_warps=WARPS,
     )  # fmt: skip
-    return Tiles(*sums, at_target, [kept.to(keep)] if keep else [], block)
+    return Tiles(*sums, at_target, [kept.to(keep)] if keep else [])
 
 
 def gradient_of_logits(
     logits: Tensor, targets: Tensor, first: int, slopes: LossGrads, out: Tensor
 ) -> Tensor:
-    return _gradient(logits, out, None, None, 0, targets, first, slopes)
+    return _gradient(logits, out, None, None, targets, first, slopes)
 
 
 def gradient_of_exponentials(
     exponentials: Tensor,
     offset: Tensor,
-    width: int,
     rows: Tensor,
     targets: Tensor,
     first: int,
     slopes: LossGrads,
     out: Tensor,
 ) -> Tensor:
-    return _gradient(exponentials, out, rows, offset, width, targets, first, slopes)
+    return _gradient(exponentials, out, rows, offset, targets, first, slopes)
 
 
-def _gradient(values, out, rows, offset, width, targets, first, slopes):
+def _gradient(values, out, rows, offset, targets, first, slopes):
     n, columns = out.shape
     block = block_of(columns)
     given, out = out, out if stored(out.dtype) == out.dtype else out.to(stored(out.dtype))
@@ -187,9 +207,22 @@ def _gradient(values, out, rows, offset, width, targets, first, slopes):
         gradient, (n, triton.cdiv(columns, block)),
         values, out, rows, targets, offset, *slopes,
         *values.stride(), out.stride(0), columns, first, 0 if offset is None else offset.stride(0),
-        width, IGNORE, NEGLIGIBLE, SCALE, LOG2_E, block, num_warps=WARPS,
+        IGNORE, NEGLIGIBLE, SCALE, LOG2_E, block, num_warps=WARPS,
     )  # fmt: skip
     return given if given is out else given.copy_(out)
+
+
+def tile_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    n, columns = logits.shape
+    if not 0 < k <= min(columns, MOST) or columns > TILE or logits.is_meta:
+        return tile_math.tile_topk(logits, k)
+    values = logits.new_empty(n, k, dtype=torch.float32)
+    found = logits.new_empty(n, k, dtype=torch.int64)
+    launch(
+        topk, (n,), logits, values, found, *logits.stride(), columns,
+        HIGHEST, k, block_of(columns), num_warps=WARPS,
+    )  # fmt: skip
+    return values, found
 
 
 def launch(kernel, grid: tuple[int, ...], x: Tensor, *arguments, **constants) -> None:

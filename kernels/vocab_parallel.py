@@ -98,7 +98,7 @@ class _VocabParallel(torch.autograd.Function):
         parts = [torch.empty_like(sums) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, sums, group=group)
         *columns, at_target = torch.stack(parts, dim=2)  # (N, ranks) each
-        statistics, _ = merge(Tiles(*columns, at_target.sum(dim=1), [], 0), inverse_t)
+        statistics, _ = merge(Tiles(*columns, at_target.sum(dim=1), []), inverse_t)
         statistics = Statistics(*(part.masked_fill(ignored, 0) for part in statistics))
         ctx.save_for_backward(hidden, weight, local, inverse_t, *statistics)
         ctx.options, ctx.group = (own, chunk, softcap), group if sum_hidden else None

@@ -9,10 +9,12 @@ import math
 import torch
 from kernel_inputs import (
     CANCELLING,
+    DEVICE,
     HEADS,
     LOGITS,
     broken_rows,
     cast,
+    draw,
     exact,
     oracle,
     oracle_of_head,
@@ -116,6 +118,25 @@ def check_broken_rows(kernels, dtype):
         ("logprob", "entropy", "gradient"), (logprob, entropy, gradient.sum(1))
     ):
         assert values.isnan().tolist() == [i in (1, 3, 5) for i in range(7)], f"{name}: nan"
+
+
+def check_topk(kernels, dtype):
+    """The k largest of a tile with columns of their own: ties, all −inf, nan, strides."""
+    z = draw(6, 1003).to(dtype).to(DEVICE)
+    z[1] = -3.0
+    z[2] = -math.inf
+    z[3, 5:] = -math.inf
+    z[4, [7, 900]] = torch.tensor([math.inf, math.nan], dtype=dtype, device=DEVICE)
+    for logits in (z, z[:, :70], z.t().contiguous().t(), z[::2, ::3]):
+        for k in (1, 5, 64, 65):
+            values, columns = kernels.dispatch.tiles_of(logits).tile_topk(logits, k)
+            expected = logits.topk(k).values.to(values.dtype)
+            assert columns.min() >= 0 and columns.max() < logits.shape[1], "no such column"
+            assert all(len(set(row)) == k for row in columns.tolist()), "a column twice"
+            same = torch.allclose(values, expected, rtol=0, atol=0, equal_nan=True)
+            assert same, "not the largest"
+            own = logits.gather(1, columns).to(values.dtype)
+            assert torch.equal(own.nan_to_num(7.0), values.nan_to_num(7.0)), "of other columns"
 
 
 def check_masked_cross_entropy(kernels, dtype):

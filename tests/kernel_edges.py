@@ -142,7 +142,7 @@ def check_half(kernels):
 def check_merge(kernels):
     """What a sure token leaves to a tile of others is not lost beside 1."""
     math, few = part(kernels, "tile_math"), torch.tensor([[0.0, -20.0]], device=DEVICE)
-    tiles = math.Tiles(few, *(torch.zeros_like(few) for _ in range(2)), few[:, 0], [], 1)
+    tiles = math.Tiles(few, *(torch.zeros_like(few) for _ in range(2)), few[:, 0], [])
     found, _ = math.merge(tiles, torch.ones(1, device=DEVICE))
     for name, value in (("log_sum", found.log_sum), ("entropy", found.entropy / 21)):
         close(name, value.cpu() * torch.tensor(20.0).exp().item(), torch.ones(1), 1e-5)

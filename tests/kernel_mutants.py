@@ -37,7 +37,7 @@ def load(place: Path):
     importlib.invalidate_caches()
     try:
         package = importlib.import_module("kernels")
-        for name in ("tiles", "fused", "branch_parts"):  # imported only when used
+        for name in ("tiles", "branch_parts"):  # imported only when used
             importlib.import_module(f"kernels.{name}")
     finally:
         sys.path.remove(str(place))
@@ -72,12 +72,11 @@ def checks_of(name: str, file: str) -> list[tuple]:
     of_branches = [(branches.check_branches, (name,)) for name in branches.PLANS]
     if file.startswith("branch"):
         return of_branches + at_the_edges
-    cases = [(checks.check_head, (name,)) for name in HEADS if name != "151936-words"]
+    cases = [(checks.check_logits, (name,)) for name in LOGITS]
+    for check in (checks.check_masked_cross_entropy, checks.check_broken_rows, checks.check_topk):
+        cases.append((check, ()))
+    cases += [(checks.check_head, (name,)) for name in HEADS if name != "151936-words"]
     cases += [(checks.check_softcap_and_lse, (name,)) for name in checks.CAPPED]
-    if file != "fused.py":  # a head's kernel
-        of_logits = [(checks.check_logits, (name,)) for name in LOGITS]
-        of_logits += [(checks.check_masked_cross_entropy, ()), (checks.check_broken_rows, ())]
-        cases = of_logits + cases
     return [*cases, (checks.check_chunks, ()), *at_the_edges]
 
 
@@ -125,8 +124,7 @@ def main() -> int:
             file = every[name][0]
             usual = "passes" if passes_the_usual_test(mutant, file) else "fails"
             # The checks of kernels that are not broken are tests of their own, in both dtypes.
-            one = file == "fused.py" or name in CONTROLS
-            dtypes = (torch.bfloat16,) if one else (torch.float32, torch.bfloat16)
+            dtypes = (torch.float32, torch.bfloat16)[name in CONTROLS :]
             killed_by = killer(mutant, checks_of(name, file), dtypes)
         wrong += (killed_by is None) == (name in MUTANTS)
         seconds = time.perf_counter() - started

@@ -15,6 +15,7 @@ from kernel_checks import (
     check_logits,
     check_masked_cross_entropy,
     check_softcap_and_lse,
+    check_topk,
     token_loss,
 )
 from kernel_inputs import DEVICE, HEADS, LOGITS, cast, draw
@@ -25,11 +26,10 @@ import kernels
 ROWS = [("reference", torch.float64)] + [
     (kind, dtype) for kind in ("reference", "triton") for dtype in (torch.float32, torch.bfloat16)
 ]
-ALL = [*ROWS, ("fused", torch.bfloat16)]
-PAIRS = dict(argnames=("kind", "dtype"), ids=lambda value: str(value).removeprefix("torch."))
-of_logits = pytest.mark.parametrize(argvalues=ROWS, **PAIRS)
-of_head = pytest.mark.parametrize(argvalues=ALL, **PAIRS)
-kinds = pytest.mark.parametrize("kind", ["reference", "triton", "fused"])
+both = pytest.mark.parametrize(
+    "kind, dtype", ROWS, ids=lambda value: str(value).removeprefix("torch.")
+)
+kinds = pytest.mark.parametrize("kind", ["reference", "triton"])
 
 
 @pytest.fixture(autouse=True)
@@ -49,36 +49,36 @@ def objective(hidden, weight, targets, **options):
 
 
 @pytest.mark.parametrize("name", LOGITS)
-@of_logits
+@both
 def test_entropy_logprob_and_its_gradient(kind, dtype, name):
     check_logits(kernels, name, dtype)
 
 
-@of_logits
+@both
 def test_masked_cross_entropy_and_its_gradient(kind, dtype):
     check_masked_cross_entropy(kernels, dtype)
 
 
 @pytest.mark.parametrize("name", HEADS)
-@of_head
+@both
 def test_linear_functions_and_their_gradients(kind, dtype, name):
     check_head(kernels, name, dtype)
 
 
 @pytest.mark.parametrize("name", CAPPED)
-@of_head
+@both
 def test_logits_below_a_cap_and_their_log_sum(kind, dtype, name):
     check_softcap_and_lse(kernels, name, dtype)
 
 
 @pytest.mark.slow
-@of_head
+@both
 def test_error_does_not_grow_with_the_number_of_chunks(kind, dtype):
     check_chunks(kernels, dtype)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's, of inf - inf
-@of_logits
+@both
 def test_nan_and_infinity_stay_in_their_rows(kind, dtype):
     check_broken_rows(kernels, dtype)
 
@@ -91,7 +91,7 @@ def test_any_chunk_gives_the_same(kind, chunk):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-@of_logits
+@both
 def test_a_row_does_not_depend_on_the_other_rows(kind, dtype):
     if kind == "reference" and DEVICE == "cuda":
         pytest.skip("PyTorch's sums over a row depend on the number of rows there")
@@ -131,7 +131,7 @@ def test_strides_change_nothing(kind, dtype):
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["reference", "triton"])
+@kinds
 def test_strides_of_logits_change_nothing(kind):
     case = cast(LOGITS["1003-columns"](), torch.float32)
     expected = kernels.entropy_logprob(*case)
@@ -216,6 +216,11 @@ def test_no_target_at_all_is_a_loss_of_zero_with_gradients_of_zero(kind):
         assert not any(g.any() for g in gradients)
 
 
+@both
+def test_the_largest_logits_of_a_tile(kind, dtype):
+    check_topk(kernels, dtype)
+
+
 @kinds
 @pytest.mark.parametrize("k", [1, 4, 0, 1000])
 def test_topk_and_its_entropy_are_the_references(kind, k):
@@ -230,10 +235,11 @@ def test_topk_and_its_entropy_are_the_references(kind, k):
 
 
 @kinds
-def test_topk_finds_the_largest_across_slices(kind):
+@pytest.mark.parametrize("k", [7, 64, 3000])  # of three slices, merged at once or one by one
+def test_topk_finds_the_largest_across_slices(kind, k):
     weight = draw(9000, 4).float().to(DEVICE)
     hidden = draw(3, 4, seed=9).float().to(DEVICE)
-    logits, tokens = kernels.linear_topk(hidden, weight, 7)
-    expected = (hidden @ weight.T).topk(7, dim=1)
+    logits, tokens = kernels.linear_topk(hidden, weight, k)
+    expected = (hidden @ weight.T).topk(k, dim=1)
     torch.testing.assert_close(logits, expected.values)
     assert torch.equal(tokens, expected.indices)

@@ -17,7 +17,7 @@ from benchmarks.machine import peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-EVERYONE = {"ours reference", "ours triton", "ours fused", "eager", "torch.compile", "Liger"}
+EVERYONE = {"ours reference", "ours triton", "eager", "torch.compile", "Liger"}
 ABSOLUTE, RELATIVE = 1e-5, 2e-6  # of ours in fp32: an order above rounding, no more
 
 

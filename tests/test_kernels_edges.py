@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKS = dict.fromkeys(kernel_edges.OF_BRANCHES + kernel_edges.OF_HEADS)
 
 
-@pytest.mark.parametrize("kind", ["reference", "triton", "fused"])
+@pytest.mark.parametrize("kind", ["reference", "triton"])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_edges(monkeypatch, kind, check):
     monkeypatch.setenv("RMT_KERNELS", kind)

@@ -91,7 +91,7 @@ def what_is_kept_for_a_gradient():
     tiles.statistics[(3, 1)](z, y, t, m, r, s, at, kept, *where, **known)
     same(kept.float() / kept.amax(dim=1, keepdim=True), (z.float() - m[:, None]).exp(), 1e-3)
     slopes = (m, r.log1p(), 0 * t, t, t, 0 * t, 0 * t + 0.5)
-    known = constants(tiles, tiles.gradient) | {"WIDTH": tiles.TILE}
+    known = constants(tiles, tiles.gradient)
     where = (APART, 1, APART, APART, 0)  # and the stride of the gradient
     tiles.gradient[(3, 1)](z, out, None, y, None, *slopes, *where, 0, **known)
     expected = -z.float().softmax(dim=1)
@@ -102,20 +102,14 @@ def what_is_kept_for_a_gradient():
     same(out, expected[rows], 1e-3)
 
 
-def hidden_states_and_head():
-    """The fused kernel: rows of x, of the head and of what it keeps far from each other."""
-    from kernels import fused
+def largest_logits():
+    """Rows and columns far from each other, and the numbers that are found of the third row."""
+    from kernels import tiles
 
-    x, head, kept = apart(3, 70), apart(3, 70), apart(3, 64, dtype=torch.float32)
-    y, t = torch.arange(3, device=DEVICE), torch.ones(3, device=DEVICE)
-    m, r, s, at = (torch.zeros(3, device=DEVICE) for _ in range(4))
-    known = constants(fused, fused.linear_statistics)
-    known |= {"BLOCK_N": 32, "WIDTH": 64, "BLOCK_K": 32, "WIDEN": DEVICE == "cpu"}
-    sizes = (3, 3, 70, APART, 1, APART, 1, APART)
-    fused.linear_statistics[(1,)](x, head, y, t, m, r, s, at, kept, *sizes, **known)
-    z = x.double() @ head.double().T
-    same(at, z.diagonal())
-    same(kept[:, :3] / kept.amax(dim=1, keepdim=True), (z - m[:, None]).exp())
+    for z in (apart(3, COLUMNS)[:, : tiles.TILE], apart(2, 3, row=1, column=APART)):
+        values, columns = tiles.tile_topk(z, 2)
+        assert torch.equal(values, z.topk(2).values.float())
+        assert torch.equal(z.gather(1, columns).float(), values)
 
 
 def same_as_the_specification(q, trunk, own):
@@ -160,7 +154,7 @@ def pieces_of_branches():
 
 CHECKS = (
     rows_of_logits, columns_of_logits, rows_without_a_target_are_not_read,
-    what_is_kept_for_a_gradient, hidden_states_and_head, slots_of_branches, tokens_of_branches,
+    what_is_kept_for_a_gradient, largest_logits, slots_of_branches, tokens_of_branches,
     heads_of_branches, pieces_of_branches,
 )  # fmt: skip
 
@@ -201,7 +195,7 @@ def test_addresses_beyond_31_bits(tmp_path):
     "file, site",
     [
         (file, site)
-        for file in ("tiles.py", "fused.py", "branch_parts.py")
+        for file in ("tiles.py", "branch_parts.py")
         for site in range((ROOT / "kernels" / file).read_text().count(WIDEN))
     ],
 )

@@ -82,9 +82,9 @@ def test_logits_masks_and_reductions_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     "kind, dtype, interpret, said",
     [
-        ("fast", torch.float32, "1", ["'fast'", "auto, triton, fused, reference", "unset it"]),
+        ("fast", torch.float32, "1", ["'fast'", "auto, triton, reference", "unset it"]),
         ("triton", torch.float64, "1", ["triton", "fp32", "reference for float64"]),
-        ("fused", torch.float32, "0", ["fused", "on cpu", "TRITON_INTERPRET=1"]),
+        ("triton", torch.float32, "0", ["triton", "on cpu", "TRITON_INTERPRET=1"]),
     ],
 )
 def test_kernels_that_cannot_run_are_refused(monkeypatch, kind, dtype, interpret, said):

@@ -16,7 +16,7 @@ CASES = [
     (kind, dtype, name, cap)
     for kind, dtype in (
         ("reference", torch.float64), ("reference", torch.bfloat16), ("triton", torch.float32),
-        ("fused", torch.bfloat16),
+        ("triton", torch.bfloat16),
     )
     for name, cap in (("50-words", None), ("50-words", 2.0), ("1024-words", None),
                       ("half-ignored", 2.0), ("all-ignored", None))

@@ -99,7 +99,7 @@ def test_micro_batches_of_any_size_give_the_same_gradients_in_float32():
     assert_same_gradients(given, expected, 1e-5)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("triton", torch.float32), ("fused", torch.bfloat16)])
+@pytest.mark.parametrize(("kind", "dtype"), [("triton", torch.float32), ("triton", torch.bfloat16)])
 def test_triton_kernels_give_the_gradients_of_the_reference(monkeypatch, kind, dtype):
     results = []
     for name in ("reference", kind):

@@ -90,7 +90,7 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
 
 def test_a_job_is_chosen_with_those_it_needs(place):
     assert names(place.chosen(["all/rpt"])) == ["all/base/100", "all/rmt/100", "all/rpt/100"]
-    assert names(place.chosen(["all/screen-00"]))[0] == "all/base/100"
+    assert names(place.chosen(["unequal-entropy/screen-00"]))[0] == "unequal-entropy/base/100"
     assert names(place.chosen(["all/big"])) == [
         "all/base/100", "all/rmt/100", "all/ntp/100", "all/big-batch/100"
     ]  # fmt: skip
@@ -176,11 +176,11 @@ def test_a_setting_of_a_design_is_what_its_name_says(place):
         assert c.curriculum_late == (0, 0, 1)
         assert int(c.budget_start * c.budget_decay) == 10 and c.length_reward_gate == "none"
     values = lambda c: (
-        c.length_weight, c.ntp_weight, c.budget_start, c.budget_decay, c.curriculum_start,
-        c.curriculum_early[0], c.curriculum_late[0], c.tier_thresholds[2], c.group_size,
+        c.length_weight, c.ntp_weight, c.curriculum_start, c.curriculum_early[0],
+        c.curriculum_late[0], c.tier_thresholds[2], c.group_size,
         c.temperature, c.warmup_steps,
     )  # fmt: skip
-    high = (0.3, 0.3, 240, 0.375, 0, 0.4, 0.2, 2, 4, 1, 0)
+    high = (0.3, 0.3, 0, 0.4, 0.2, 2, 4, 1, 0)
     for levels, name in zip(SCREEN.levels, SCREEN.runs):
         assert values(configs[name]) == tuple(
             h if level else low for h, low, level in zip(high, values(configs["rmt"]), levels)
@@ -323,11 +323,14 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     }  # fmt: skip
     about = {"commit": "abc", "torch": "2", "device": "cpu", "minutes": 60, "tokens": 2e6,
              "curves": {name: [0.5] for name in storing.CURVES}}  # fmt: skip
+    untrained = {
+        "thought": base, "plain": answered("000000"), "minutes": 1, "noise": 0.2,
+        "coins": {"same": 1.0, "changed": 0.25}, "behind": {"0": 1.0, "16": 0.5, "32": 0.25},
+    }  # fmt: skip
     stored = {
-        "all/base/100": {"thought": base, "plain": answered("000000"), "minutes": 1,
-                         "coins": {"same": 1.0, "changed": 0.25}, "noise": 0.2,
-                         "behind": {"0": 1.0, "16": 0.5, "32": 0.25}},
-        f"all/{next(iter(SCREEN.runs))}/100": {"thought": answered("110000")} | about,
+        "all/base/100": untrained,
+        "unequal-entropy/base/100": untrained,
+        f"unequal-entropy/{next(iter(SCREEN.runs))}/100": {"thought": answered("110000")} | about,
         "none/shares/100": about | {"steps": {
             "tokens/rl": [9] * 6, "tokens/ntp": [7] * 6, "norm/rl": [0.5] * 6,
             "norm/ntp": [0.25] * 6, "cosine": [0, 0, 0.1, 0.1, -0.2, -0.2]}},

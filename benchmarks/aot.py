@@ -96,7 +96,7 @@ def _gradient(tiles: ModuleType) -> Iterator[Launch]:
         arguments = dict(
             VALUES=values, OUT=out, ROWS="*i64" if kept else None, OFFSET="*fp32" if kept else None,
             row_stride=SLICE, column_stride=1, columns=SLICE, out_stride=SLICE, first=0,
-            offset_stride=38 if kept else 0,
+            offset_stride=-(-VOCABULARY // SLICE) if kept else 0,
         )  # fmt: skip
         variant = f"{values[1:]} {source} to {out[1:]}"
         yield Launch(tiles.gradient, variant, arguments, {"num_warps": tiles.WARPS})

@@ -24,7 +24,7 @@ import kernels
 from kernels.reference import IGNORE, wide
 
 ENTROPY_WEIGHT = 0.1  # larger than in training, to show a wrong entropy gradient
-TOP = 16  # of the k likeliest tokens, as difficulty is measured by default
+TOP = 16  # k of the top-k entropy: training's default
 
 Forward = Callable[..., dict[str, Tensor]]
 
@@ -255,8 +255,6 @@ def contenders(name: str, device: torch.device) -> list[Contender]:
 def _peers(name: str, device: torch.device) -> dict[str, Forward | str]:
     if OPERATIONS[name].leaves == LOGITS:  # Liger overwrites the shared logits with its gradient
         return {"Liger": "overwrites its logits, which the others still need"}
-    if name == "top-k entropy":
-        return {"Liger": "has no top k"}
     losses = {
         "F.linear_cross_entropy": torch_fused(False, device),
         "F.linear_cross_entropy chunked": torch_fused(True, device),
@@ -265,6 +263,8 @@ def _peers(name: str, device: torch.device) -> dict[str, Forward | str]:
         "CCE": cut_cross_entropy("cce", device),
         "CCE exact": cut_cross_entropy("cce_exact", device),
     }
+    if name == "top-k entropy":
+        return dict.fromkeys((*losses, "TRL"), "has no top k")
     if name == "cross-entropy":
         return losses | {"TRL": trl(False, device)}
     only = dict.fromkeys(losses, "computes cross-entropy only, no entropy")

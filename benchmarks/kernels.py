@@ -16,7 +16,8 @@ A B C A B C, with median and range. One that disagrees or fails stays in the tab
 
     work        2·N·V·C operations per product with the head: one for statistics, three with both
                 gradients; N·V numbers read or written: once for statistics of logits, three times
-                with their gradient. N counts tokens with a target: 63 of 64
+                with their gradient. N counts tokens with a target: 63 of 64 (of
+                top-k entropy, which has no targets, all are computed)
     roofline    time at the machine's ceilings over the measured time. Ceilings are measured in this
                 run; for an H200 they are those of the goals, 790 TFLOP/s and 4.3 TB/s
     peak        highest bytes beyond the inputs, gradients included

@@ -154,7 +154,7 @@ def after_post_training(stored: Stored) -> str:
 
 
 def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
-    """Return the tables of a design; no effects before all of its runs are stored."""
+    """Return the tables of a design: of its runs that are stored, and of effects once all are."""
     if not any(seeds_of(stored, design.world, method) for method in design.runs.keys() - {"rmt"}):
         return table((), ())
     effects = [effect_table(stored, design)] if seeds_with_all(stored, design) else []

@@ -26,7 +26,7 @@ def choice(x: Tensor) -> str:
     if chosen == "auto":
         return "triton" if x.is_cuda and x.dtype != torch.float64 and _triton() else "reference"
     if chosen != "reference":
-        _require_triton(chosen, x)
+        _require_triton(x)
     return chosen
 
 
@@ -39,14 +39,14 @@ def tiles_of(x: Tensor) -> ModuleType:
     return tiles
 
 
-def _require_triton(chosen: str, x: Tensor) -> None:
+def _require_triton(x: Tensor) -> None:
     if not _triton():
-        raise ValueError(f"RMT_KERNELS={chosen}, but triton is not installed; pip install triton")
+        raise ValueError("RMT_KERNELS=triton, but triton is not installed; pip install triton")
     if x.dtype == torch.float64:
-        raise ValueError(f"RMT_KERNELS={chosen} computes in fp32; use reference for float64")
+        raise ValueError("RMT_KERNELS=triton computes in fp32; use reference for float64")
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
-            f"RMT_KERNELS={chosen} with tensors on {x.device}: needs a GPU, or TRITON_INTERPRET=1 "
+            f"RMT_KERNELS=triton with tensors on {x.device}: needs a GPU, or TRITON_INTERPRET=1 "
             "in the environment from the start"
         )
 

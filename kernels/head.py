@@ -11,7 +11,7 @@ from torch.library import custom_op
 
 from .dispatch import tiles_of
 from .logits import entropy_logprob
-from .reference import IGNORE, NAMESPACE, TokenStatistics, matmul
+from .reference import IGNORE, NAMESPACE, TokenStatistics, matmul, wide
 from .refuse import (
     per_token_inverse,
     require_head,
@@ -29,6 +29,8 @@ from .slices import (
     sum_of,
 )
 from .tile_math import LossGrads, Statistics, merge
+
+MERGED = 1024  # of so many candidates of some slices the k largest are kept
 
 
 def linear_entropy_logprob(
@@ -75,20 +77,8 @@ def linear_topk(
     vocab_size = require_head(hidden, weight, vocab_size)
     if k < 0:
         raise ValueError(f"k {k} must be a number of tokens, 0 or more")
-    found = []
-    for x in hidden.flatten(0, -2).split(chunk_of(hidden, chunk)):
-        best, tokens = [], []
-        for first in range(0, vocab_size, SLICE):
-            last = min(first + SLICE, vocab_size)
-            values, columns = tiles_of(x).tile_topk(matmul(x, weight[first:last].t()), k)
-            best.append(values)
-            tokens.append(columns + first)
-            if last == vocab_size or len(best) * k >= SLICE:  # else as wide as the vocabulary
-                values = torch.cat(best, dim=1)
-                values, order = values.topk(min(k, values.shape[1]), dim=1)  # (n, k)
-                best, tokens = [values], [torch.cat(tokens, dim=1).gather(1, order)]
-        found.append((*best, *tokens))
-    return tuple(torch.cat(x).unflatten(0, hidden.shape[:-1]) for x in zip(*found))
+    found = _topk(hidden.flatten(0, -2), weight, k, vocab_size, chunk_of(hidden, chunk))
+    return tuple(part.unflatten(0, hidden.shape[:-1]) for part in found)
 
 
 @torch.no_grad()
@@ -104,6 +94,34 @@ def linear_topk_entropy(
         return linear_entropy_logprob(hidden, weight, targets, 1.0, vocab_size, chunk).entropy
     logits, _ = linear_topk(hidden, weight, k, vocab_size, chunk)
     return entropy_logprob(logits, targets).entropy
+
+
+@custom_op(f"{NAMESPACE}::linear_topk", mutates_args=())
+def _topk(
+    hidden: Tensor, weight: Tensor, k: int, vocab_size: int, chunk: int
+) -> tuple[Tensor, Tensor]:
+    found = []
+    for x in hidden.split(chunk):
+        best, tokens = [], []
+        for first in range(0, vocab_size, SLICE):
+            last = min(first + SLICE, vocab_size)
+            values, columns = tiles_of(x).tile_topk(matmul(x, weight[first:last].t()), k)
+            best.append(values)
+            tokens.append(columns + first)
+            if last == vocab_size or len(best) * k >= MERGED:
+                values = torch.cat(best, dim=1)
+                values, order = values.topk(min(k, values.shape[1]), dim=1)  # (n, k)
+                best, tokens = [values], [torch.cat(tokens, dim=1).gather(1, order)]
+        found.append((*best, *tokens))
+    return tuple(map(torch.cat, zip(*found)))
+
+
+@_topk.register_fake
+def _(hidden, weight, k, vocab_size, chunk):
+    shape = len(hidden), min(k, vocab_size)
+    return (
+        hidden.new_empty(shape, dtype=wide(hidden)), hidden.new_empty(shape, dtype=torch.int64)
+    )  # fmt: skip
 
 
 @custom_op(f"{NAMESPACE}::linear_statistics", mutates_args=())

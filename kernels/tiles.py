@@ -146,7 +146,7 @@ def topk(
     place = LOGITS + row * row_stride + column.to(tl.int64) * column_stride
     there = column < columns
     z = tl.load(place, mask=there, other=0.0).to(tl.float32)
-    # nan is first, as in torch.topk; −inf before what is not there, or taken.
+    # nan is first, as in torch.topk. ±inf are ±HIGHEST: only what is not there or taken is lower.
     rank = tl.where(z == z, tl.clamp(z, -HIGHEST, HIGHEST), float("inf"))
     rank = tl.where(there, rank, float("-inf"))
     for i in range(K):
@@ -214,8 +214,8 @@ def _gradient(values, out, rows, offset, targets, first, slopes):
 
 def tile_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n, columns = logits.shape
-    if not 0 < k <= min(columns, MOST) or columns > TILE or logits.is_meta:
-        return tile_math.tile_topk(logits, k)
+    if not 0 < k <= min(columns, MOST) or columns > TILE:
+        return tile_math.tile_topk(logits.float(), k)
     values = logits.new_empty(n, k, dtype=torch.float32)
     found = logits.new_empty(n, k, dtype=torch.int64)
     launch(

@@ -121,7 +121,7 @@ def check_broken_rows(kernels, dtype):
 
 
 def check_topk(kernels, dtype):
-    """The k largest of a tile with columns of their own: ties, all −inf, nan, strides."""
+    """The k largest: of a tile with ties, all −inf, nan, strides; of a head with three slices."""
     z = draw(6, 1003).to(dtype).to(DEVICE)
     z[1] = -3.0
     z[2] = -math.inf
@@ -137,6 +137,13 @@ def check_topk(kernels, dtype):
             assert same, "not the largest"
             own = logits.gather(1, columns).to(values.dtype)
             assert torch.equal(own.nan_to_num(7.0), values.nan_to_num(7.0)), "of other columns"
+    hidden, weight = draw(3, 4).to(dtype).to(DEVICE), draw(9000, 4, seed=1).to(dtype).to(DEVICE)
+    whole = hidden.double() @ weight.double().T
+    for k in (7, 600):  # merged once, and more often
+        values, tokens = kernels.linear_topk(hidden, weight, k)
+        assert all(len(set(row)) == k for row in tokens.tolist()), "a token twice"
+        for expected in (whole.topk(k).values, whole.gather(1, tokens)):
+            torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def check_masked_cross_entropy(kernels, dtype):

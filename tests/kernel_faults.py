@@ -50,6 +50,55 @@ MUTANTS = {  # name: (file, text to replace, with what)
         "tl.where(z == z, tl.clamp(z, -HIGHEST, HIGHEST), -HIGHEST)"),
     "a column of minus infinity is one that is not there": (
         "tiles.py", "tl.clamp(z, -HIGHEST, HIGHEST)", "z"),
+    "the largest of later slices count from 0": ("head.py", "columns + first", "columns"),
+    "the largest are sorted, their tokens are not": (
+        "head.py", ".gather(1, order)", "[:, : order.shape[1]]"),
+    # Around them.
+    "entropy from unshifted logits": (
+        "tile_math.py", "entropy = log_sum - weighted / (1 + rest)",
+        "z = top * inverse_t; entropy = (z + log_sum) - (z + weighted / (1 + rest))"),
+    "log p from z - lse": (
+        "tile_math.py", "logprob = (whole.at_target - top) * inverse_t - log_sum",
+        "logprob = whole.at_target * inverse_t - (top * inverse_t + log_sum)"),
+    "tiles are added up without their factors": (
+        "tile_math.py", "factor = offset.exp()", "factor = torch.ones_like(offset)"),
+    "tiles are added up with the likeliest": (
+        "tile_math.py", "torch.where(likeliest, 0.0, factor).sum(dim=1) + (likeliest.sum(dim=1)",
+        "factor.sum(dim=1) + (0 * likeliest.sum(dim=1)"),
+    "log of 1 + r": ("tile_math.py", "rest.log1p()", "(1 + rest).log()"),
+    "1 - p of a sure token": ("tile_math.py", "-g * logprob.expm1()", "g * (1 - logprob.exp())"),
+    "log of a rounded p": (
+        "tile_math.py", "log_().clamp_(min=NEGLIGIBLE).add_(shift)",
+        "mul_(shift.exp()).log_().clamp_(min=NEGLIGIBLE)"),
+    "the slope of the cap is left out": (
+        "slices.py", "dz.mul_(1 - (z / softcap).square())", "dz"),
+    "the log-sum-exp is not divided by the temperature": (
+        "tile_math.py", "top * inverse_t + log_sum", "top + log_sum"),
+    "the gradient of the log-sum-exp leaves out the target": (
+        "tile_math.py", "at_target += of_lse * logprob.exp()", "pass"),
+    "the gradient of the log-sum-exp has the wrong sign": (
+        "tile_math.py", "g - of_lse", "g + of_lse"),
+    "tokens with a slope of the log-sum-exp alone are dropped": (
+        "head.py", " | (of_lse != 0)", ""),
+    "logits rounded to bf16": ("slices.py", PRODUCT, PRODUCT[:-1] + ".bfloat16().float(),"),
+    "the weight's gradient is summed in bf16": (
+        "slices.py", "weight.dtype if parts <= 1 else wide(weight)", "weight.dtype"),
+    "the weight's gradient of a recomputed head is summed in bf16": (
+        "head.py", "sum_of(weight, len(parts))", "sum_of(weight, 1)"),
+    "the next group of slices begins where this one did": ("slices.py", "first = place", "pass"),
+    "a slice's place within its group is forgotten": (
+        "slices.py", "place += part.shape[1]", "place += 0"),
+    "exponentials kept in bf16": ("slices.py", "torch.float16 if half", "torch.bfloat16 if half"),
+    "padding of the vocabulary counts": ("one_pass.py", "weight[:vocab_size]", "weight"),
+    "rows with an entropy slope alone are dropped": (
+        "one_pass.py", "(g != 0) | (h != 0)", "g != 0"),
+    "targets of the second slice count from 0": ("slices.py", "y, i * SLICE, t", "y, 0, t"),
+    "the temperature of another token": (
+        "one_pass.py", "inverse_t[rows]", "inverse_t[: len(rows)]"),
+    "the mean is over all rows": (
+        "reference.py", "mask.sum() if count is None", "mask.numel() if count is None"),
+    "the mask does not weight": (
+        "reference.py", "weighted = losses * mask\n", "weighted = losses * (mask != 0)\n"),
     # In the Triton kernels of branches.
     "branches see a token too many": ("branch_parts.py", LIMIT, LIMIT.replace("<", "<=")),
     "the last visible token is not read": (

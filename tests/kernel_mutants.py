@@ -124,7 +124,9 @@ def main() -> int:
             file = every[name][0]
             usual = "passes" if passes_the_usual_test(mutant, file) else "fails"
             # The checks of kernels that are not broken are tests of their own, in both dtypes.
-            dtypes = (torch.float32, torch.bfloat16)[name in CONTROLS :]
+            dtypes = (torch.float32, torch.bfloat16)
+            if name in CONTROLS:
+                dtypes = dtypes[1:]
             killed_by = killer(mutant, checks_of(name, file), dtypes)
         wrong += (killed_by is None) == (name in MUTANTS)
         seconds = time.perf_counter() - started

@@ -18,7 +18,7 @@ from kernel_checks import (
     check_topk,
     token_loss,
 )
-from kernel_inputs import DEVICE, HEADS, LOGITS, cast, draw
+from kernel_inputs import DEVICE, HEADS, LOGITS, cast
 from torch.autograd import grad
 
 import kernels
@@ -26,7 +26,7 @@ import kernels
 ROWS = [("reference", torch.float64)] + [
     (kind, dtype) for kind in ("reference", "triton") for dtype in (torch.float32, torch.bfloat16)
 ]
-both = pytest.mark.parametrize(
+in_each_dtype = pytest.mark.parametrize(
     "kind, dtype", ROWS, ids=lambda value: str(value).removeprefix("torch.")
 )
 kinds = pytest.mark.parametrize("kind", ["reference", "triton"])
@@ -49,36 +49,36 @@ def objective(hidden, weight, targets, **options):
 
 
 @pytest.mark.parametrize("name", LOGITS)
-@both
+@in_each_dtype
 def test_entropy_logprob_and_its_gradient(kind, dtype, name):
     check_logits(kernels, name, dtype)
 
 
-@both
+@in_each_dtype
 def test_masked_cross_entropy_and_its_gradient(kind, dtype):
     check_masked_cross_entropy(kernels, dtype)
 
 
 @pytest.mark.parametrize("name", HEADS)
-@both
+@in_each_dtype
 def test_linear_functions_and_their_gradients(kind, dtype, name):
     check_head(kernels, name, dtype)
 
 
 @pytest.mark.parametrize("name", CAPPED)
-@both
+@in_each_dtype
 def test_logits_below_a_cap_and_their_log_sum(kind, dtype, name):
     check_softcap_and_lse(kernels, name, dtype)
 
 
 @pytest.mark.slow
-@both
+@in_each_dtype
 def test_error_does_not_grow_with_the_number_of_chunks(kind, dtype):
     check_chunks(kernels, dtype)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's, of inf - inf
-@both
+@in_each_dtype
 def test_nan_and_infinity_stay_in_their_rows(kind, dtype):
     check_broken_rows(kernels, dtype)
 
@@ -91,7 +91,7 @@ def test_any_chunk_gives_the_same(kind, chunk):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-@both
+@in_each_dtype
 def test_a_row_does_not_depend_on_the_other_rows(kind, dtype):
     if kind == "reference" and DEVICE == "cuda":
         pytest.skip("PyTorch's sums over a row depend on the number of rows there")
@@ -216,8 +216,8 @@ def test_no_target_at_all_is_a_loss_of_zero_with_gradients_of_zero(kind):
         assert not any(g.any() for g in gradients)
 
 
-@both
-def test_the_largest_logits_of_a_tile(kind, dtype):
+@in_each_dtype
+def test_the_largest_logits_of_a_tile_and_of_a_head(kind, dtype):
     check_topk(kernels, dtype)
 
 
@@ -232,14 +232,3 @@ def test_topk_and_its_entropy_are_the_references(kind, k):
     expected = kernels.reference.linear_topk(hidden, weight, k or 5, 47)
     torch.testing.assert_close(logits, expected[0])
     assert torch.equal(tokens, expected[1])
-
-
-@kinds
-@pytest.mark.parametrize("k", [7, 64, 3000])  # of three slices, merged at once or one by one
-def test_topk_finds_the_largest_across_slices(kind, k):
-    weight = draw(9000, 4).float().to(DEVICE)
-    hidden = draw(3, 4, seed=9).float().to(DEVICE)
-    logits, tokens = kernels.linear_topk(hidden, weight, k)
-    expected = (hidden @ weight.T).topk(k, dim=1)
-    torch.testing.assert_close(logits, expected.values)
-    assert torch.equal(tokens, expected.indices)

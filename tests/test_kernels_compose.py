@@ -92,6 +92,7 @@ def test_operators_are_what_they_say_they_are(kind, n, dtype):
     for values in (z.detach(), z.detach().t().contiguous().t()):
         opcheck(logits._entropy_logprob_backward, (values, y, t, list(of_logits), g, h))
     opcheck(head._statistics, (x, w, y, t, *sizes))
+    opcheck(head._topk, (x.detach(), w.detach(), 3, USED, 4))
     x, w = x.detach(), w.detach().t().contiguous().t()
     for wanted in ((True, True), (True, False), (False, True)):
         opcheck(

@@ -5,6 +5,7 @@ HAZARD asks when the length reward outweighs the match, and what each cure costs
 one or two settings is mixed with another such). SCREEN asks what matters at all: nine settings in
 twelve runs (Plackett & Burman 1946), each effect clear of the others but not of what pairs of
 settings do together. An effect is the mean of the runs with the high value less that with the low.
+Seeds are blocks: an effect is computed with each.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from experiments.verdicts import Stored, Value, rate, seeds_of, student, table, untrained
-from rmt.evaluation.statistics import Z, bootstrap
+from experiments.verdicts import Stored, rate, seeds_of, student, table, untrained
 
 Flags = tuple[str, ...]
 
@@ -25,6 +25,7 @@ class Setting:
     values: tuple[str, str]  # low and high, in words
     high: Flags
     low: Flags = ()  # as in the study's RMT
+    tiers: tuple[str, str] | None = None  # to which it confines training: "em", "h"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ class Design:
             found[self.name + "-" + "".join(map(str, levels)) if flags else "rmt"] = flags
         return found
 
+    @property
+    def tiers(self) -> dict[str, str]:
+        """Return method -> the tiers that it trains, whose questions count; "" are all."""
+        each = (zip(self.settings, levels) for levels in self.levels)
+        found = (next((s.tiers[level] for s, level in run if s.tiers), "") for run in each)
+        return dict(zip(self.runs, found))
+
 
 def plackett_burman(settings: int) -> tuple[tuple[int, ...], ...]:
     """Return the levels of up to eleven settings in twelve runs."""
@@ -61,15 +69,17 @@ HAZARD = Design(
         Setting("Eq. 7 divides by the deviation of", ("group", "batch"),
                 ("--advantage-norm", "batch"), ("--advantage-norm", "group")),
         Setting("B_T (the work takes 29)", ("30", "10"), ("--budget-decay", "0.3334")),
-        Setting("right at the start", ("25 %", "4 %"),
+        Setting("tiers, right when untrained", ("easy and medium, 26 %", "hard, 4 %"),
                 ("--curriculum-early", "0", "0", "1", "--curriculum-late", "0", "0", "1"),
-                ("--curriculum-early", ".5", ".5", "0", "--curriculum-late", ".5", ".5", "0")),
+                ("--curriculum-early", ".5", ".5", "0", "--curriculum-late", ".5", ".5", "0"),
+                ("em", "h")),
     ),
     tuple((*four, sum(four) % 2) for four in product((0, 1), repeat=4)), pairs=True,
 )  # fmt: skip
-CURES = {  # other ones, of the worst case: few right answers, a budget that is too small
-    "hazard-none": (*HAZARD.runs["hazard-00011"], "--advantage-norm", "none"),
-    "hazard-drop": (*HAZARD.runs["hazard-00011"], "--zero-variance-groups", "drop"),
+WORST = "hazard-00011"  # as printed, few right answers, a budget that is too small
+CURES = {  # other ones
+    "hazard-none": (*HAZARD.runs[WORST], "--advantage-norm", "none"),
+    "hazard-drop": (*HAZARD.runs[WORST], "--zero-variance-groups", "drop"),
 }
 SCREEN = Design(
     "screen", "unequal-entropy",
@@ -101,55 +111,51 @@ def seeds_with_all(stored: Stored, design: Design) -> list[int]:
     return sorted(set.intersection(*(seeds_of(stored, design.world, m) for m in design.runs)))
 
 
-def effects(stored: Stored, design: Design) -> dict[str, tuple[Value, float]]:
-    """Return the effects: on right answers, in points with a 95 % interval, and on thinking tokens.
+@dataclass(frozen=True)
+class Effect:
+    """What a high value changes: right answers in points, with each seed; thinking tokens."""
 
-    The interval has the variances between seeds, with Satterthwaite's degrees of freedom, and that
-    of the questions.
-    """
-    seeds = seeds_with_all(stored, design)
-    base = untrained(stored, design.world)
-    rows = [
-        [stored[f"{design.world}/{method}/{seed}"]["thought"] for seed in seeds]
-        for method in design.runs
-    ]
-    right = 100 * np.array([[list(map(int, f["match"])) for f in row] for row in rows])  # N, S, Q
-    length = np.array([[f["thinking"] for f in row] for row in rows])
-    if len(seeds) > 1:
-        variances = right.mean(axis=2).var(axis=1, ddof=1)  # runs that collapse have more
-        freedom = (len(seeds) - 1) * variances.sum() ** 2 / max(1e-9, (variances**2).sum())
-        error = 2 * (variances.mean() / (len(rows) * len(seeds))) ** 0.5
-        noise = student(max(1, int(freedom))) * error
+    of_seeds: list[float]
+    tokens: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the 95 % interval (Student's t over seeds, which are blocks) is without 0."""
+        n = len(self.of_seeds)
+        off = student(n - 1) * np.std(self.of_seeds, ddof=1) / n**0.5 if n > 1 else np.inf
+        return bool(abs(np.mean(self.of_seeds)) > off)
+
+
+def effects(stored: Stored, design: Design) -> dict[str, Effect]:
+    """Return the effects of each setting, and of each two."""
+    seeds, base = seeds_with_all(stored, design), untrained(stored, design.world)
+    of = lambda method: (stored[f"{design.world}/{method}/{seed}"]["thought"] for seed in seeds)
+    right = np.array(
+        [[rate(f, base["tiers"], own) for f in of(m)] for m, own in design.tiers.items()]
+    )
+    length = np.array([[f["thinking"] for f in of(method)] for method in design.runs])
     sign = 2 * np.array(design.levels) - 1
-    columns = {(setting.name,): sign[:, k] for k, setting in enumerate(design.settings)}
+    columns = {setting.name: sign[:, k] for k, setting in enumerate(design.settings)}
     if design.pairs:
         for (a, i), (b, j) in combinations(enumerate(design.settings), 2):
-            columns[i.name, j.name] = sign[:, a] * sign[:, b]
-    found = {}
-    for names, column in columns.items():
-        change = lambda of_runs, column=column: (
-            of_runs[column > 0].mean(axis=0) - of_runs[column < 0].mean(axis=0)
-        )
-        of_questions = change(right.mean(axis=1))
-        low, high = bootstrap(
-            base["documents"], of_questions, [1.0] * len(of_questions), list(base["tiers"])
-        )
-        mean, questions = of_questions.mean(), (high - low) / (2 * Z)
-        off = np.hypot(Z * questions, noise) if len(seeds) > 1 else np.inf
-        effect = Value(mean, mean - off, mean + off, len(seeds))
-        found[" and ".join(names)] = effect, change(length.mean(axis=1))
-    return found
+            columns[f"{i.name} and {j.name}"] = sign[:, a] * sign[:, b]
+    change = lambda of_runs, column: of_runs[column > 0].mean(0) - of_runs[column < 0].mean(0)
+    return {
+        name: Effect(change(right, column).tolist(), float(change(length, column).mean()))
+        for name, column in columns.items()
+    }
 
 
 def effect_table(stored: Stored, design: Design) -> str:
     values = {s.name: " → ".join(s.values) for s in design.settings}
     lines = []
-    for name, (effect, tokens) in effects(stored, design).items():
-        clear = effect.low > 0 or effect.high < 0
-        said = str(effect) if np.isfinite(effect.low) else f"{effect.mean:+.1f} (1 seed)"
-        lines.append([name, values.get(name, ""), f"**{said}**" if clear else said,
-                      f"{tokens:+.0f}"])  # fmt: skip
-    return table(["setting", "low → high", "right, points", "thinking tokens"], lines)
+    for name, effect in effects(stored, design).items():
+        mean = f"{np.mean(effect.of_seeds):+.1f}"
+        each = ", ".join(f"{x:+.1f}" for x in effect.of_seeds)
+        lines.append([name, values.get(name, ""), f"**{mean}**" if effect.clear else mean, each,
+                      f"{effect.tokens:+.0f}"])  # fmt: skip
+    heads = ["setting", "low → high", "right, points", "with each seed", "thinking tokens"]
+    return table(heads, lines)
 
 
 def run_table(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
@@ -160,9 +166,13 @@ def run_table(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
         for method, levels in zip(design.runs, design.levels)
     }
     worded |= {method: [method, *[""] * (len(design.settings) - 1)] for method in more}
-    lines = []
+    lines, common = [], set(seeds_with_all(stored, design))
     for method, words in worded.items():
-        seeds = sorted(seeds_of(stored, design.world, method))
+        own = seeds_of(stored, design.world, method)
+        seeds, asked = (
+            sorted(own & common or own),
+            design.tiers.get(method, design.tiers.get(WORST)),
+        )
         rows = [stored[f"{design.world}/{method}/{seed}"] for seed in seeds]
         if not rows:
             continue
@@ -171,7 +181,7 @@ def run_table(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
         )
         lines.append([
             *words, str(len(seeds)),
-            " ".join(f"{rate(row['thought'], tiers):.1f}" for row in rows),
+            ", ".join(f"{rate(row['thought'], tiers, asked):.1f}" for row in rows),
             f"{np.mean([row['thought']['thinking'] for row in rows]):.0f}",
             f"{100 * np.mean([row['thought']['well_formed'] for row in rows]):.0f}",
             f"{100 * early['share/advantage_from_length']:.0f}",
@@ -179,7 +189,7 @@ def run_table(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
         ])  # fmt: skip
     heads = [s.name for s in design.settings] + [
         "seeds", "right, %, of each", "thinking tokens", "well-formed %",
-        "advantage from length, first fifth of the steps, %",
+        "variance of advantages from length, first fifth of the steps, %",
         "match in training, first → last fifth, %",
     ]  # fmt: skip
     return table(heads, lines)

@@ -59,14 +59,14 @@ def accuracies(stored: Stored, world: str) -> str:
                 f"{statistics.fmean(f['nats'] for f in plain):.3f}",
                 f"{statistics.fmean(spent):.2f}" if method != "base" else "–",
             ])  # fmt: skip
-    heads = ["", "at", "seeds", "easy", "medium", "hard", "average (lowest–highest)",
-             "plain (lowest–highest)", "thinking tokens", "well-formed %", "nats per token of text",
+    heads = ["", "at", "seeds", "easy", "medium", "hard", "average (each seed)",
+             "plain (each seed)", "thinking tokens", "well-formed %", "nats per token of text",
              "million tokens"]  # fmt: skip
     return table(heads, lines)
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+    return f"{statistics.fmean(values):.1f} ({', '.join(f'{x:.1f}' for x in values)})"
 
 
 def obstacles(stored: Stored) -> str:
@@ -107,15 +107,17 @@ def provenance(stored: Stored) -> str:
 
 
 def lengths(stored: Stored) -> str:
-    """Return how long RMT's thoughts are, in % of RPT's after as many steps, in each world."""
+    """Return RMT's thoughts in % of RPT's after as many steps: means, and with each seed."""
     found = []
     for world in WORLDS:
         seeds = seeds_of(stored, world, "rmt") & seeds_of(stored, world, "rpt")
-        mean = lambda method, world=world, seeds=seeds: statistics.fmean(
-            stored[f"{world}/{method}/{seed}"]["thought"]["thinking"] for seed in seeds
+        rmt, rpt = (
+            [stored[f"{world}/{method}/{seed}"]["thought"]["thinking"] for seed in sorted(seeds)]
+            for method in ("rmt", "rpt")
         )
         if seeds:
-            found.append(f"{world} {100 * mean('rmt') / mean('rpt'):.0f} %")
+            each = ", ".join(f"{100 * a / b:.0f}" for a, b in zip(rmt, rpt))
+            found.append(f"{world} {100 * sum(rmt) / sum(rpt):.0f} % ({each})")
     return ", ".join(found) or "not measured yet"
 
 
@@ -170,9 +172,14 @@ def summary(stored: Stored) -> str:
             rows = (stored[f"{world}/rmt/{seed}"]["thought"] for seed in seeds)
             shares = [rate(row, base["tiers"]) for row in rows]
             plain = rate(untrained(stored, world, "plain"), base["tiers"])
+            plainly = statistics.fmean(
+                rate(stored[f"{world}/rmt/{seed}"]["plain"], base["tiers"]) for seed in seeds
+            )
             before, ends = rate(base, base["tiers"]), (min(shares), max(shares))
             reached = "–".join(dict.fromkeys(f"{share:.0f}" for share in ends))
-            gains.append(f"{world} {before:.0f} → {reached} ({len(shares)}; {plain:.0f})")
+            gains.append(
+                f"{world} {before:.0f}→{reached} ({len(shares)}; {plain:.0f}→{plainly:.0f})"
+            )
     decided = {  # claim -> world -> RMT − rival
         claim.rival: {
             world: v.brief for world in WORLDS
@@ -184,7 +191,7 @@ def summary(stored: Stored) -> str:
     heads = ["RMT − …, points at equal tokens (**bold**: interval without 0)", *worlds]
     claims = table(heads, lines) if lines else ""
     before_after = (
-        "Right with a thought, before → after RMT, % (seeds; untrained without a thought): "
+        "Right with a thought, before → after RMT, lowest–highest seed, % (seeds; plainly): "
         f"{', '.join(gains)}."
     )
     return "\n\n".join(filter(None, (before_after, claims)))

@@ -12,7 +12,7 @@ EQUAL = 3.0  # points
 POWER, POWER_EQUAL = 2.8, 3.24
 T95 = (0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # by degrees of freedom
 WORLDS = ("none", "overthinking", "unequal-entropy", "unused-tokens", "all")
-LEAST = 3  # seeds
+LEAST, MOST = 3, 20  # seeds: for a verdict; that a guess from so few can name
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Value:
     def needed(self) -> str:
         """What would decide in four of five tries, were the mean and the spread the true ones."""
         error = max(abs(self.mean) / POWER, (EQUAL - abs(self.mean)) / POWER_EQUAL)
-        return f"~{max(self.seeds + 1, math.ceil((self.spread / error) ** 2) + 2)} seeds"
+        seeds = max(self.seeds + 1, math.ceil((self.spread / error) ** 2) + 2)
+        return f"~{seeds} seeds" if seeds <= MOST else f"more than {MOST} seeds"
 
 
 def student(freedom: int) -> float:
@@ -164,13 +165,12 @@ def difference(stored: Stored, world: str, rival: str, at: str) -> Value | None:
     return value(*by_seed, (high - low) / (2 * Z))
 
 
-def cost(stored: Stored, world: str, rival: str, at: str) -> float:
-    """Return the rival's tokens divided by RMT's, over the seeds that both have."""
+def cost(stored: Stored, world: str, rival: str, at: str) -> str:
+    """Return the rival's tokens divided by RMT's of that seed: lowest and highest."""
     seeds = seeds_of(stored, world, "rmt") & seeds_of(stored, world, rival)
-    of = lambda method, name: sum(
-        row.get(name, row["tokens"]) for row in (stored[f"{world}/{method}/{s}"] for s in seeds)
-    )
-    return of(rival, f"tokens{at}") / of("rmt", "tokens")
+    rows = [(stored[f"{world}/rmt/{s}"], stored[f"{world}/{rival}/{s}"]) for s in seeds]
+    times = [row.get(f"tokens{at}", row["tokens"]) / ours["tokens"] for ours, row in rows]
+    return "–".join(dict.fromkeys(f"{x:.2f}" for x in (min(times), max(times))))
 
 
 def thinking(stored: Stored, world: str, method: str, at: str) -> float:
@@ -189,19 +189,18 @@ def verdicts(stored: Stored, claims: dict[str, Claim], at: str) -> str:
             found = difference(stored, world, rival, at)
             text = "–"
             if found is not None:
-                times = cost(stored, world, rival, at)
                 said = found if found.seeds >= LEAST else f"{found.mean:+.1f}"
                 tokens = thinking(stored, world, "rmt", ""), thinking(stored, world, rival, at)
-                text = f"**{found.verdict}** {said}; thinks {tokens[0]:.0f}, not {tokens[1]:.0f}"
-                text += f"; × {times:.2f} tokens"
+                text = f"**{found.verdict}** {said}; thinks {tokens[0]:.0f} : {tokens[1]:.0f}"
+                text += f"; × {cost(stored, world, rival, at)} tokens"
             cells.append(text + " †" * (world in claim.reasons))
         lines.append([f"{claim.rival} (*{rival}*)", *cells])
     return table(["RMT − …, points", *WORLDS], lines)
 
 
 def rate(found: dict, tiers: str, tier: str = "") -> float:
-    """Return right answers in %, of one tier ("e", "m", "h") or of all."""
-    own = [int(m) for m, t in zip(found["match"], tiers) if tier in ("", t)]
+    """Return right answers in %, of some tiers ("e", "m", "h", "em") or of all."""
+    own = [int(m) for m, t in zip(found["match"], tiers) if t in (tier or t)]
     return 100 * statistics.fmean(own) / found["samples"]
 
 

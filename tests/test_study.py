@@ -190,24 +190,28 @@ def test_a_setting_of_a_design_is_what_its_name_says(place):
 
 def test_a_planted_effect_is_found_by_its_design():
     rng = np.random.default_rng(0)
-    base = answered("0" * 400, 4) | {"documents": [k // 4 for k in range(400)], "tiers": "h" * 400}
+    base = answered("0" * 400, 4) | {"documents": [k // 4 for k in range(400)], "tiers": "eh" * 200}
     stored = {"unequal-entropy/base/100": {"thought": base}}
     for levels, method in zip(HAZARD.levels, HAZARD.runs):
-        for seed in (100, 101):
+        for seed in (100, 101, 102):
             share = 0.5 - 0.3 * levels[3] + 0.2 * (levels[1] == levels[3])
-            right = "".join(str(int(x)) for x in rng.random(400) < share)
+            # Of what a run does not train nothing counts.
+            own = np.arange(400) % 2 == levels[4]
+            right = "".join(str(int(x)) for x in own & (rng.random(400) < share))
             row = answered(right) | {"thinking": 30 - 9 * levels[0]}
             stored[f"unequal-entropy/{method}/{seed}"] = {"thought": row}
     found = effects(stored, HAZARD)
-    clear = {name for name, (effect, _) in found.items() if effect.low > 0 or effect.high < 0}
+    clear = {name for name, effect in found.items() if effect.clear}
     budget, both = (
         HAZARD.settings[3].name,
         f"{HAZARD.settings[1].name} and {HAZARD.settings[3].name}",
     )
     assert {budget, both} <= clear and len(clear) <= 4
-    assert found[budget][0].low < -30 < found[budget][0].high
-    assert found[both][0].low < 20 < found[both][0].high
-    assert found["w"][1] == pytest.approx(-9)
+    assert np.mean(found[budget].of_seeds) == pytest.approx(-30, abs=5)
+    assert np.mean(found[both].of_seeds) == pytest.approx(20, abs=5)
+    assert found["w"].tokens == pytest.approx(-9)
+    one = {name: row for name, row in stored.items() if name.endswith("/100")}
+    assert not any(effect.clear for effect in effects(one, HAZARD).values())
 
 
 def test_the_gradients_of_both_parts_add_up_to_that_of_the_update(tmp_path, monkeypatch):
@@ -293,7 +297,7 @@ def test_an_interval_has_the_spread_of_seeds_and_the_error_of_questions():
         (Value(5, 1, 9, 2), "2 seeds"),
         (Value(-5, -9, -1, 3), "refuted"),
         (Value(0.5, -2, 3, 3), "equal"),
-        (Value(5, -1, 11, 3, 9.0), "undecided, ~28 seeds"),
+        (Value(5, -1, 11, 3, 9.0), "undecided, more than 20 seeds"),
         (Value(1, -4, 6, 3, 2.0), "undecided, ~13 seeds"),
         (Value(1, -4, 6, 14, 2.0), "undecided, ~15 seeds"),
     ],
@@ -347,12 +351,12 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     )
     assert "{{" not in page + reviewers
     assert "| all | 9 | +0.01 | 50.0 | 0.0 | 0.0 | 100 | 100 | 25 | 100, 50, 25 | 20 |" in page
-    assert "| rpt | RMT's tokens | 3 | 0.0 | 0.0 | 0.0 | 0.0 (0.0–0.0) |" in page
-    assert " -16.7 (" in page and "; thinks 9, not 9; × 1.00 tokens" in page
+    assert "| rpt | RMT's tokens | 3 | 0.0 | 0.0 | 0.0 | 0.0 (0.0, 0.0, 0.0) |" in page
+    assert " -16.7 (" in page and "; thinks 9 : 9; × 1.00 tokens" in page
     assert "commits abc" in page and "8.0 hours" in page
-    assert "after as many steps: all 100 %." in page
+    assert "with each seed: all 100 % (100, 100, 100)." in page
     assert "| RPT | **+83** |" in readme and readme.count("<!-- end -->") == 1
-    assert "untrained without a thought): all 17 → 83 (3; 0)." in readme
+    assert "% (seeds; plainly): all 17→83 (3; 0→0)." in readme
     assert "| none | 9 / 9 / 9 | 7 / 7 / 7 | 0.50 / 0.50 / 0.50 | 0.25" in reviewers
     assert "+0.000 / +0.100 / -0.200" in reviewers
     assert "| 1 | 33.3 | 9 | 100 | 50 | 50 → 50 |" in reviewers

@@ -19,7 +19,17 @@ from experiments.designs import DESIGNS, HAZARD, SCREEN, effects
 from experiments.links import ROOT
 from experiments.runner import Job, JobFailed, run_all
 from experiments.study import Study
-from experiments.verdicts import BEYOND, CLAIMS, Value, difference, student, value
+from experiments.verdicts import (
+    BEYOND,
+    CLAIMS,
+    Value,
+    answers,
+    difference,
+    rate,
+    seeds_of,
+    student,
+    value,
+)
 from rmt.config.config import parse
 from rmt.system import env
 from rmt.update import update
@@ -360,6 +370,25 @@ def test_the_pages_are_written_from_what_is_stored(tmp_path, monkeypatch):
     assert "| none | 9 / 9 / 9 | 7 / 7 / 7 | 0.50 / 0.50 / 0.50 | 0.25" in reviewers
     assert "+0.000 / +0.100 / -0.200" in reviewers
     assert "| 1 | 33.3 | 9 | 100 | 50 | 50 → 50 |" in reviewers
+
+
+def test_the_readme_quotes_what_is_stored():
+    rows, readme = storing.read(ROOT / "docs/study.jsonl"), (ROOT / "README.md").read_text("utf-8")
+    tiers = rows["all/base/100"]["thought"]["tiers"]
+
+    def right(method, at="", mode="thought"):
+        seeds = sorted(seeds_of(rows, "all", method))
+        found = (answers(rows, "all", method, seed, at, mode) for seed in seeds)
+        return [rate(answer, tiers) for answer in found]
+
+    each = [
+        ", ".join(f"{x:.0f}" for x in right(*job))
+        for job in (("as-printed",), ("as-printed", "-tokens"), ("rmt",))
+    ]
+    assert f"in *all*, seeds end at {each[0]} % right (at RMT's tokens {each[1]});" in readme
+    assert f"which we recommend, at {each[2]}." in readme
+    plainly, thinking = map(np.mean, (right("ntp", "-tokens", "plain"), right("rmt")))
+    assert f"is right in {plainly:.0f} % plainly, RMT in {thinking:.0f}." in readme
 
 
 def test_the_committed_pages_are_those_of_what_is_stored(tmp_path, monkeypatch):

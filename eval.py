@@ -24,7 +24,7 @@ from typing import Any
 
 from models.fingerprint import fingerprint
 from rmt.config.config import Config
-from rmt.config.flags import add_fields, flag, knob, make_parser, parse_known
+from rmt.config.flags import add_fields, as_flag, flag, knob, make_parser, parse_known
 from rmt.config.validate import response_needed, sampling_problem
 from rmt.data.corpus import Document
 from rmt.engine.export import find_model
@@ -143,11 +143,12 @@ def evaluate(
     config = replace(config, tokens_per_micro_batch=config.tokens_per_micro_batch or ROW_TOKENS)
     source = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(source)
-    corpus = read_corpus(config, config.data, tokenizer, shape, asked.part, asked.until)
+    budget = options.budget or asked.budget
+    part = asked.part, asked.until
+    corpus = read_corpus(config, config.data, tokenizer, shape, *part, budget)
     documents = corpus.documents
     compute = dist.compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)
-    budget = options.budget or asked.budget
     report = {
         "budget": budget, "data": data_key(documents), "records": corpus.total,
         "left_out": [{"source": r.source, "why": r.trouble} for r in corpus.left_out],
@@ -181,7 +182,8 @@ def positions_of(
     by = config.difficulty_model or config.model
     known = dist.from_rank_0(stored.is_file, world)
     if not known or "difficulty_model" in typed:
-        judge = find_model(by, config.weights, world)
+        with as_flag("model", "difficulty_model"):  # of the run, or typed
+            judge = find_model(by, config.weights, world)
         choosing["difficulty_model"] = fingerprint(judge)["weights"]  # the same wherever it is
     if known:
         asked = {name: value for name, value in choosing.items() if name in typed}

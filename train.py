@@ -85,7 +85,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         with clock("sampling"):
             # 4. Rollouts: G responses to each question, a thought and then the token.
             if c.traces:  # a cold start: they are given (Eq. 15)
-                responses = given_responses(c, data, sampler, generate, questions, step)
+                responses, guesses = given_responses(c, data, sampler, generate, questions, step)
             else:
                 responses = generate(sampler, trees, c.group_size, sampling_at(c, tokenizer, step))
             # 5. Rewards (P, G): the right token, and the length that was asked for.
@@ -95,7 +95,8 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         batch, dropped = replace_zero_variance(  # RPT; RMT keeps the batch as it is
             c, data, run.curriculum, batch, sampler, generate, step, world, clock
         )
-    add_curriculum_metrics(metrics, [drawn[i] for i in asked], c, dropped)
+    sampled = guesses if c.traces else batch.tokens
+    add_curriculum_metrics(metrics, [drawn[i] for i in asked], c)
     with clock("communication"):
         documents, batch = rebalance(c, data, list(asked), batch, world)
         all_rewards = dist.gather_objects(batch.rewards["total"], world)  # --advantage-norm batch
@@ -124,8 +125,8 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         )  # fmt: skip
 
     note_refusal(run, setup, updated)
-    add_response_metrics(metrics, batch, scale, c.length_weight)
-    add_speed_metrics(metrics, run, setup, batch, updated, started)
+    add_response_metrics(metrics, batch, scale, c)
+    add_speed_metrics(metrics, run, setup, sampled, dropped, updated, started)
     row = {"step": step, "budget": budget} | metrics.reduce(world)
     run.tokens += row["tokens/step"] + row["tokens/dropped"]
     run.seconds += row["time/step"]

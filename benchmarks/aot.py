@@ -153,7 +153,8 @@ def translate(launch: Launch, target: GPUTarget):
             signature[param.name], constants[(i,)] = "constexpr", value
             continue
         signature[param.name] = value if isinstance(value, str) else "i32"
-        if isinstance(value, str) or (number and value % 16 == 0):
+        aligned = isinstance(value, str) and not param.do_not_specialize_on_alignment
+        if aligned or (number and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = launch.options | {"enable_fp_fusion": True}  # the default differs between versions

@@ -41,7 +41,7 @@ def linear_cross_entropy(
     """
     if reduction != "none":
         _refuse("reduction", reduction, "none")
-    known = *_as_autocast(hidden, weight), labels.reshape(hidden.shape[:-1])
+    known = _as_autocast(hidden), weight, labels.reshape(hidden.shape[:-1])
     if dist_process_group is None:
         found = linear_entropy_logprob(*known, temperature)
     else:
@@ -54,19 +54,22 @@ def linear_cross_entropy(
 def selective_log_softmax(
     logits: Tensor, index: Tensor, temperature: float = 1.0, row_mask: Tensor | None = None
 ) -> Tensor:
-    """Return log p(index) of logits (…, V), in their dtype; index (…,); 0 where row_mask is 0."""
+    """Return log p(index) of logits (…, V), 0 where row_mask is 0; index (…,).
+
+    In fp32 or wider, as TRL's on a GPU; its own on a CPU rounds to the dtype of the logits.
+    """
     if index.shape != logits.shape[:-1]:
         raise ValueError(f"index {tuple(index.shape)} must have one token for each row of logits "
                          f"{tuple(logits.shape)}; take theirs for several")  # fmt: skip
     if row_mask is not None:
         index = index.masked_fill(row_mask == 0, IGNORE)
-    return entropy_logprob(logits, index, temperature).logprob.to(logits.dtype)
+    return entropy_logprob(logits, index, temperature).logprob
 
 
 def entropy_from_logits(logits: Tensor, chunk_size: int = 128) -> Tensor:
-    """Return the entropy of each row of logits (…, V) in nats, in their dtype."""
+    """Return the entropy of each row of logits (…, V) in nats, in fp32 or wider."""
     targets = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    return entropy_logprob(logits, targets).entropy.to(logits.dtype)
+    return entropy_logprob(logits, targets).entropy
 
 
 class ChunkedLogProb:
@@ -82,14 +85,16 @@ class ChunkedLogProb:
         chunk_size: int,
         final_logit_softcapping: float | None = None,
         logit_scale: float = 1.0,
-        outputs: Sequence[str] = ("log_probs",),
+        outputs: Sequence[str] = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1"),
     ) -> tuple[Tensor | None, ...]:
         """Return log_probs, entropy, None, None and is_top1 of hidden (N, C) @ weight (V, C).T.
 
         labels (N,). The first two are (N,) in fp32 or wider, the last bool, also True for one of
-        several likeliest. Under autocast the head is in autocast's dtype.
+        several likeliest. outputs: which, beside log_probs; TRL's default asks for two that are
+        refused. The weight is rounded to the dtype of hidden, autocast's under autocast, a slice
+        at a time; its gradient is not.
         """
-        known = ("log_probs", "entropy", "is_top1")
+        known = ("entropy", "is_top1", "log_probs")
         if unknown := sorted({*outputs} - {*known}):
             _refuse("outputs", unknown, ", ".join(known))
         learns = any(x is not None and x.requires_grad for x in (hidden, weight, bias))
@@ -98,8 +103,7 @@ class ChunkedLogProb:
                              "backward pass; use ZeRO-2 or FSDP2, or TRL's own head")  # fmt: skip
         if not logit_scale > 0:
             raise ValueError(f"logit_scale {logit_scale} must be above 0; take TRL's own head")
-        hidden, weight = _as_autocast(hidden, weight)
-        weight = weight.to(hidden.dtype)
+        hidden = _as_autocast(hidden)
         if bias is not None:  # as one more dimension, where hidden is 1: this copies the head
             # Eight: rows of 16-bit numbers keep the alignment of fast products.
             hidden = torch.cat((hidden, F.pad(hidden.new_ones(len(hidden), 1), (0, 7))), dim=1)
@@ -113,12 +117,13 @@ class ChunkedLogProb:
         return found.logprob, entropy, None, None, found.top1 if "is_top1" in outputs else None
 
 
-def _as_autocast(*head: Tensor) -> tuple[Tensor, ...]:
-    """Return hidden and weight, under autocast in its dtype."""
-    device = head[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return head
-    return tuple(x.to(torch.get_autocast_dtype(device)) for x in head)
+def _as_autocast(hidden: Tensor) -> Tensor:
+    """Return hidden, under autocast in its dtype; autocast leaves fp64 as it is."""
+    device = hidden.device.type
+    if hidden.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return hidden
+    enabled = torch.is_autocast_enabled(device)
+    return hidden.to(torch.get_autocast_dtype(device)) if enabled else hidden
 
 
 def _refuse(name: str, given, known: str) -> None:

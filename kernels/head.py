@@ -31,6 +31,7 @@ from .slices import (
 from .tile_math import LossGrads, Statistics, merge
 
 MERGED = 1024  # of so many candidates of some slices the k largest are kept
+WAITS = torch.Tag.cudagraph_unsafe  # for the GPU, to count rows: a CUDA graph cannot hold that
 
 
 def linear_entropy_logprob(
@@ -44,10 +45,11 @@ def linear_entropy_logprob(
 ) -> TokenStatistics:
     """Return log p(target), entropy, top-1 and log-sum-exp of hidden @ weight.T, with gradients.
 
-    hidden (…, C) and weight (V, C) of one dtype, in any strides; targets (…) int64, -100 for none;
-    temperature a positive number or (…). Rows of weight from vocab_size on are padding and have
-    probability 0. chunk: tokens at one time; changes memory and speed, not the result. softcap:
-    logits are softcap · tanh(logits / softcap) before the temperature, as in Gemma 2.
+    hidden (…, C) and weight (V, C) in any strides; a weight of another dtype is rounded to that of
+    hidden, a slice at a time, and has a gradient of its own dtype. targets (…) int64, -100 for
+    none; temperature a positive number or (…). Rows of weight from vocab_size on are padding and
+    have probability 0. chunk: tokens at one time; changes memory and speed, not the result.
+    softcap: logits are softcap · tanh(logits / softcap) before the temperature, as in Gemma 2.
 
     Returns logprob, entropy and lse (…) in nats, fp32 (fp64 for fp64), and top1 (…) bool: the
     target is the likeliest token, or one of them. All are 0 or False for tokens without a target.
@@ -105,7 +107,8 @@ def _topk(
         best, tokens = [], []
         for first in range(0, vocab_size, SLICE):
             last = min(first + SLICE, vocab_size)
-            values, columns = tiles_of(x).tile_topk(matmul(x, weight[first:last].t()), k)
+            z = matmul(x, weight[first:last].t().to(x.dtype))
+            values, columns = tiles_of(x).tile_topk(z, k)
             best.append(values)
             tokens.append(columns + first)
             if last == vocab_size or len(best) * k >= MERGED:
@@ -124,7 +127,7 @@ def _(hidden, weight, k, vocab_size, chunk):
     )  # fmt: skip
 
 
-@custom_op(f"{NAMESPACE}::linear_statistics", mutates_args=())
+@custom_op(f"{NAMESPACE}::linear_statistics", mutates_args=(), tags=WAITS)
 def _statistics(
     hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, vocab_size: int, chunk: int,
     softcap: float | None,
@@ -152,7 +155,7 @@ def _like_statistics(inverse_t: Tensor) -> tuple[Tensor, ...]:
     return tuple(zeros)
 
 
-@custom_op(f"{NAMESPACE}::linear_statistics_backward", mutates_args=())
+@custom_op(f"{NAMESPACE}::linear_statistics_backward", mutates_args=(), tags=WAITS)
 def _statistics_backward(
     hidden: Tensor, weight: Tensor, targets: Tensor, inverse_t: Tensor, saved: list[Tensor],
     g: Tensor, h: Tensor, of_lse: Tensor, vocab_size: int, chunk: int, softcap: float | None,

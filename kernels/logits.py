@@ -5,6 +5,9 @@ from the logits and two numbers per row, so that only the gradient has size (N, 
 kernels/tile_math.py; kernels and roofline: kernels/tiles.py.
 """
 
+from collections.abc import Iterator
+from itertools import product
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -22,7 +25,8 @@ def entropy_logprob(
 ) -> LogitStatistics:
     """Return log p(target) and entropy of each row, with gradients, in one pass over the logits.
 
-    logits (…, V) in any strides, targets (…) int64, temperature a positive number or (…).
+    logits (…, V) in any strides, targets (…) int64, temperature a positive number or (…). Up to
+    three dimensions are never copied, as `logits[:, :-1]` with batch and time.
     Returns logprob (…) and entropy (…) in nats, fp32 (fp64 for fp64 logits). A row whose target
     is -100 does not count: both are 0, and so is its gradient; Triton does not read it. ValueError
     for shapes, dtypes and targets that do not fit. No second derivative, and no gradient of the
@@ -30,7 +34,8 @@ def entropy_logprob(
     """
     require_logits(logits, targets)
     inverse_t = per_token_inverse(temperature, logits)
-    found = _entropy_logprob(logits.flatten(0, -2), targets.flatten().contiguous(), inverse_t)
+    z = logits.flatten(0, -3) if logits.dim() > 2 else logits[None]  # (B, n, V)
+    found = _entropy_logprob(z, targets.flatten().contiguous(), inverse_t)
     return LogitStatistics(*(part.view(targets.shape) for part in found[:2]))
 
 
@@ -65,12 +70,12 @@ def masked_cross_entropy(
 def _entropy_logprob(
     logits: Tensor, targets: Tensor, inverse_t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return logprob and entropy, and maximum and log_sum for the backward pass. All (N,)."""
-    require_values(targets, logits.shape[1], inverse_t)
+    """Return logprob and entropy, and maximum and log_sum for the backward pass. All (B·n,)."""
+    require_values(targets, logits.shape[2], inverse_t)
     outputs = tuple(torch.zeros_like(inverse_t) for _ in range(4))
-    for rows in _blocks(logits):
+    for rows, z in _blocks(logits):
         y, t = targets[rows], inverse_t[rows]
-        s, _ = merge(tiles_of(logits).tile_statistics(logits[rows], y, 0, t, keep=None), t)
+        s, _ = merge(tiles_of(logits).tile_statistics(z, y, 0, t, keep=None), t)
         ignored = y == IGNORE  # not read: their statistics are undefined
         for out, x in zip(outputs, (s.logprob, s.entropy, s.maximum, s.log_sum)):
             out[rows] = x.masked_fill(ignored, 0.0)
@@ -90,9 +95,9 @@ def _entropy_logprob_backward(
     statistics = Statistics(logprob, entropy, None, None, maximum, log_sum)
     slopes = LossGrads.of(statistics, inverse_t, g.contiguous(), h.contiguous())
     gradient = logits.new_empty(logits.shape)
-    for rows in _blocks(logits):
-        known = (logits[rows], targets[rows], 0, slopes.choose(rows))
-        tiles_of(logits).gradient_of_logits(*known, out=gradient[rows])
+    for rows, z in _blocks(logits):
+        known = (z, targets[rows], 0, slopes.choose(rows))
+        tiles_of(logits).gradient_of_logits(*known, out=gradient.flatten(0, 1)[rows])
     return gradient
 
 
@@ -101,11 +106,19 @@ def _(logits, targets, inverse_t, saved, g, h):
     return logits.new_empty(logits.shape)
 
 
-def _blocks(logits: Tensor) -> list[slice]:
-    """Split rows into blocks: one on a GPU, as many as a cache holds on a CPU, none for N = 0."""
-    n, columns = logits.shape
+def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of all B·n and their logits (m, V), none for no rows; nothing is copied.
+
+    A block is all rows on a GPU and as many as a cache holds on a CPU, within one of B if these are
+    not one after another, as in `logits[:, :-1]`.
+    """
+    batch, n, columns = logits.shape
+    if n == 1 or logits.stride(0) == n * logits.stride(1):
+        batch, n, logits = 1, batch * n, logits.flatten(0, 1)[None]
     size = max(1, n if logits.is_cuda else CACHED // columns)
-    return [slice(first, first + size) for first in range(0, n, size)]
+    for b, first in product(range(batch), range(0, n, size)):
+        z = logits[b, first : first + size]
+        yield slice(b * n + first, b * n + first + len(z)), z
 
 
 def _keep(ctx, inputs, output):

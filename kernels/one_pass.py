@@ -44,7 +44,8 @@ def linear_objective(
     Returns the loss (scalar), and logprob (…) and entropy (…) without gradient. Gradients are
     summed in fp32, then rounded to the dtype of hidden and weight. fp16 is refused: gradients of
     logits would round to 0 before any loss scale applies. Under torch.no_grad() the loss costs no
-    more than the statistics.
+    more than the statistics. Put factors into token_loss: multiplied with one that comes later, a
+    bf16 gradient is rounded again (1.3 times the error).
     """
     vocab_size = require_head(hidden, weight, vocab_size)
     require_targets(targets, hidden, "hidden")
@@ -93,8 +94,8 @@ class _LinearObjective(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if torch.is_grad_enabled():  # create_graph; once_differentiable would drop it silently
             raise RuntimeError("linear_objective has no second derivative; drop create_graph=True")
-        # A number: as a tensor, 1/3 would be rounded to bf16, and 1 would cost a pass over dW. The
-        # forward pass has waited for the GPU already.
+        # A number: as a tensor, 1/3 would be rounded to bf16, and 1 would cost a pass over dW. This
+        # waits for the forward pass's products.
         factor = grad.item()
         gradients = (x if x is None else _times(x, factor, ctx.dtype) for x in ctx.saved_tensors)
         return *gradients, None, None, None, None, None, None

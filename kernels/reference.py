@@ -1,8 +1,8 @@
 """The public functions of `kernels` in plain PyTorch, with whole logits.
 
-Ordinary autograd, any device, any dtype up to fp64. Tests compare the kernels and their chunked
-loops with this file. The arithmetic without whole logits is in kernels/tile_math.py, the loop in
-kernels/slices.py.
+Ordinary autograd, any device, any dtype up to fp64; products with a gradient are in fp32 or wider.
+Tests compare the kernels and their chunked loops with this file. The arithmetic without whole
+logits is in kernels/tile_math.py, the loop in kernels/slices.py.
 
 Shapes: N tokens, or any (…), C hidden, V vocabulary. Entropy is Eq. 1, in nats.
 """
@@ -205,9 +205,11 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
     The product of two bf16 numbers is exact in fp32: a GPU computes fp32 logits (the "fp32 head")
     at bf16's speed. A CPU multiplies in fp32: there PyTorch's bf16 product with fp32 sums depends
-    on a setting of the whole process, which other threads would see.
+    on a setting of the whole process, which other threads would see. Where a gradient is
+    wanted a GPU multiplies in fp32, too: PyTorch has none of its product with fp32 sums.
     """
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+    learns = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16) and not learns:
         product = torch.mm if a.dim() == 2 else torch.bmm
         return product(a, b, out_dtype=torch.float32)
     with plain_dtypes(a):
@@ -228,7 +230,7 @@ def write_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 def add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a @ b to out, in out's fp32 or fp64, so that a sum over many chunks stays exact."""
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+    if a.is_cuda and a.element_size() == 2 and out.dtype == torch.float32:
         torch.addmm(out, a, b, out_dtype=torch.float32, out=out)  # PyTorch 2.10 or newer
     else:
         # A separate product: addmm_ may add each of its terms to the large sum in out.

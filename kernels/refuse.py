@@ -23,10 +23,10 @@ def require_head(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> int:
             f"hidden must be rows (…, C) and weight (V, C), not {tuple(hidden.shape)} and "
             f"{tuple(weight.shape)}"
         )
-    if hidden.dtype != weight.dtype or hidden.device != weight.device:
+    if not weight.dtype.is_floating_point or hidden.device != weight.device:
         raise ValueError(
             f"hidden is {hidden.dtype} on {hidden.device}, weight {weight.dtype} on "
-            f"{weight.device}; convert one of them"
+            f"{weight.device}; give them floating dtypes and one device"
         )
     require_no_tangent(hidden, weight)
     vocab_size = len(weight) if vocab_size is None else vocab_size

@@ -93,7 +93,7 @@ def statistics(
         tl.store(EXPONENTIALS + row * columns + column, e * SCALE, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["OFFSET"])  # a column of a tensor
 def gradient(
     VALUES, OUT,  # (n, S), (n', S)
     ROWS, TARGETS, OFFSET,  # (n',), (n',), (n,); ROWS and OFFSET are None with logits
@@ -170,7 +170,8 @@ def tile_statistics(
     n, columns = logits.shape
     block = block_of(columns)
     tiles = triton.cdiv(columns, block)
-    sums = logits.new_empty(3, n, tiles, dtype=torch.float32)
+    # Not one tensor for three: Triton compiles a kernel anew for arguments not aligned to 16 bytes.
+    sums = [logits.new_empty(n, tiles, dtype=torch.float32) for _ in range(3)]
     at_target = logits.new_zeros(n, dtype=torch.float32)
     kept = logits.new_empty(n, columns, dtype=stored(keep)) if keep else None
     launch(

@@ -63,7 +63,7 @@ def vocab_parallel_entropy_logprob(
     if 0 in rows:
         raise ValueError(
             f"rank {rows.index(0)} of the group has no rows of the head, or they do not fit "
-            "hidden; give each rank one or more, of hidden's dtype and width"
+            "hidden; give each rank one or more, of hidden's width"
         )
     vocab_size = sum(rows) if vocab_size is None else vocab_size
     if not sum(rows[:-1]) < vocab_size <= sum(rows):

@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+STARTED = datetime.now()  # a run has one date: after midnight its prompts stay the same
 REMEDY = "mend it or take another instruct checkpoint"
 # {% generation %} marks what an assistant says; rendered, it is its body in a scope of its own.
 GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%\})")
@@ -67,7 +68,7 @@ def _compiled(template: str) -> Template:
     )
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = STARTED.strftime
     return environment.from_string(GENERATION.sub(r"\1\2with", template))
 
 

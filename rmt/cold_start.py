@@ -34,12 +34,15 @@ TAIL = 4  # tokens of the context that a guess repeats
 def given_responses(
     c: Config, data: TrainingSet, sampler, generate: Callable, questions: Sequence[Question],
     step: int,
-) -> list[list[Rollout]]:  # fmt: skip
-    """Return G responses to each question: its trace, or thoughts of the model's own guesses."""
+) -> tuple[list[list[Rollout]], int]:  # fmt: skip
+    """Return G responses to each question: its trace, or thoughts of the model's own guesses.
+
+    Also returns how many tokens were sampled for them.
+    """
     tokenizer, opening = data.tokenizer, think_ids(data.tokenizer, c.text_in)
     if asks_at_end(c):
         traces = [trace_ids(tokenizer, data.documents[q.document]) for q in questions]
-        return [[Rollout(trace, finished=True)] * c.group_size for trace in traces]
+        return [[Rollout(trace, finished=True)] * c.group_size for trace in traces], 0
     mark = tokenizer.encode(MARK)
     tails = [guess_tails(c, q, len(opening), len(mark)) for q in questions]
     most = max(map(len, tails), default=0)
@@ -48,10 +51,11 @@ def given_responses(
     for question, tail, guesses in zip(questions, tails, drawn):
         context = data.documents[question.document].tokens[: question.position].tolist()
         groups.append([
-            own_response(tokenizer, context, tail, guesses[i * most :][: len(tail)], opening)
+            # Not those from i · most on, which depends on the rank's other questions.
+            own_response(tokenizer, context, tail, guesses[i :: c.group_size][: len(tail)], opening)
             for i in range(c.group_size)
         ])  # fmt: skip
-    return groups
+    return groups, sum(map(len, drawn))
 
 
 def trace_ids(tokenizer: Tokenizer, document: Document) -> list[int]:

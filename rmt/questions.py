@@ -64,6 +64,11 @@ class RolloutBatch:
     answers: list[list[Answer]]
     rewards: dict[str, Tensor]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all responses."""
+        return sum(len(rollout.tokens) for group in self.responses for rollout in group)
+
     def rows(self, wanted: list[int]) -> "RolloutBatch":
         """Return these questions with what belongs to them, in this order."""
         lists = (self.questions, self.responses, self.answers)

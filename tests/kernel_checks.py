@@ -88,6 +88,13 @@ def assert_statistics(logprob, entropy, expected, vocab_size, rounding):
     assert not bool((entropy > limit).any()), "entropy above log V"
 
 
+def saved(function):
+    """What a function returns, and the tensors that it saves for its backward pass."""
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: found.append(x) or x, lambda x: x):
+        return function(), found
+
+
 def check_logits(kernels, name, dtype):
     """entropy_logprob and its gradient."""
     case = cast(LOGITS[name](), dtype)

@@ -8,10 +8,13 @@ def assert_logged(seen) -> None:
     """What a step says of its responses."""
     run, c, row = seen.run, seen.run.config, seen.row
     match, paid, total = rewards(seen)
-    advantage = centred(total) / scale_of(c, total)
+    scale = scale_of(c, total)
     w = c.length_weight if c.budget else 0
-    all_of_it = (advantage**2).sum()
-    from_length = (advantage * w * centred(paid) / scale_of(c, total)).sum()
+    both = centred(total) / scale, w * centred(paid) / scale
+    if c.zero_variance_groups == "drop":
+        both = [x[match.min(axis=1) < match.max(axis=1)] for x in both]
+    advantage, of_length = both
+    all_of_it, from_length = (advantage**2).sum(), (advantage * of_length).sum()
     share = from_length / all_of_it if all_of_it else None
     end = run.tokenizer.encode_with_control("</think>")[0]
     before, off, after = [], [], []

@@ -104,6 +104,13 @@ def deep_nesting(place):
 
 BAD_DATA = {
     "missing-file": (missing_file, "nowhere.jsonl does not exist", "give files, folders"),
+    "missing-eval-file": (lambda place: training(place, eval_data=place / "nowhere.jsonl"),
+                          "--eval-data", "nowhere.jsonl does not exist"),
+    "missing-traces": (lambda place: training(place, method="cold-start", max_response=60,
+                                              traces=place / "nowhere.jsonl"),
+                       "--traces", "nowhere.jsonl does not exist"),
+    "missing-judge": (lambda place: training(place, difficulty_model="nonsense"),
+                      "--difficulty-model nonsense is neither"),
     "empty-name": (empty_name, "--data is empty; give a path"),
     "folder-without-text": (folder_without_text, "holds no .jsonl, .txt, .md", "give --data"),
     "wrong-suffix": (wrong_suffix, "train.csv", "only .jsonl, .txt, .md, .parquet, .jsonl.gz"),

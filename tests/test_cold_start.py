@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import toy_runs
 from small_run import (
     CONTROL,
     TEMPLATE,
@@ -20,7 +21,7 @@ from toy_models import write_tokenizer
 import train
 from models.config import TINY
 from models.tokenizer import Tokenizer
-from rmt.cold_start import guess_tails, own_response
+from rmt.cold_start import given_responses, guess_tails, own_response
 from rmt.config.config import Config
 from rmt.prompt import parse_response
 from rmt.questions import Question
@@ -76,6 +77,19 @@ def test_a_text_that_closes_thoughts_is_not_repeated(tmp_path):
         response = own_response(tokenizer, context, tails, guesses, [])
         answer = parse_response(tokenizer, response.tokens)
         assert (answer.text, answer.thinking_length) == ("a", length)
+
+
+def test_given_responses_do_not_depend_on_the_other_questions(tmp_path):
+    c = COLD | dict(traces="own", text_in="thought", group_size=2, budget_start=40)
+    run = toy_runs.prepared(tmp_path, **{k: v for k, v in c.items() if k != "method"})
+    questions = toy_runs.draw(run)
+    assert len({len(guess_tails(run.config, q, 2, 3)) for q in questions}) > 1
+    known = run.config, run.data, run.model, toy_runs.generate
+    together, _ = given_responses(*known, questions, 0)
+    for index in {q.document for q in questions}:
+        own = [i for i, q in enumerate(questions) if q.document == index]
+        alone, _ = given_responses(*known, [questions[i] for i in own], 0)
+        assert alone == [together[i] for i in own]
 
 
 @pytest.mark.parametrize("text_in", ["thought", "question"])

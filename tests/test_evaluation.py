@@ -17,7 +17,7 @@ import train
 from rmt.config.config import Config
 from rmt.curriculum import TIERS
 from rmt.engine.held_out import evaluate_held_out
-from rmt.engine.loading import read_corpus, read_model_directory
+from rmt.engine.loading import longest_prompt, read_corpus, read_model_directory
 from rmt.engine.protocol import protocol
 from rmt.engine.run import prepare
 from rmt.evaluation import compare
@@ -157,6 +157,18 @@ def test_what_is_cut_off_is_counted(place, tmp_path, capsys):
     assert f"| {100 * rows['easy']['cut_off']:.1f} |\n" in capsys.readouterr().out
     plain = evaluated(place, tmp_path, mode="ntp")
     assert plain["tiers"][0]["cut_off"] is None, "a plain token is no response"
+
+
+def test_the_sentence_about_the_budget_is_counted_in_the_context(place, tmp_path):
+    tokenizer, shape = read_model_directory(place / "thinker")
+    config = Config(budget=False)
+    plain, asked = (len(longest_prompt(config, tokenizer, b)) for b in (None, 8))
+    assert asked > plain
+    most = shape.max_position_embeddings - 64 - plain
+    known = dict(model=place / "thinker", data=place / "data.jsonl", document_tokens=64)
+    evaluated(place, tmp_path, mode="ntr", max_response=most, per_tier=1, **known)
+    with pytest.raises(SystemExit, match="exceed the model's context"):
+        evaluated(place, tmp_path, mode="rmt", budget=8, max_response=most, per_tier=1, **known)
 
 
 @pytest.mark.parametrize("mode", ["ntr", "ntp"])

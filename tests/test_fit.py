@@ -12,6 +12,7 @@ from test_plan import SMALL, case
 from toy_runs import WORLD, prepared
 from two_ranks import on_two_ranks, steps
 
+import rmt.rollout as rollout_module
 import train
 from benchmarks.memory_table import BEGIN, END, table
 from models.kv_cache import KVCache
@@ -20,8 +21,18 @@ from rmt.config.config import Config, parse
 from rmt.config.flags import read_bytes
 from rmt.memory.autofit import DoesNotFit, autofit, described, fit, most_branches
 from rmt.memory.dry_run import PROMPT
-from rmt.memory.estimate import MOST_BRANCHES, Case, branch, rollout, total, update
+from rmt.memory.estimate import (
+    MOST_BRANCHES,
+    Case,
+    branch,
+    cached_tokens,
+    rollout,
+    total,
+    update,
+)
 from rmt.prompt import PromptIds
+from rmt.questions import ask, prompts_of, question_trees, sampling_at
+from rmt.rollout import generate
 from rmt.system import dist
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def qwen3_14b(**machine) -> Case:
     """The paper's setting: the command of the README."""
-    config = Config(model="qwen3-14b", **machine)
+    config = Config(**{"model": "qwen3-14b"} | machine)
     return Case(config, published("qwen3-14b"), torch.bfloat16, PROMPT, described(config))
 
 
@@ -60,7 +71,40 @@ def test_an_evaluation_plans_what_it_holds_not_what_a_step_of_training_would():
     with pytest.raises(DoesNotFit) as refused:
         fit(replace(alone, machine=described(replace(alone.config, gpu_memory="34GB"))))
     said = str(refused.value)  # eval.py has no other flags of these
-    assert "--document-tokens" in said and "--batch-size" not in said and "--offload" not in said
+    assert said.endswith("use a GPU with more memory") and "--" not in said  # no flag helps
+
+
+def test_what_an_evaluation_caches_is_blamed_on_no_flag_of_training():
+    small = dict(model="qwen3-8b", lora_rank=16, batch_size=8, document_tokens=512, gpus=1,
+                 max_response=1024, gpu_memory="22GB")  # fmt: skip
+    of = lambda **more: replace(qwen3_14b(**small | more), shape=published("qwen3-8b"))
+    fit(of())
+    with pytest.raises(DoesNotFit) as refused:
+        fit(of(eval_data=("x",)))
+    said = str(refused.value)
+    assert "the same without --eval-data" in said
+    assert "--batch-size" not in said and "--document-tokens" not in said
+
+
+@pytest.mark.parametrize("positions", [1, 5])
+def test_the_plan_caches_the_prompts_of_all_questions(tmp_path, monkeypatch, positions):
+    run, held = prepared(tmp_path, positions_per_document=positions), []
+    full = [i for i, d in enumerate(run.documents) if len(d.tokens) > 30]
+    questions = [
+        ask(run.config, run.data, i, len(run.documents[i].tokens) - 1 - n, 9)
+        for i in full for n in range(positions)
+    ]  # fmt: skip
+    cache = rollout_module.KVCache
+    counting = lambda *a, **more: held.append(a[1] + a[2]) or cache(*a, **more)
+    monkeypatch.setattr(rollout_module, "KVCache", counting)
+    prompts = prompts_of(run.config, run.tokenizer, questions)
+    trees = question_trees(questions, run.documents, prompts)
+    generate(run.model, trees, 2, sampling_at(run.config, run.tokenizer, 0))
+    longest = max(len(run.documents[i].tokens) for i in full)
+    c = replace(run.config, batch_size=len(full), document_tokens=longest, probe_documents=0)
+    known = Case(c, run.model.config, torch.float32, prompts[0], described(Config(gpus=1)))
+    short = sum(longest - len(run.documents[i].tokens) for i in full)
+    assert 0 <= cached_tokens(known) - short - held[0] <= 2 * len(questions)
 
 
 def test_offload_makes_room():

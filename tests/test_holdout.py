@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,26 @@ def test_a_hash_of_the_problem_alone_decides(tmp_path, model):
     as_problems = dict(task="problems", match="answer", ntp=False)
     asked = texts(model, path, "held_out", holdout=5, **as_problems)
     assert {text.split("\n\n")[0] for text in held} == set(asked)  # post-training keeps the split
+
+
+def test_a_request_around_a_problem_changes_no_side(tmp_path, model):
+    """DAPO's: as a text and as a problem, with the request and without, it is one problem."""
+    asked = (
+        "Solve the following math problem step by step. The last line of your response should "
+        "be of the form Answer: $Answer (without quotes).\n\n{}\n\n"
+        'Remember to put your answer on its own line after "Answer:".'
+    )
+    plain, wrapped = problems(40), problems(40)
+    for record in wrapped:
+        record["problem"] = asked.format(record["problem"])
+    paths = [write(tmp_path / f"{n}.jsonl", r) for n, r in enumerate((plain, wrapped))]
+    number = re.compile(r"What is (\d+)")
+    found = [
+        {number.search(text)[1] for text in texts(model, path, "held_out", holdout=4, **task)}
+        for path in paths
+        for task in ({"document_tokens": 512}, dict(task="problems", match="answer", ntp=False))
+    ]
+    assert all(held == found[0] for held in found) and len(found[0]) == 4
 
 
 def test_pieces_duplicates_and_other_solutions_of_a_problem_stay_together(tmp_path, model):

@@ -16,12 +16,14 @@ from kernel_checks import (
     check_masked_cross_entropy,
     check_softcap_and_lse,
     check_topk,
+    saved,
     token_loss,
 )
-from kernel_inputs import DEVICE, HEADS, LOGITS, cast
+from kernel_inputs import DEVICE, HEADS, LOGITS, cast, draw
 from torch.autograd import grad
 
 import kernels
+from kernels import head, one_pass, slices
 
 ROWS = [("reference", torch.float64)] + [
     (kind, dtype) for kind in ("reference", "triton") for dtype in (torch.float32, torch.bfloat16)
@@ -34,7 +36,8 @@ kinds = pytest.mark.parametrize("kind", ["reference", "triton"])
 
 @pytest.fixture(autouse=True)
 def choose_kernels(request, monkeypatch):
-    monkeypatch.setenv("RMT_KERNELS", request.node.callspec.params["kind"])
+    if "kind" in request.fixturenames:
+        monkeypatch.setenv("RMT_KERNELS", request.getfixturevalue("kind"))
 
 
 def small_head(dtype=torch.float32, **changes):
@@ -144,6 +147,85 @@ def test_strides_of_logits_change_nothing(kind):
         for a, b in zip(given, expected):
             torch.testing.assert_close(a, b)
         torch.testing.assert_close(grad(sum(given).sum(), logits)[0], wanted)
+
+
+@kinds
+def test_logits_whose_rows_are_not_one_after_another_are_read_in_place(kind):
+    """`logits[:, :-1]` of RL trainers, and Megatron's (S, B, V)."""
+    whole = draw(3, 6, 70).float().to(DEVICE).requires_grad_()
+    for z in (whole[:, :-1], whole.transpose(0, 1), whole[:, 2:4, ::2]):
+        y = torch.arange(z.shape[0] * z.shape[1], device=DEVICE).view(z.shape[:2]) % z.shape[2]
+        ours, kept = saved(lambda z=z, y=y: kernels.entropy_logprob(z, y, 0.7))
+        pointers = {x.untyped_storage().data_ptr() for x in kept if x.shape[-1:] == z.shape[-1:]}
+        assert pointers == {whole.untyped_storage().data_ptr()}
+        theirs = kernels.reference.entropy_logprob(z, y, 0.7)
+        slope = draw(*y.shape).float().to(DEVICE)
+        of = [grad(((a + b.square()) * slope).sum(), whole)[0] for a, b in (ours, theirs)]
+        for a, b in zip((*ours, of[0]), (*theirs, of[1])):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@kinds
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float32], ids=str)
+def test_a_head_of_another_dtype_is_rounded_to_that_of_hidden(kind, narrow):
+    """As under autocast, whose weights are fp32; and as in hidden states of fp32 before bf16."""
+    other = torch.float32 if narrow == torch.bfloat16 else torch.bfloat16
+    case = cast(HEADS["50-words"](), torch.float32)
+    x, y = case.hidden.detach().to(narrow).requires_grad_(), case.targets
+    w = case.weight.detach().to(other).requires_grad_()
+    same = w.detach().to(narrow).requires_grad_()
+    real = [v.detach().double().requires_grad_() for v in (x, same)]
+    expected = kernels.reference.linear_entropy_logprob(*real, y)
+    wanted = grad((expected.logprob + expected.entropy).sum(), real)
+    for chunk in (None, 9):
+        for name in ("linear_entropy_logprob", "linear_objective"):
+            if name == "linear_objective":
+                loss = lambda logprob, entropy, index: (logprob + entropy).sum()
+                total, logprob, _ = kernels.linear_objective(x, w, y, loss, chunk=chunk)
+            else:
+                logprob, entropy, *_ = kernels.linear_entropy_logprob(x, w, y, chunk=chunk)
+                total = (logprob + entropy).sum()
+            torch.testing.assert_close(logprob.double(), expected.logprob, rtol=1e-5, atol=1e-5)
+            given = grad(total, (x, w))
+            assert [g.dtype for g in given] == [narrow, other]
+            for a, b in zip(given, wanted):
+                # Of dz in bf16, whose errors a sum over tokens averages out.
+                assert (a.double() - b).norm() < 6e-3 * b.norm()
+    found = kernels.linear_topk(x, w, 4)[0]
+    torch.testing.assert_close(found, kernels.linear_topk(x, same.detach(), 4)[0])
+
+
+def test_the_reference_has_gradients_in_16_bits():
+    x, w, y = small_head(torch.bfloat16)
+    logprob, entropy, *_ = kernels.reference.linear_entropy_logprob(x, w, y)
+    given = grad((logprob + entropy).sum(), (x, w))
+    real = [v.detach().double().requires_grad_() for v in (x, w)]
+    expected = kernels.reference.linear_entropy_logprob(*real, y)
+    for a, b in zip(given, grad((expected.logprob + expected.entropy).sum(), real)):
+        assert (a.double() - b).norm() < 4e-3 * b.norm()
+
+
+@pytest.mark.parametrize("name", ["151936-words", "edges-and-padding"])
+def test_slices_multiplied_together_as_on_a_gpu_give_the_same(monkeypatch, name):
+    monkeypatch.setenv("RMT_KERNELS", "reference")
+    monkeypatch.setitem(slices.TOGETHER, DEVICE, 4)
+    strides = []
+    products = slices.products
+
+    def spy(gradients, *known):
+        watched = (strides.append(dz.stride(0)) or (first, dz) for first, dz in gradients)
+        return products(watched, *known)
+
+    for module in (head, one_pass):
+        monkeypatch.setattr(module, "products", spy)
+    check_head(kernels, name, torch.float32)
+    assert strides and all(stride % 8 == 0 for stride in strides)
+
+
+def test_operators_that_wait_for_the_gpu_stay_out_of_cuda_graphs():
+    for name in ("linear_statistics", "linear_statistics_backward"):
+        operator = getattr(getattr(torch.ops, kernels.reference.NAMESPACE), name).default
+        assert torch.Tag.cudagraph_unsafe in operator.tags, name
 
 
 @kinds

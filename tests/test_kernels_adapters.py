@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kernel_checks import saved
 from torch.autograd import grad
 
 from kernels import adapters
@@ -49,7 +50,10 @@ def test_the_head_has_the_signature_of_trl(temperature, cap):
     z = z if cap is None else cap * (z / cap).tanh()
     same((logprob, entropy), plain(z, y, temperature), x, w, b)
     assert squares is mean is None and torch.equal(top1, z.argmax(-1) == y)
-    assert adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8192)[1:] == (None,) * 4
+    alone = adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8192, outputs=())
+    assert alone[1:] == (None,) * 4
+    with pytest.raises(ValueError, match="log_sum_sq_probs"):  # TRL's default asks for it
+        adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8192)
 
 
 def test_functions_of_logits_have_the_signature_of_trl():
@@ -58,25 +62,42 @@ def test_functions_of_logits_have_the_signature_of_trl():
     same([adapters.selective_log_softmax(z, y)], plain(z, y)[:1], z)
     same([adapters.selective_log_softmax(z, y, 2.0, mask)], [plain(z, y, 2.0)[0] * mask], z)
     same([adapters.entropy_from_logits(z, 3)], plain(z, y)[1:], z)
-    assert adapters.entropy_from_logits(z.bfloat16()).dtype == torch.bfloat16
+    rounded = z.bfloat16()  # as TRL's on a GPU: only the logits have 16 bits
+    wide = plain(rounded.double(), y)
+    for given, expected in zip((adapters.selective_log_softmax(rounded, y),
+                                adapters.entropy_from_logits(rounded)), wide):  # fmt: skip
+        torch.testing.assert_close(given, expected.float(), rtol=1e-6, atol=5e-6)
 
 
-def test_autocast_rounds_the_head_as_a_linear_layer():
+def test_autocast_rounds_the_head_as_a_linear_layer_and_copies_no_weight():
     x, w, y = draw(7, C), draw(V, C, seed=3), labels(7)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8192)[0]
-    theirs = plain((x.bfloat16() @ w.bfloat16().T).float(), y)[0]
-    torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0)
-    assert [g.dtype for g in grad(ours.sum(), (x, w))] == [torch.float32] * 2
+        apply = lambda: adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8192, outputs=())[0]
+        ours, kept = saved(apply)
+    rounded = (x.bfloat16().double() @ w.bfloat16().double().T, y)
+    assert not torch.allclose(ours.double(), plain(x @ w.T, y)[0].double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours, plain(*rounded)[0].float(), rtol=1e-5, atol=1e-5)
+    of_hidden, of_weight = grad(ours.sum(), (x, w))
+    assert of_hidden.dtype == of_weight.dtype == torch.float32
+    assert not torch.equal(of_weight, of_weight.bfloat16().float())
+    assert [k.data_ptr() for k in kept if k.shape == w.shape] == [w.data_ptr()]
+
+
+def test_autocast_leaves_64_bits():
+    x, w, y = draw(7, C, dtype=torch.float64), draw(V, C, dtype=torch.float64, seed=3), labels(7)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = adapters.linear_cross_entropy(x, w, y)
+    same(ours, plain(x @ w.T, y), x, w)
 
 
 @pytest.mark.parametrize(
     "call, word",
     [
         (lambda x, w, y: adapters.linear_cross_entropy(x, w, y, 1.0, "mean"), "reduction = mean"),
-        (lambda x, w, y: adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8, -30.0), "softcap"),
-        (lambda x, w, y: adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8, None, -1.0),
-         "logit_scale -1.0"),
+        (lambda x, w, y: adapters.ChunkedLogProb.apply(
+            x, w, None, y, 1.0, 8, -30.0, outputs=()), "softcap"),
+        (lambda x, w, y: adapters.ChunkedLogProb.apply(
+            x, w, None, y, 1.0, 8, None, -1.0, ()), "logit_scale -1.0"),
         (lambda x, w, y: adapters.ChunkedLogProb.apply(
             x, w, None, y, 1.0, 8, outputs=("mean_logits",)), "mean_logits"),
         (lambda x, w, y: adapters.selective_log_softmax(x @ w.T, y[:, None]), "one token"),
@@ -92,9 +113,9 @@ def test_a_head_that_zero_3_would_free_before_the_backward_pass_is_refused(froze
     x, w, y = draw(7, C), draw(V, C, seed=3).requires_grad_(not frozen), labels(7)
     w.ds_id = 1
     with pytest.raises(ValueError, match="ZeRO-3"):
-        adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8)
+        adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8, outputs=())
     with torch.no_grad():
-        adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8)
+        adapters.ChunkedLogProb.apply(x, w, None, y, 1.0, 8, outputs=())
 
 
 def test_they_agree_with_trl_and_its_patched_model_computes_the_same(monkeypatch):

@@ -17,6 +17,9 @@ import kernels
 PAIRS = [("reference", torch.float64)] + [
     (kind, dtype) for kind in ("reference", "triton") for dtype in (torch.float32, torch.bfloat16)
 ]
+in_each_dtype = pytest.mark.parametrize(
+    "kind, dtype", PAIRS, ids=lambda value: str(value).removeprefix("torch.")
+)
 both_tiers = pytest.mark.parametrize("kind", ["reference", "triton"])
 
 
@@ -27,12 +30,12 @@ def choose_kernels(request, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PLANS)
-@pytest.mark.parametrize("kind, dtype", PAIRS)
+@in_each_dtype
 def test_branch_attention_is_its_specification(kind, dtype, name):
     check_branches(kernels, name, dtype)
 
 
-@pytest.mark.parametrize("kind, dtype", PAIRS)
+@in_each_dtype
 def test_any_layout_of_the_caches_will_do(kind, dtype):
     check_layouts(kernels, dtype)
 

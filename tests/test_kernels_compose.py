@@ -87,9 +87,10 @@ def test_operators_are_what_they_say_they_are(kind, n, dtype):
     g, h, of_lse = torch.randn(3, n, device=DEVICE)
     sizes = (USED, 4, 3.0)
     with torch.no_grad():
-        of_logits, of_head = logits._entropy_logprob(z, y, t), head._statistics(x, w, y, t, *sizes)
-    opcheck(logits._entropy_logprob, (z, y, t))
-    for values in (z.detach(), z.detach().t().contiguous().t()):
+        of_logits = logits._entropy_logprob(z[None], y, t)
+        of_head = head._statistics(x, w, y, t, *sizes)
+    opcheck(logits._entropy_logprob, (z.detach()[None].requires_grad_(), y, t))
+    for values in (z.detach()[None], z.detach().t().contiguous().t()[None]):
         opcheck(logits._entropy_logprob_backward, (values, y, t, list(of_logits), g, h))
     opcheck(head._statistics, (x, w, y, t, *sizes))
     opcheck(head._topk, (x.detach(), w.detach(), 3, USED, 4))

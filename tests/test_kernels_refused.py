@@ -15,9 +15,9 @@ looked_at = pytest.mark.skipif(DEVICE == "cuda", reason="values are looked at on
     "changes, said",
     [
         (dict(x=torch.zeros(7, C + 1)), ["(…, C)", "(V, C)", f"(7, {C + 1})", f"({V}, {C})"]),
-        (dict(x=torch.zeros(7, C).half()), ["torch.float16", "torch.float32", "convert"]),
+        (dict(w=torch.zeros(V, C, dtype=torch.int8)), ["weight torch.int8", "floating dtypes"]),
         (dict(x=torch.zeros(7, C).int(), w=torch.zeros(V, C).int()), ["floating", "torch.int32"]),
-        (dict(w=torch.zeros(V, C, device="meta")), ["weight torch.float32 on meta", "convert"]),
+        (dict(w=torch.zeros(V, C, device="meta")), ["weight torch.float32 on meta", "one device"]),
         (dict(y=torch.zeros(7, device="meta").long()), ["targets are on meta", "move"]),
         (dict(used=0), ["vocab_size 0", f"from 1 to the head's {V} rows"]),
         (dict(used=V + 1), [f"vocab_size {V + 1}", f"from 1 to the head's {V} rows"]),

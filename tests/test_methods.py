@@ -185,6 +185,50 @@ def test_a_run_that_learns_nothing_says_why_once(tmp_path, capsys):
     assert printed.count("cut off at --max-response") == 1
 
 
+@pytest.mark.parametrize("method, said", [("rmt", 1), ("grpo", 1), ("rlp", 0), ("rft", 0)])
+def test_equal_groups_are_blamed_only_where_they_teach_nothing(tmp_path, capsys, method, said):
+    data = dict(data=problems(tmp_path)) if method == "grpo" else {}
+    run = run_of(tmp_path, method, batch_size=3, **data)
+    row = {"share/zero_variance_groups": 1.0, "reward/match": 0.5}
+    with RunLog(run.out, run.config, 0, 20, WORLD) as log:
+        for step in range(9):
+            log.step(row | {"step": step}, [])
+    assert "".join(capsys.readouterr()).count("nothing was learnt about tokens") == said
+
+
+@pytest.mark.parametrize(
+    "method, changes",
+    [
+        ("rmt", {}), ("rmt", dict(updates_per_batch=3, kl_beta=0.1)),
+        ("rpt", dict(match="token", group_size=3, resample_from=0)),
+        ("cold-start", dict(budget_start=20, max_response=60)),
+    ],
+)  # fmt: skip
+def test_tokens_of_a_step_are_those_sampled_and_trained_on(tmp_path, monkeypatch, method, changes):
+    run, drawn, trees = run_of(tmp_path, method, **changes), [], []
+    sample, learn = train.rollout.generate, train.update
+
+    def counting(*given):
+        groups = sample(*given)
+        drawn.append(sum(len(r.tokens) for group in groups for r in group))
+        return groups
+
+    def watching(*given):
+        done = learn(*given)
+        trees.extend(done.trees)
+        return done
+
+    monkeypatch.setattr(train.rollout, "generate", counting)
+    monkeypatch.setattr(train, "update", watching)
+    row, _ = stepped(run, 0)
+    trained = sum(map(len, trees)) * run.config.updates_per_batch
+    assert row["tokens/step"] + row["tokens/dropped"] == sum(drawn) + trained
+    assert (row["tokens/dropped"] > 0) == (method == "rpt")
+    rate = row["speed/rollout_tokens_per_second"] * row["time/rollout"]
+    assert rate == pytest.approx(sum(drawn))
+    assert row["speed/train_tokens_per_second"] * row["time/update"] == pytest.approx(trained)
+
+
 @pytest.mark.parametrize("match, said", [(0.1, 1), (0.3, 0)])
 def test_a_run_that_learns_length_alone_says_so(tmp_path, capsys, match, said):
     run = run_of(tmp_path, "rmt")

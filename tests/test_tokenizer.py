@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.processors import TemplateProcessing
 from toy_models import write_tokenizer
 
+from models import chat_template
 from models.tokenizer import Tokenizer
 from rmt.prompt import next_token_prompt
 
@@ -206,6 +207,14 @@ def test_templates_have_the_functions_of_transformers(tmp_path):
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
     expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert Tokenizer(tmp_path).render(messages) == expected
+
+
+def test_a_process_has_one_date(tmp_path):
+    """A step renders its prompts twice, before and after sampling: midnight may lie between."""
+    write_tokenizer(tmp_path, chat_template="{{ strftime_now('%H:%M:%S.%f') }}")
+    first = Tokenizer(tmp_path).render([QUESTION])
+    chat_template._compiled.cache_clear()
+    assert Tokenizer(tmp_path).render([QUESTION]) == first
 
 
 def test_truncation_stored_in_the_file_does_not_cut_documents(tmp_path):

@@ -5,7 +5,8 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import NoReturn, get_args, get_origin
 
@@ -29,6 +30,16 @@ def knob(default, help: str, choices: tuple[str, ...] | None = None):
 def flag(name: str) -> str:
     """Return the flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+@contextmanager
+def as_flag(name: str, instead: str) -> Iterator[None]:
+    """Let errors about one flag name another, whose value is read in the same way."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        said = re.sub(rf"{flag(name)}(?![\w-])", flag(instead), str(error))
+        raise type(error)(said) from None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from rmt.config.flags import flag, read_bytes
 
-# Tokens after the thought: </think>, a blank line, \\, boxed, {, a token, }, and the end.
+# Tokens after the thought: </think>, a blank line, \\, boxed, {, a token, }, and the end. Where
+# </think> is spelled there are more: loading.py looks at the tokenizer.
 ANSWER_ROOM = 8
 POSITIVE = (
     "document_tokens", "batch_size", "min_context", "positions_per_document", "max_response",
@@ -78,7 +79,10 @@ def _reward_problems(c) -> Iterator[str]:
     if not 0 <= c.budget_entropy <= 1:
         yield f"--budget-entropy is {c.budget_entropy}: an exponent, so choose it in [0, 1]"
     if c.budget_entropy and c.task != "next-token":
-        yield "--budget-entropy is set, but a problem has no entropy: use --task next-token"
+        yield (
+            f"--budget-entropy is set, but --task {c.task} has no position with an entropy: use "
+            "--task next-token"
+        )
     if not 0 < c.budget_decay <= 1:
         yield f"--budget-decay is {c.budget_decay}: the budget shrinks, so choose it in (0, 1]"
     if not 0 <= c.length_weight < 0.5:

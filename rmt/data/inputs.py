@@ -186,7 +186,8 @@ def as_text(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:
             raise ValueError(f"no text field {name!r}; it has: {_names(raw)}")
     text = "\n\n".join(raw[name] for name in wanted)
     problem = next((raw[name] for name in PROBLEM if isinstance(raw.get(name), str)), text)
-    return Record(source, text, problem=problem)
+    # The same with its request and without: as a text and as a problem it is on one side.
+    return Record(source, text, problem=DAPO_REQUEST.sub("", problem.strip()))
 
 
 def as_problem(source: str, raw: dict[str, Any], fields: Sequence[str]) -> Record:

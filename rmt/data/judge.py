@@ -33,7 +33,7 @@ class Judge:
         self.failed = 0  # answers that were wrong because there was no verdict
 
     def same(self, given: str, truth: str) -> bool:
-        """Return False without a verdict in time, too. RuntimeError if no process can start."""
+        """Return False without a verdict in time, too; ChildProcessError if none can start."""
         if self.process is None or self.process.poll() is not None:
             self._start()
         verdict = b""

@@ -13,8 +13,9 @@ from models.config import ModelConfig
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from rmt.budget import budget_of_position
-from rmt.cold_start import trace_ids
+from rmt.cold_start import answer_ids, trace_ids
 from rmt.config.config import Config, in_repository
+from rmt.config.flags import as_flag
 from rmt.curriculum import NO_TIER, TIERS, assign_tiers, quantile_thresholds
 from rmt.data import corpus
 from rmt.data.corpus import Corpus, Document
@@ -81,7 +82,9 @@ def read_texts(
     traced = config.traces and asks_at_end(config)
     found = None if traced else read(config.data)
     documents = found.documents if found else read_traces(config, tokenizer, shape)
-    held_out = read(config.eval_data).documents if config.eval_data else []
+    with as_flag("data", "eval_data"):
+        held_out = read(config.eval_data).documents if config.eval_data else []
+    _remark_on_room(config, tokenizer, world)
     known = {document.tokens.tobytes() for document in documents}
     both = sum(document.tokens.tobytes() in known for document in held_out)
     if both and world.rank == 0:
@@ -94,11 +97,28 @@ def read_texts(
     return documents, held_out, found and found.held_out
 
 
+def _remark_on_room(config: Config, tokenizer: Tokenizer, world: World) -> None:
+    """Say so if --max-response cuts off the answer to the longest thought that is asked for.
+
+    With a </think> that is no token of its own an answer has more tokens than Config checks.
+    """
+    longest = budget_of_position(config.budget_start, math.inf, config.budget_entropy)
+    needed = longest + len(answer_ids(tokenizer, [0]))
+    asks = config.budget and config.task != "nothing"
+    if asks and config.max_response < needed and world.rank == 0:
+        print(
+            f"--max-response {config.max_response} cuts off the answer behind a thought of "
+            f"{longest} tokens: with this tokenizer use {needed} or more, or lower --budget-start",
+            file=sys.stderr,
+        )
+
+
 def read_traces(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> list[Document]:
     """Read the documents of --traces; ValueError if none has a response within --max-response."""
     _check_context(config, tokenizer, shape)
     path = str(in_repository(config.traces))
-    found = corpus.read([path], tokenizer, (), config.document_tokens, None, traces=True)
+    with as_flag("data", "traces"):
+        found = corpus.read([path], tokenizer, (), config.document_tokens, None, traces=True)
     room, opening = config.max_response, think_ids(tokenizer, config.text_in)
     documents = [replace(d, thought=(*opening, *d.thought)) for d in found.documents]
     fitting = [d for d in documents if len(trace_ids(tokenizer, d)) <= room]
@@ -116,15 +136,16 @@ def read_traces(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> lis
 
 def read_corpus(
     config: Config, paths: Sequence[str], tokenizer: Tokenizer, shape: ModelConfig,
-    part: str = "all", until: str | None = None,
+    part: str = "all", until: str | None = None, budget: int | None = None,
 ) -> Corpus:  # fmt: skip
     """Read all documents of the paths, or those to "train" on, or those "held_out" (--holdout).
 
-    until: the last hash of what was held out when a run began; none beyond it is used. With
+    until: the last hash of what was held out when a run began; none beyond it is used. budget: of
+    an evaluation. With
     --eval-data nothing is held out. Prints what was left out. ValueError when document, prompt and
     response exceed the context.
     """
-    _check_context(config, tokenizer, shape)
+    _check_context(config, tokenizer, shape, budget)
     found = corpus.read(
         [str(in_repository(path)) for path in paths], tokenizer,
         config.text_fields, config.document_tokens,
@@ -137,9 +158,13 @@ def read_corpus(
     return found
 
 
-def _check_context(config: Config, tokenizer: Tokenizer, shape: ModelConfig) -> None:
-    prompt = longest_prompt(config, tokenizer)
+def _check_context(
+    config: Config, tokenizer: Tokenizer, shape: ModelConfig, budget: int | None = None
+) -> None:
+    prompt = longest_prompt(config, tokenizer, budget)
     response = 0 if config.task == "nothing" else config.max_response
+    if config.match == "gain":  # an answer is put behind a response, to score it
+        response += len(answer_ids(tokenizer, [0]))
     needed = config.document_tokens + len(prompt) + response
     if needed > shape.max_position_embeddings:
         raise ValueError(
@@ -210,7 +235,8 @@ def difficulty_dir(config: Config, model_dir: Path, world: World) -> Path:
     """
     if not config.difficulty_model:
         return model_dir
-    proxy_dir = find_model(config.difficulty_model, config.weights, world)
+    with as_flag("model", "difficulty_model"):
+        proxy_dir = find_model(config.difficulty_model, config.weights, world)
     own, other = ((path / "tokenizer.json").read_bytes() for path in (model_dir, proxy_dir))
     if own != other:
         raise ValueError(

@@ -33,12 +33,12 @@ ADVICE = {  # metric -> when it is bad (its value, all metrics), and what to do
     ),
     "share/cut_off": (
         lambda share, _: share > 0.5, "most responses were cut off at --max-response: raise it, "
-        "lower --budget-start, or begin with --method cold-start",
+        "lower the budget if there is one, or begin with --method cold-start",
     ),
     "share/zero_variance_groups": (
         lambda share, _: share == 1, "the responses of each group were all right or all wrong, so "
-        "nothing was learnt about tokens: take easier or harder ones (--tier-thresholds, "
-        "--curriculum-early), or begin with --method cold-start",
+        "nothing was learnt about tokens: take easier or harder ones, by other data or "
+        "--tier-thresholds, or begin with --method cold-start",
     ),
     "share/advantage_from_length": (
         lambda share, metrics: share > 0.5 and metrics["reward/match"] < RARE,
@@ -65,15 +65,16 @@ class RunLog(AbstractContextManager):
         # A resumed run repeats the steps after its checkpoint: set their old records aside.
         for name in ("metrics.jsonl", "samples.jsonl"):
             set_aside(out / name, step)
-        # Those at the checkpoint's own step are not repeated, unless there is no checkpoint: what
-        # is here then is from a run that was killed before its first.
+        # Those of the checkpoint's own step are of its weights; measured again, they are replaced.
+        # Without a checkpoint they are from a run that was killed before its first.
         for name in ("eval.jsonl", "probes.jsonl"):
             set_aside(out / name, step and step + 1)
         lengths = {"lengths": _lengths(out / "run.json", step, total)}
         write_json(out / "run.json", describe(config, total, world, step) | lengths)
         # The given responses of a cold start are right or wrong by chance.
-        watched = () if config.traces else ADVICE
-        self.streaks = dict.fromkeys(watched, 0)  # bad steps in a row
+        self.streaks = dict.fromkeys(() if config.traces else ADVICE, 0)  # bad steps in a row
+        if config.match == "gain" or config.advantage_norm == "right":  # equal groups teach, too
+            del self.streaks["share/zero_variance_groups"]
         self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
         self.tracker = Tracker(config, step, self.message)
 

@@ -23,9 +23,7 @@ from rmt.update import Updated
 PHASES = ("rollout", "update", "forward", "backward", "optimizer", "communication", "checkpoint")
 
 
-def add_response_metrics(
-    metrics: Metrics, batch: RolloutBatch, scale: Tensor, length_weight: float
-) -> None:
+def add_response_metrics(metrics: Metrics, batch: RolloutBatch, scale: Tensor, c: Config) -> None:
     """Add rewards, lengths and tiers of this rank's responses: P groups of G.
 
     scale: the divisor of advantages, see grpo.advantage_scale.
@@ -37,9 +35,12 @@ def add_response_metrics(
     thought = [(r, a) for r, a in zip(rollouts, answers) if a.thinking_length is not None]
     for name, total in (("mean", "total"), ("match", "match"), ("length", "length")):
         metrics.add(f"reward/{name}", rewards[total].sum(), count)
-    shares = length_share(rewards["total"], rewards["length"], length_weight, scale)
+    mixed = has_both_outcomes(rewards["match"])
+    kept = mixed if c.zero_variance_groups == "drop" else torch.ones_like(mixed)
+    paid = rewards["total"][kept], rewards["length"][kept]
+    shares = length_share(*paid, c.length_weight, scale if scale.dim() == 0 else scale[kept])
     metrics.add("share/advantage_from_length", *shares)
-    metrics.add("length/response", sum(len(r.tokens) for r in rollouts), count)
+    metrics.add("length/response", batch.tokens, count)
     metrics.add("length/thinking", sum(a.thinking_length for _, a in thought), len(thought))
     # Tokens from </think> on: neither reward nor budget counts them.
     after = sum(len(r.tokens) - a.thinking_length for r, a in thought)
@@ -51,8 +52,7 @@ def add_response_metrics(
     ]  # fmt: skip
     metrics.add("length/budget_error", sum(off), len(off))
     metrics.add("share/well_formed", sum(a.text is not None for a in answers), count)
-    equal = (~has_both_outcomes(rewards["match"])).sum()
-    metrics.add("share/zero_variance_groups", equal, len(questions))
+    metrics.add("share/zero_variance_groups", (~mixed).sum(), len(questions))
     metrics.add("share/cut_off", sum(not r.finished for r in rollouts), count)
     metrics.add("share/judge_failed", take_failures(), count)
     for tier, name in enumerate(TIERS):
@@ -62,31 +62,27 @@ def add_response_metrics(
         metrics.add(f"match/{name}", match.sum(), match.numel())
 
 
-def add_curriculum_metrics(
-    metrics: Metrics, drawn: Sequence[tuple], c: Config, dropped: int
-) -> None:
-    """Add the count of empty tiers, and the tokens of groups that were replaced: `dropped`.
-
-    drawn: results of `draw_positions` for this rank's documents.
-    """
+def add_curriculum_metrics(metrics: Metrics, drawn: Sequence[tuple], c: Config) -> None:
+    """Add the count of empty tiers; drawn: of this rank's documents, see `draw_positions`."""
     positions = len(drawn) * c.positions_per_document
     metrics.add("share/empty_tier_draws", sum(empty for _, empty in drawn), positions)
-    metrics.add_sum("tokens/dropped", dropped)
 
 
 def add_speed_metrics(
-    metrics: Metrics, run: Run, setup: Setup, batch: RolloutBatch, updated: Updated, started: float
-) -> None:
+    metrics: Metrics, run: Run, setup: Setup, sampled: int, dropped: int, updated: Updated,
+    started: float,
+) -> None:  # fmt: skip
     """Add seconds, tokens per second, model FLOPs utilisation and memory of a finished step.
 
-    started: of time.perf_counter. All ranks.
+    sampled, dropped: tokens, of responses that are trained on and that were replaced. started: of
+    time.perf_counter. All ranks.
     """
     c, world, seconds = run.config, setup.world, setup.clock.read()
-    generated = sum(len(r.tokens) for group in batch.responses for r in group)
-    trained = sum(map(len, updated.trees))
+    trained = sum(map(len, updated.trees)) * c.updates_per_batch
     for phase in PHASES:
         metrics.add(f"time/{phase}", seconds.get(phase, 0.0), 1)
     # Tokens add up over ranks; their seconds are the same ones.
+    generated = sampled + dropped
     metrics.add("speed/rollout_tokens_per_second", generated, seconds["rollout"] / world.size)
     metrics.add("speed/train_tokens_per_second", trained, seconds["update"] / world.size)
     # A backward pass costs two forward passes, of frozen weights one; scoring is a forward pass.
@@ -101,7 +97,8 @@ def add_speed_metrics(
     took = time.perf_counter() - started
     metrics.add("time/step", took, 1)
     metrics.add("speed/tokens_per_second", trained, took / world.size)
-    metrics.add_sum("tokens/step", generated + trained)
+    metrics.add_sum("tokens/step", sampled + trained)
+    metrics.add_sum("tokens/dropped", dropped)
     metrics.add_max("memory/peak_gb", peak_memory(world.device) / 1e9)
 
 

@@ -16,6 +16,7 @@ from models.transformer import Transformer
 from rmt.config.config import Config
 from rmt.config.flags import flag, read_bytes
 from rmt.memory.estimate import (
+    CACHED_TOKENS,
     CONTEXT,
     FRAGMENTED,
     MOST_BRANCHES,
@@ -24,6 +25,7 @@ from rmt.memory.estimate import (
     Case,
     Machine,
     branch,
+    cached_tokens,
     device_states,
     rollout,
     total,
@@ -111,11 +113,15 @@ def most_branches(case: Case) -> int:
         )
     branches = min(MOST_BRANCHES, int((room - total(held)) / own))
     if branches < 1:
+        smaller = []
+        if cached_tokens(case) != CACHED_TOKENS:  # an evaluation's, whatever the flags
+            smaller = ["--batch-size"] * case.trainable + ["--document-tokens"]
+        if room > total(held):
+            smaller.append("--max-response")
         raise DoesNotFit(
             f"{_gb(room - total(weights))} are free for rollouts, but documents and their prefill "
             f"need {_gb(held['KV cache'])} + {_gb(held['temporary'])} and each response "
-            f"{_gb(own)}; lower {'--batch-size, ' * case.trainable}--document-tokens or "
-            "--max-response"
+            f"{_gb(own)}" + "; lower " * bool(smaller) + " or ".join(smaller)
         )
     return branches // TILE * TILE or 1 << (branches.bit_length() - 1)
 
@@ -127,6 +133,8 @@ def remedies(case: Case) -> Iterator[str]:
         given = [name for name in names if name in fixed_knobs(c)]
         if given and _fits(_with(case, **{name: OPEN[name] for name in given})):
             yield "the same without " + " and ".join(map(flag, given))
+    if c.eval_data and _fits(_with(case, eval_data=())):
+        yield "the same without --eval-data"
     least = read_bytes(c.gpu_memory)
     memories = [dict(gpu_memory=f"{m}GB") for m in MEMORIES if 1e9 * m > least]
     offload, gpus = dict(offload=True), list(_more_gpus(c))

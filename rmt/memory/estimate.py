@@ -17,8 +17,10 @@ from models.kv_cache import KVCache
 from models.lora import adapt
 from models.transformer import Block
 from rmt.config.config import Config
+from rmt.curriculum import TIERS
 from rmt.forest import padded_length
 from rmt.prompt import PromptIds
+from rmt.questions import asks_at_end
 from rmt.rollout import PREFILL_TOKENS
 
 Parts = dict[str, int]  # label -> bytes
@@ -237,12 +239,14 @@ def rollout(case: Case, branches: int = 0) -> Parts:
 
 def cached_tokens(case: Case) -> int:
     """Count the tokens of documents that are cached at one time, in a step or an evaluation."""
-    c, document = case.config, len(case.prompt) + case.config.document_tokens
-    evaluated = max(CACHED_TOKENS, document)
+    c, header, footer = case.config, len(case.prompt.header), len(case.prompt.footer)
+    document = lambda questions: header + c.document_tokens + questions * footer
+    evaluated = max(CACHED_TOKENS, document(1))
     if not case.trainable:
         return evaluated
-    step = max(case.documents, c.probe_documents) * document  # probes: all of them by each rank
-    return max(step, evaluated * bool(c.eval_data))
+    step = case.documents * document(1 if asks_at_end(c) else c.positions_per_document)
+    probes = c.probe_documents * document(len(TIERS))  # all of them by each rank
+    return max(step, probes, evaluated * bool(c.eval_data))
 
 
 def branch(case: Case) -> tuple[int, int]:

@@ -15,10 +15,11 @@ first of several runs; or --difficulty-model), and stored in --positions with th
 chose them: every checkpoint answers the same questions.
 """
 
+import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,14 @@ from rmt.engine.export import find_model
 from rmt.engine.loading import longest_prompt, measure_difficulty, read_corpus, read_model_directory
 from rmt.engine.protocol import Protocol, protocol
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
-from rmt.evaluation.positions import (
-    Chosen,
-    choose_positions,
-    data_key,
-    read_positions,
-    write_positions,
-)
+from rmt.evaluation.positions import Chosen, choose_positions, data_key, read_positions
 from rmt.evaluation.summary import say
 from rmt.memory.autofit import autofit
 from rmt.memory.estimate import ROW_TOKENS
 from rmt.sampling import Sampling
 from rmt.system import dist
-from rmt.system.clock import peak_memory
-from rmt.system.records import check_writable, write_json
+from rmt.system.metrics import peak_memory
+from rmt.system.records import check_writable, write_json, write_whole
 from rmt.system.terminal import safe_printing
 from rmt.system.torchrun import exit_if_lost
 
@@ -198,7 +193,7 @@ def positions_of(
         choosing | {"difficulty_name": by},
     )  # fmt: skip
     if world.rank == 0:
-        write_positions(stored, chosen)
+        write_whole(stored, json.dumps(asdict(chosen)))
         print(f"chose {len(chosen.positions)} positions by the entropies of {by}: {stored}")
     return chosen
 

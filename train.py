@@ -15,19 +15,19 @@ from contextlib import nullcontext
 import torch
 
 from rmt import forest, naive, rollout
-from rmt.cold_start import given_responses
 from rmt.config.config import parse, typed
-from rmt.dynamic_sampling import replace_zero_variance
 from rmt.engine.balance import own_documents, rebalance
 from rmt.engine.held_out import evaluate_held_out
 from rmt.engine.log import RunLog, readable_samples
 from rmt.engine.protocol import with_shape_of_run
 from rmt.engine.resume import claimed
 from rmt.engine.run import Run, Setup, export, note_refusal, prepare, save
-from rmt.engine.step_metrics import add_curriculum_metrics, add_response_metrics, add_speed_metrics
+from rmt.engine.step_metrics import add_response_metrics, add_speed_metrics
 from rmt.grpo import advantage_scale, advantages
-from rmt.information_gain import information_gain
 from rmt.memory.dry_run import dry_run
+from rmt.methods.cold_start import given_responses
+from rmt.methods.dynamic_sampling import replace_zero_variance
+from rmt.methods.information_gain import information_gain
 from rmt.questions import (
     ask,
     budget_of_step,
@@ -41,8 +41,7 @@ from rmt.questions import (
 from rmt.report.probe import ask_probes, describe_documents, probe_steps
 from rmt.report.report import try_report
 from rmt.system import dist
-from rmt.system.clock import profiled
-from rmt.system.metrics import Metrics
+from rmt.system.metrics import Metrics, profiled
 from rmt.system.terminal import safe_printing, stop_requests
 from rmt.system.torchrun import exit_if_lost
 from rmt.update import global_objective, update
@@ -96,7 +95,6 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
             c, data, run.curriculum, batch, sampler, generate, step, world, clock
         )
     sampled = guesses if c.traces else batch.tokens
-    add_curriculum_metrics(metrics, [drawn[i] for i in asked], c)
     with clock("communication"):
         documents, batch = rebalance(c, data, list(asked), batch, world)
         all_rewards = dist.gather_objects(batch.rewards["total"], world)  # --advantage-norm batch
@@ -125,7 +123,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         )  # fmt: skip
 
     note_refusal(run, setup, updated)
-    add_response_metrics(metrics, batch, scale, c)
+    add_response_metrics(metrics, c, batch, scale, [drawn[i] for i in asked])
     add_speed_metrics(metrics, run, setup, sampled, dropped, updated, started)
     row = {"step": step, "budget": budget} | metrics.reduce(world)
     run.tokens += row["tokens/step"] + row["tokens/dropped"]

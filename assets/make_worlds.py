@@ -30,9 +30,8 @@ from models.config import ASSETS, ModelConfig
 from models.export import export
 from models.tokenizer import Tokenizer
 from models.transformer import Attend, Transformer
-from rmt.boxed import escape
 from rmt.forest import Forest, pack
-from rmt.prompt import PromptIds, next_token_prompt
+from rmt.prompt import PromptIds, escape, next_token_prompt
 from rmt.trees import Branch, Tree
 
 SEED, ROWS, BRANCHES = 3, 8, 4  # documents a step, thoughts about each

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.results import spread
-from rmt.system.clock import peak_memory
+from rmt.system.metrics import peak_memory
 
 OURS = "ours"
 WORDS = ("seconds", "peak_bytes", "tokens")  # of an answer to a turn; other keys are kept

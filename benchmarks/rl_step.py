@@ -13,8 +13,8 @@ is trained on, because TRL has no such loss. TRL with vLLM, several GPUs or PEFT
 Before the contest, in fp32 and in a separate process, on the same responses: TRL's own loss and
 ours must have the same log-probabilities and gradient (cosine > 0.9999, and the same norm).
 
-mfu (on a GPU that rmt/engine/flops.py knows): operations of training, without recomputation, per
-second of our step after the rollouts, over the GPU's peak.
+mfu (on a GPU that rmt/engine/step_metrics.py knows): operations of training, without recomputation,
+per second of our step after the rollouts, over the GPU's peak.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks.contest import OURS, Failed, Player, Unavailable, hold, take_par
 from benchmarks.results import ratios, table, write
 from benchmarks.trainers import CONTENDERS
 from models.config import ModelConfig
-from rmt.engine.flops import forward_flops, peak_flops
+from rmt.engine.step_metrics import forward_flops, peak_flops
 
 MODULE = "benchmarks.rl_step"
 DTYPES = ("bfloat16", "float32")

@@ -27,7 +27,7 @@ from benchmarks.profiling import report
 from benchmarks.results import ratios, table, write
 from benchmarks.samplers import CONTENDERS, absent
 from models.config import ModelConfig
-from rmt.engine.flops import forward_flops
+from rmt.engine.step_metrics import forward_flops
 
 MODULE = "benchmarks.rollout"
 # Of ours against transformers, teacher-forced. bf16 rounds logits around 20 by 0.06.

@@ -27,14 +27,12 @@ from rmt.config.config import Config
 from rmt.forest import pack
 from rmt.grpo import advantage_scale, advantages
 from rmt.objective import Objective, forest_loss
-from rmt.optimizer import adamw
 from rmt.questions import RolloutBatch
 from rmt.rollout import generate
 from rmt.sampling import Rollout, Sampling
 from rmt.system import dist
-from rmt.system.clock import Clock
-from rmt.system.metrics import Metrics
-from rmt.update import Updated, global_objective, update
+from rmt.system.metrics import Clock, Metrics
+from rmt.update import Updated, adamw, global_objective, update
 
 LEARNING_RATE = 1e-6
 ROW = {"cpu": 4096, "cuda": 16384}  # as in the preset `small`, and the default

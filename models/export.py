@@ -42,14 +42,9 @@ ENDS = ("", ".new", ".old")  # of directories beside a new export: not begun, wr
 
 
 def export(
-    state: Mapping[str, Tensor],
-    source: Path,
-    out: Path,
-    dtype: torch.dtype,
-    max_shard_bytes: int = SHARD_BYTES,
-    rank: int = 0,
-    run: dict | None = None,
-) -> None:
+    state: Mapping[str, Tensor], source: Path, out: Path, dtype: torch.dtype,
+    max_shard_bytes: int = SHARD_BYTES, rank: int = 0, run: dict | None = None,
+) -> None:  # fmt: skip
     """Write a Hugging Face directory that transformers loads.
 
     Tensors may be sharded over ranks: then all ranks call this, tensors are gathered one by one,
@@ -200,13 +195,9 @@ def _files(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
 
 
 def _write(
-    whole: Iterator[tuple[str, Tensor]],
-    files: dict[str, list[str]],
-    source: Path,
-    directory: Path,
-    dtype: torch.dtype,
-    run: dict | None,
-) -> None:
+    whole: Iterator[tuple[str, Tensor]], files: dict[str, list[str]], source: Path,
+    directory: Path, dtype: torch.dtype, run: dict | None,
+) -> None:  # fmt: skip
     size = sum(_write_file(directory / f, islice(whole, len(n)), dtype) for f, n in files.items())
     if len(files) > 1:
         weight_map = {name: file for file, names in files.items() for name in names}

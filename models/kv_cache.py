@@ -22,15 +22,9 @@ class KVCache:
     """Decode-time attention over shared trunks and branches; valid for one set of weights."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        trunk_tokens: int,
-        prompt_tokens: int,
-        slots: int,
-        capacity: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ):
+        self, config: ModelConfig, trunk_tokens: int, prompt_tokens: int, slots: int,
+        capacity: int, device: torch.device, dtype: torch.dtype,
+    ):  # fmt: skip
         """Allocate all trunks and prompts, and `slots` branches of `capacity` tokens each."""
         shape = (config.num_hidden_layers, 2)
         token = (config.num_key_value_heads, config.head_dim)

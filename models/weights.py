@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from models.config import REPOSITORIES, TINY, ModelConfig
+from models.config import TINY, ModelConfig
 from models.files import (
     BLOCK_BYTES,
     EMBEDDING,
@@ -27,7 +27,7 @@ from models.files import (
     read_json,
 )
 from models.rope import check_frequencies
-from models.shapes import SHAPES
+from models.shapes import REPOSITORIES, SHAPES
 from models.transformer import Transformer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -63,19 +63,15 @@ class _AttendByCall(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         out = q.new_zeros(q.shape, dtype=wide)
         qs, ks, vs, outs = _by_head(k.shape[1], q, k, v, out)
-        lse = q.new_zeros(qs.shape[:3], dtype=wide)  # (K, R, N)
+        lse = q.new_full(qs.shape[:3], -torch.inf, dtype=wide)  # (K, R, N)
         for rows, keys in calls:
             part, part_lse = _flash(
                 qs[:, :, rows], ks[:, :, keys], vs[:, :, keys], is_causal=rows == keys
             )
-            total, total_lse = outs[:, :, rows], lse[:, :, rows]
-            if rows == keys:  # the first call of these rows (forest._tree_calls)
-                total.copy_(part)
-                total_lse.copy_(part_lse)
-            else:
-                share = torch.sigmoid(part_lse - total_lse)[..., None]
-                total.lerp_(part.to(wide), share)
-                torch.logaddexp(total_lse, part_lse, out=total_lse)
+            total_lse = lse[:, :, rows]
+            share = torch.sigmoid(part_lse - total_lse)[..., None]  # 1 in a token's first call
+            outs[:, :, rows].lerp_(part.to(wide), share)
+            torch.logaddexp(total_lse, part_lse, out=total_lse)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.calls = calls

@@ -73,7 +73,7 @@ class Forest:
         """Express Eq. 11 as calls of attention without a mask, see rmt/attention.py."""
         calls, start = [], 0
         for tree in self.trees:
-            calls += _tree_calls(tree, start)
+            calls += tree_calls(tree, start)
             start += len(tree)
         return [call for call in calls if all(span.start < span.stop for span in call)]
 
@@ -86,22 +86,47 @@ def pack(
     pad (default: on a GPU): to a `padded_length`, with tokens that no tree sees and no targets.
     ValueError if a branch leaves its trunk where there is nothing to see.
     """
-    if pad is None:
-        pad = torch.device(device).type == "cuda"
-    columns = [_tree_columns(number, tree) for number, tree in enumerate(trees)]
-    starts = np.cumsum([0] + [len(column["tokens"]) for column in columns])
-    for column, start in zip(columns, starts):
-        column["predecessor"][column["predecessor"] >= 0] += start
-    total = int(starts[-1])
-    padding = dict(
-        tokens=0, tree=-1, branch=0, stem=0, fork=0, position=0, predecessor=-1, is_target=0
-    )
-    vectors = {}
-    for name, fill in padding.items():
-        row = np.full(padded_length(total) if pad else total, fill, dtype=np.int64)
-        row[:total] = np.concatenate([column[name] for column in columns]) if columns else 0
-        vectors[name] = torch.from_numpy(row).to(device)
-    vectors["is_target"] = vectors["is_target"].bool()
+    tokens, targets, runs = [], [], []  # a run: consecutive tokens of a trunk, stem or response
+
+    def add(run: Sequence[int], run_targets: Sequence[bool], *first: int) -> None:
+        """Append a run. first: position and predecessor of its first token; tree, branch, ..."""
+        runs.append((len(run), *first))
+        tokens.extend(run)
+        targets.extend(run_targets)
+
+    for number, tree in enumerate(trees):
+        start, depth = len(tokens), len(tree.trunk)
+        marked = depth * [False] if tree.targets is None else tree.targets
+        add(tree.trunk, marked, 0, -1, number, 0, 0, 0)
+        for group in tree.by_stem:
+            fork, stem, name = group[0].fork, group[0].stem, -1 - group[0].id
+            if not 0 <= fork <= depth or not (fork or len(stem)):
+                raise ValueError(
+                    f"branch {group[0].id} forks after {fork} tokens of a trunk of {depth}; "
+                    "choose a fork on the trunk, with at least one token before the response"
+                )
+            # The shift: what follows the trunk is predicted by the trunk's last token that it sees.
+            before = start + fork - 1 if fork else -1
+            add(stem, len(stem) * [False], fork, before, number, name, name, fork)
+            before = len(tokens) - 1 if len(stem) else before
+            for b in group:
+                known = (len(b.response) * [True], fork + len(stem), before, number, 1 + b.id)
+                add(b.response, *known, name, fork)
+    length, *first = np.array(runs, dtype=np.int64).reshape(-1, 7).T
+    position, before, tree, branch, stem, fork = (np.repeat(x, length) for x in first)  # (N,)
+    index = np.arange(len(tokens))
+    offset = index - np.repeat(np.cumsum(length) - length, length)  # in its run
+    position, before = position + offset, np.where(offset > 0, index - 1, before)
+    vectors = dict(
+        tokens=np.array(tokens, dtype=np.int64), tree=tree, branch=branch, stem=stem,
+        fork=np.where(branch == 0, position, fork), position=position, predecessor=before,
+        is_target=np.array(targets, dtype=bool) & (before >= 0),  # nothing precedes a first token
+    )  # fmt: skip
+    pad = torch.device(device).type == "cuda" if pad is None else pad
+    ends = (0, padded_length(len(tokens)) - len(tokens) if pad else 0)
+    for name, x in vectors.items():
+        x = np.pad(x, ends, constant_values=-1 if name in ("tree", "predecessor") else 0)
+        vectors[name] = torch.from_numpy(x).to(device)
     return Forest(trees=tuple(trees), **vectors)
 
 
@@ -114,43 +139,7 @@ def padded_length(tokens: int) -> int:
     return max(2 * FLEX_BLOCK, -(-tokens // step) * step)
 
 
-def _tree_columns(number: int, tree: Tree) -> dict[str, np.ndarray]:
-    """Return the vectors of one tree; predecessors count from its first token."""
-    depth = np.arange(len(tree.trunk))
-    targets = False if tree.targets is None else np.asarray(tree.targets, dtype=bool) & (depth > 0)
-    runs = [_run(tree.trunk, 0, -1, position=0, branch=0, stem=0, fork=depth, is_target=targets)]
-    end = len(depth)
-    for group in tree.by_stem:
-        fork, stem, name = group[0].fork, group[0].stem, -1 - group[0].id
-        if not 0 <= fork <= len(depth) or not (fork or len(stem)):
-            raise ValueError(
-                f"branch {group[0].id} forks after {fork} tokens of a trunk of {len(depth)}; "
-                "choose a fork on the trunk, with at least one token before the response"
-            )
-        same = dict(stem=name, fork=fork)
-        # The shift: what follows the trunk is predicted by the trunk's last token that it sees.
-        runs.append(_run(stem, end, fork - 1, position=fork, branch=name, is_target=False, **same))
-        end += len(stem)
-        before, position = end - 1 if len(stem) else fork - 1, fork + len(stem)
-        for b in group:
-            columns = dict(branch=1 + b.id, is_target=True, **same)
-            runs.append(_run(b.response, end, before, position, **columns))
-            end += len(b.response)
-    columns = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
-    return columns | dict(tree=np.full(end, number))
-
-
-def _run(tokens: Sequence[int], start: int, before: int, position: int, **same) -> dict:
-    """Return the vectors of consecutive tokens from index `start`; `before` precedes the first."""
-    offset = np.arange(len(tokens))
-    predecessor = start + offset - 1
-    predecessor[:1] = before
-    columns = {name: np.broadcast_to(value, offset.shape) for name, value in same.items()}
-    own = dict(tokens=np.asarray(tokens, dtype=np.int64), position=position + offset)
-    return columns | own | dict(predecessor=predecessor)
-
-
-def _tree_calls(tree: Tree, start: int) -> list[Call]:
+def tree_calls(tree: Tree, start: int) -> list[Call]:
     """Return the calls of attention of a tree whose first token is at `start`."""
     end = start + len(tree.trunk)
     calls = [(slice(start, end), slice(start, end))]  # a run with itself: causal

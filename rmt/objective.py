@@ -6,6 +6,7 @@ The weights w_i and the count N are global (all micro-batches, all ranks), so th
 the sum over its forests. Shapes: n target tokens, R rollouts.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,59 +85,10 @@ def target_logprobs(model, forest: Forest, temperature: float, vocab_size: int) 
         )  # fmt: skip
 
 
-class TokenLoss:
-    """The loss of a chunk of target tokens, and sums over all chunks for the log.
-
-    All tensors are (n,), one entry per target token; `sums` are fp64 scalars.
-    """
-
-    def __init__(
-        self, objective: Objective, targets: Targets, old: Tensor | None, reference: Tensor | None
-    ):
-        o = self.objective = objective
-        self.old, self.reference = old, reference
-        self.response = targets.rollout >= 0
-        self.advantage = targets.per_rollout(o.advantage)
-        self.weight = targets.per_rollout(o.weight)
-        self.ntp_weight = targets.per_kind(0.0, o.ntp_weight)
-        zero = self.weight.new_zeros(())
-        self.sums = dict.fromkeys(("loss/rl", "loss/ntp", "kl", "clipped", "entropy"), zero)
-
-    def __call__(self, logprob: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
-        response = self.response[index]
-        # On a trunk token the ratio is 1 and the weight 0: it has no policy term.
-        old = logprob.detach()
-        if self.old is not None:
-            old = torch.where(response, self.old[index].to(logprob.dtype), old)
-        advantage, weight, ntp_weight = (
-            x[index].to(logprob.dtype) for x in (self.advantage, self.weight, self.ntp_weight)
-        )
-        o = self.objective
-        policy, clipped = policy_loss(logprob, old, advantage, o.clip_low, o.clip_high)
-        rl = (weight * policy).sum()
-        if self.reference is not None:
-            reference = self.reference[index].to(logprob.dtype)
-            kl = kl_estimate(logprob, torch.where(response, reference, logprob.detach()))
-            rl = rl + o.kl_beta * (weight * kl).sum()
-            self._add("kl", kl[response])
-        self._add("loss/rl", rl)  # with its weights: a part of the loss
-        self._add("loss/ntp", -logprob[~response])  # a plain sum, for the mean in nats
-        self._add("clipped", clipped[response])
-        self._add("entropy", entropy[response])
-        return rl - (ntp_weight * logprob).sum()  # Eq. 10
-
-    def _add(self, name: str, values: Tensor) -> None:
-        self.sums[name] = self.sums[name] + values.detach().double().sum()
-
-
 def forest_loss(
-    model,
-    forest: Forest,
-    objective: Objective,
-    old_logprob: Tensor | None = None,
-    reference_logprob: Tensor | None = None,
-    chunk: int | None = None,
-) -> tuple[Tensor, dict[str, Tensor], Tensor, Targets]:
+    model, forest: Forest, objective: Objective, old_logprob: Tensor | None = None,
+    reference_logprob: Tensor | None = None, chunk: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Targets]:  # fmt: skip
     """Return this forest's part of the step's loss.
 
     old_logprob and reference_logprob (n,) belong to the targets (None: on-policy, no KL); chunk:
@@ -144,15 +96,34 @@ def forest_loss(
     Returns the loss (scalar, with gradient), sums for the log, the targets' log-probabilities (n,)
     and the targets. All ranks, when the model is sharded.
     """
-    targets = Targets.of(forest)
-    token_loss = TokenLoss(objective, targets, old_logprob, reference_logprob)
+    o, targets = objective, Targets.of(forest)
     temperatures = targets.per_kind(objective.temperature, 1.0)
+    per_token = targets.per_rollout(o.advantage), targets.per_rollout(o.weight)
+    per_token += (targets.per_kind(0.0, o.ntp_weight),)
+    sums: dict[str, Tensor] = defaultdict(float)
+
+    def token_loss(logprob: Tensor, entropy: Tensor, index: Tensor) -> Tensor:
+        """Return the loss of a chunk of targets; add to `sums`. All but index are (chunk,)."""
+        response, now = targets.rollout[index] >= 0, logprob.detach()
+        # On a trunk token the ratio is 1 and the weight 0: it has no policy term.
+        old, reference = (
+            now if x is None else torch.where(response, x[index].to(now.dtype), now)
+            for x in (old_logprob, reference_logprob)
+        )
+        advantage, weight, ntp_weight = (x[index].to(now.dtype) for x in per_token)
+        policy, clipped = policy_loss(logprob, old, advantage, o.clip_low, o.clip_high)
+        kl = kl_estimate(logprob, reference)
+        rl = (weight * policy).sum() + o.kl_beta * (weight * kl).sum()
+        parts = {"kl": kl[response], "clipped": clipped[response], "entropy": entropy[response]}
+        # rl with its weights, a part of the loss; ntp a plain sum, for the mean in nats.
+        for name, x in (parts | {"loss/rl": rl, "loss/ntp": -logprob[~response]}).items():
+            sums[name] += x.detach().double().sum()
+        return rl - (ntp_weight * logprob).sum()  # Eq. 10
 
     def readout(hidden, head):
         return linear_objective(
-            targets.read(hidden), head, targets.token, token_loss, temperatures,
-            objective.vocab_size, chunk,
-        )  # fmt: skip
+            targets.read(hidden), head, targets.token, token_loss, temperatures, o.vocab_size, chunk
+        )
 
     loss, logprob, _ = model(forest.tokens, forest.position, forest.attend, readout)
-    return loss, token_loss.sums, logprob, targets
+    return loss, sums, logprob, targets

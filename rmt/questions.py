@@ -4,7 +4,7 @@ A question is a position of a document: which token comes next? With --task prob
 of a problem; --task nothing asks no questions. Shapes: P questions, G responses to each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -183,15 +183,24 @@ def reward_responses(
     return RolloutBatch(questions, responses, answers, rewards)
 
 
+def roll_out(
+    c: Config, data: TrainingSet, sampler, generate: Callable, questions: list[Question],
+    step: int, purpose: str = "train", attempt: int = 0,
+) -> RolloutBatch:  # fmt: skip
+    """Sample G responses to each question, and reward them. generate: rollout's or naive's."""
+    trees = question_trees(questions, data.documents, prompts_of(c, data.tokenizer, questions))
+    sampling = sampling_at(c, data.tokenizer, step, purpose, attempt)
+    responses = generate(sampler, trees, c.group_size, sampling)
+    return reward_responses(c, data.tokenizer, questions, responses)
+
+
 # ---- trees
 
 
 def question_trees(
-    questions: Sequence[Question],
-    documents: Sequence[Document],
-    prompts: Sequence[PromptIds],
+    questions: Sequence[Question], documents: Sequence[Document], prompts: Sequence[PromptIds],
     responses: Sequence[Sequence[Rollout]] | None = None,
-) -> list[Tree]:
+) -> list[Tree]:  # fmt: skip
     """Make one tree per document (its questions are adjacent): header and text on the trunk.
 
     prompts: of each question; those of a document have one header. Where nothing stands between
@@ -220,14 +229,10 @@ def question_trees(
 
 
 def text_trees(
-    indices: Sequence[int],
-    documents: Sequence[Document],
-    begin_ids: Sequence[int],
-    excluded: Sequence[Question],
-    scope: str,
-    tiers: Sequence[np.ndarray] = (),
+    indices: Sequence[int], documents: Sequence[Document], begin_ids: Sequence[int],
+    excluded: Sequence[Question], scope: str, tiers: Sequence[np.ndarray] = (),
     min_context: int = 0,
-) -> list[Tree]:
+) -> list[Tree]:  # fmt: skip
     """Make bare trunks of raw text with their next-token targets.
 
     scope "not_in_C": every position but those of `excluded` (the paper's mask m); "low_entropy":

@@ -6,10 +6,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from rmt.boxed import escape
 from rmt.budget import length_reward
 from rmt.data.math_answers import same_answer
-from rmt.prompt import Answer
+from rmt.prompt import Answer, escape
 
 
 def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -> float:
@@ -52,15 +51,10 @@ def total_reward(match: float, length: float, length_weight: float) -> float:
 
 
 def reward_groups(
-    answers: Sequence[Sequence[Answer]],
-    coming: Sequence[Sequence[bytes]],
-    group_size: int,
-    budgets: Sequence[int | None],
-    length_weight: float,
-    maximum: float,
-    gate: str,
+    answers: Sequence[Sequence[Answer]], coming: Sequence[Sequence[bytes]], group_size: int,
+    budgets: Sequence[int | None], length_weight: float, maximum: float, gate: str,
     rule: str = "token",
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Return "match", "length" and "total" rewards of P groups of G answers, (P, G) fp64 each.
 
     coming, rule: see `match_reward`. budgets: of each group, or None for all, then the reward is

@@ -1,4 +1,4 @@
-"""The sampler: prefill each trunk once, decode all branches against it (rmt/decoder.py).
+"""The sampler: prefill each trunk once, decode all branches against it (models/decode.py).
 
 rmt/naive.py does the same without a cache. Nothing is kept between calls: a cache never survives a
 weight update.
@@ -6,15 +6,16 @@ weight update.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
+from models.decode import BranchStart, DecodeLoop
 from models.kv_cache import KVCache
 from models.transformer import Transformer
-from rmt.decoder import BranchStart, DecodeLoop
 from rmt.forest import pack
-from rmt.sampling import Rollout, Sampling, uniforms
+from rmt.sampling import Rollout, Sampling, sample, uniforms
 from rmt.trees import Tree
 
 PREFILL_TOKENS = 1 << 14  # of one forward pass
@@ -79,7 +80,8 @@ def _prepare(
     )  # fmt: skip
     _prefill(model, cache, trees, trunks)
     uniform = uniforms(trees, samples, sampling).to(device)
-    return DecodeLoop(model, cache, prompts, uniform, sampling)
+    draw = partial(sample, sampling=sampling)
+    return DecodeLoop(model, cache, prompts, uniform, sampling.stop_ids, draw)
 
 
 def _prefill(

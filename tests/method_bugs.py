@@ -1,5 +1,7 @@
 """Bugs in what is learnt: rewards, advantages, the loss, the optimiser. See method_mutants.py."""
 
+COLD_START = "rmt/methods/cold_start.py"
+GAIN = "rmt/methods/information_gain.py"
 MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     # Cold start.
     "given responses have advantages of their rewards": (
@@ -17,37 +19,37 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/questions.py", "default_rng((c.seed, index)).integers", "default_rng(index).integers",
         "cold_start"),
     "the gain is behind the whole response": (
-        "rmt/information_gain.py", "response.tokens[: answer.thinking_length]", "response.tokens",
+        GAIN, "response.tokens[: answer.thinking_length]", "response.tokens",
         "gain"),
     "the gain is behind the thought, without a box": (
-        "rmt/information_gain.py", "*thought, *box))", "*thought))", "gain"),
+        GAIN, "*thought, *box))", "*thought))", "gain"),
     "the gain is of the token before": (
-        "rmt/information_gain.py", ".tokens[question.position])", ".tokens[question.position - 1])",
+        GAIN, ".tokens[question.position])", ".tokens[question.position - 1])",
         "gain"),
     "the gain is at the sampling temperature": (
-        "rmt/information_gain.py", "forest, 1.0, tok", "forest, c.temperature, tok", "gain"),
+        GAIN, "forest, 1.0, tok", "forest, c.temperature, tok", "gain"),
     "the gain is not the reward": (
         "train.py", 'batch.rewards["total"] = information_gain',
         'batch.rewards["length"] = information_gain', "gain"),
     "guesses are drawn at temperature 1": (
-        "rmt/cold_start.py", "max_new_tokens=1)", "max_new_tokens=1, temperature=1.0)",
+        COLD_START, "max_new_tokens=1)", "max_new_tokens=1, temperature=1.0)",
         "cold_start"),
     "guesses are drawn behind the question": (
-        "rmt/cold_start.py", "trees = question_trees(questions, data.documents, raw)",
+        COLD_START, "trees = question_trees(questions, data.documents, raw)",
         "trees = question_trees(questions, data.documents, "
         "__import__('rmt.questions').questions.prompts_of(c, data.tokenizer, questions))",
         "cold_start"),
     "the answer is the first guess": (
-        "rmt/cold_start.py", "Counter(guesses).most_common(1)[0][0]", "guesses[0]", "cold_start"),
+        COLD_START, "Counter(guesses).most_common(1)[0][0]", "guesses[0]", "cold_start"),
     "the answer is the last guess": (
-        "rmt/cold_start.py", "Counter(guesses).most_common(1)[0][0]", "guesses[-1]", "cold_start"),
-    "a guess repeats five tokens": ("rmt/cold_start.py", "TAIL = 4", "TAIL = 5", "cold_start"),
+        COLD_START, "Counter(guesses).most_common(1)[0][0]", "guesses[-1]", "cold_start"),
+    "a guess repeats five tokens": (COLD_START, "TAIL = 4", "TAIL = 5", "cold_start"),
     "no guess repeats more": (
-        "rmt/cold_start.py", "max(1, TAIL + room - count * (TAIL + beside))", "TAIL", "cold_start"),
+        COLD_START, "max(1, TAIL + room - count * (TAIL + beside))", "TAIL", "cold_start"),
     "all responses have the same guesses": (
-        "rmt/cold_start.py", "guesses[i * most :]", "guesses[:]", "cold_start"),
+        COLD_START, "guesses[i :: c.group_size]", "guesses[:]", "cold_start"),
     "the first guess is where the thought begins": (
-        "rmt/cold_start.py", 'plain = [0] * (c.text_in == "thought")', "plain = [0]",
+        COLD_START, 'plain = [0] * (c.text_in == "thought")', "plain = [0]",
         "cold_start"),
     "the text's last token is there twice": (
         "rmt/questions.py", "fork, footer = fork - 1, (int(last),)", "footer = (int(last),)",
@@ -233,9 +235,9 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "weight decay is 0.01": (
         "rmt/engine/run.py", "config.weight_decay", "0.01", "optimizer"),
     "norms and biases decay": (
-        "rmt/optimizer.py", '"weight_decay": 0.0', '"weight_decay": decay', "optimizer"),
+        "rmt/update.py", '"weight_decay": 0.0', '"weight_decay": decay', "optimizer"),
     "nothing decays": (
-        "rmt/optimizer.py", '"weight_decay": decay', '"weight_decay": 0.0', "optimizer"),
+        "rmt/update.py", '"weight_decay": decay', '"weight_decay": 0.0', "optimizer"),
     "the rate of one group is set": (
         "rmt/update.py", "in optimizer.param_groups:", "in optimizer.param_groups[:1]:",
         "optimizer"),
@@ -245,9 +247,9 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "learning rate of the preset": (
         "rmt/update.py", "learning_rate(c.learning_rate,", "learning_rate(1e-3,", "optimizer"),
     "no warm-up": (
-        "rmt/optimizer.py", "(done + 1) / warmup", "1.0", "optimizer"),
+        "rmt/update.py", "(done + 1) / warmup", "1.0", "optimizer"),
     "the warm-up begins at 0": (
-        "rmt/optimizer.py", "(done + 1) / warmup", "done / warmup", "optimizer"),
+        "rmt/update.py", "(done + 1) / warmup", "done / warmup", "optimizer"),
     "the warm-up counts steps": (
         "rmt/update.py", "step * c.updates_per_batch + number", "step", "optimizer"),
     "the rate never falls": (
@@ -255,11 +257,11 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "T of a schedule counts steps": (
         "rmt/update.py", "total_steps * c.updates_per_batch", "total_steps", "rates"),
     "the fall begins at step 0": (
-        "rmt/optimizer.py", "max(1, total - warmup)", "total", "rates"),
+        "rmt/update.py", "max(1, total - warmup)", "total", "rates"),
     "the fall is over an update early": (
-        "rmt/optimizer.py", "(total - done)", "(total - done - 1)", "rates"),
-    "half the cosine's fall": ("rmt/optimizer.py", "math.pi * left", "math.pi * left / 2", "rates"),
+        "rmt/update.py", "(total - done)", "(total - done - 1)", "rates"),
+    "half the cosine's fall": ("rmt/update.py", "math.pi * left", "math.pi * left / 2", "rates"),
     "linear for cosine": (
-        "rmt/optimizer.py", "(1 - math.cos(math.pi * left)) / 2", "left", "rates"),
+        "rmt/update.py", "(1 - math.cos(math.pi * left)) / 2", "left", "rates"),
     "the rate is not set": ("rmt/update.py", 'group["lr"] = rate', "pass", "optimizer"),
 }  # fmt: skip

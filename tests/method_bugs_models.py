@@ -32,7 +32,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "eval.py", "config.max_response, tokenizer.stop_ids,",
         "config.max_response, tokenizer.stop_ids[:1],", "requests"),
     "probes have the numbers of training": (
-        "rmt/report/probe.py", 'tokenizer, step, "sample")', 'tokenizer, step, "train")', "stops"),
+        "rmt/report/probe.py", 'questions, step, "sample")', 'questions, step, "train")', "stops"),
     "all problems are asked": (
         "eval.py", "documents[: options.limit or None]", "documents", "requests"),
     "evaluations of seed 0": (
@@ -91,9 +91,11 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/update.py", '"update/learning_rate", rate, 1', '"update/learning_rate", '
         "c.learning_rate, 1", "optimizer"),
     "the share of length by a w of 0.1": (
-        "rmt/engine/step_metrics.py", 'rewards["length"], length_weight, scale',
-        'rewards["length"], 0.1, scale',
-        "loss length_weight"),
+        "rmt/engine/step_metrics.py", "length_share(*paid, c.length_weight,",
+        "length_share(*paid, 0.1,", "loss length_weight"),
+    "dropped groups count in the share of length": (
+        "rmt/engine/step_metrics.py", 'if c.zero_variance_groups == "drop"', "if False",
+        "loss drop"),
     "clipped of all tokens": (
         "rmt/update.py", 'sums["clipped"], (targets.rollout >= 0).sum()',
         'sums["clipped"], len(targets.rollout)', "loss updates"),

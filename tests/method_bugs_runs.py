@@ -1,5 +1,6 @@
 """Bugs in what is asked, what a run keeps and how it evaluates. See method_mutants.py."""
 
+RESAMPLING = "rmt/methods/dynamic_sampling.py"
 MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     # Difficulty and curriculum.
     "tiers above their ends": (
@@ -57,17 +58,17 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "tokens are not added up": ("train.py", "run.tokens += ", "run.tokens = 0 * ", "ends"),
     # Dynamic sampling.
     "resampling from the start": (
-        "rmt/dynamic_sampling.py", "0 <= c.resample_from <= step", "0 <= c.resample_from",
+        RESAMPLING, "0 <= c.resample_from <= step", "0 <= c.resample_from",
         "resampling"),
-    "tries are four": ("rmt/dynamic_sampling.py", "c.resample_tries if 0", "4 if 0", "resampling"),
+    "tries are four": (RESAMPLING, "c.resample_tries if 0", "4 if 0", "resampling"),
     "tries have the same numbers": (
         "rmt/questions.py", "attempt * c.group_size", "0 * c.group_size", "resampling"),
     "a position is asked twice": (
-        "rmt/dynamic_sampling.py",
+        RESAMPLING,
         "            taken[question.document].add(question.position)\n", "            pass\n",
         "resampling"),
     "dropped tokens are not counted": (
-        "rmt/dynamic_sampling.py", "        dropped += sum", "        sum", "resampling"),
+        RESAMPLING, "        dropped += sum", "        sum", "resampling"),
     # Tasks.
     "problems are asked as text": (
         "rmt/questions.py", "prompt_for(c.task, tokenizer", 'prompt_for("next-token", tokenizer',
@@ -82,8 +83,8 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "the seed of sampling is 0": (
         "rmt/questions.py", "c.seed, purpose, step", "0, purpose, step", "seed"),
     "the order's seed is 0": (
-        "rmt/engine/loading.py", "config.batch_size, steps, config.seed",
-        "config.batch_size, steps, 0", "seed"),
+        "rmt/engine/run.py", "(config.batch_size, total, config.seed)",
+        "(config.batch_size, total, 0)", "seed"),
     "draws are not saved": (
         "rmt/engine/run.py", '{"drawn": torch.from_numpy(run.curriculum.drawn)}', "{}", "resume"),
     "the step is not restored": (

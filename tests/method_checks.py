@@ -13,10 +13,9 @@ from method_step import assert_by_hand, centred, copied, doubled, rewards, watch
 from toy_models import causal
 from toy_runs import draw, prepared, respond, stepped
 
-import rmt.cold_start
-from rmt.boxed import escape
+import rmt.methods.cold_start
 from rmt.config.presets import METHODS
-from rmt.prompt import next_token_prompt, parse_response
+from rmt.prompt import escape, next_token_prompt, parse_response
 from rmt.questions import reward_responses, spread_budget
 from rmt.sampling import Rollout
 
@@ -125,7 +124,7 @@ def check_cold_start(place) -> None:
 def _assert_given(place, text_in) -> None:
     run = prepared(place, traces="own", text_in=text_in, group_size=200, batch_size=4,
                    budget_start=24, max_response=60, temperature=1.7)  # fmt: skip
-    drawn, contexts, draw_guesses = [], [], rmt.cold_start.plain_guesses
+    drawn, contexts, draw_guesses = [], [], rmt.methods.cold_start.plain_guesses
 
     def noting(c, data, sampler, generate, *known):
         def seeing(model, trees, *how):
@@ -136,7 +135,7 @@ def _assert_given(place, text_in) -> None:
         drawn.append(draw_guesses(c, data, sampler, seeing, *known))
         return drawn[0]
 
-    with patch.object(rmt.cold_start, "plain_guesses", noting):
+    with patch.object(rmt.methods.cold_start, "plain_guesses", noting):
         seen = watched(run)
     t, c = run.tokenizer, run.config
     end, stop = (t.encode_with_control(x)[0] for x in ("</think>", "<|im_end|>"))

@@ -20,7 +20,7 @@ from toy_runs import (
     write_thinker,
 )
 
-import rmt.dynamic_sampling
+import rmt.questions
 from rmt.config.presets import METHODS
 from rmt.questions import prompts_of, reward_responses, tier_schedule
 
@@ -137,11 +137,11 @@ def check_resampling(place) -> None:
     """From its step on, groups of equal matches are drawn anew, so often, with new numbers."""
     run = prepared(place, method="rpt", **METHODS["rpt"] | dict(resample_from=1, resample_tries=3,
                    group_size=2, match="token", batch_size=2, steps=4))  # fmt: skip
-    sample, score, tries = rmt.dynamic_sampling.sampling_at, reward_responses, []
+    sample, score, tries = rmt.questions.sampling_at, reward_responses, []
 
-    def sampling(*given, attempt):
-        tries.append([attempt])
-        return sample(*given, attempt=attempt)
+    def sampling(*given):
+        tries.append([given[-1]])
+        return sample(*given)
 
     def equal(*given):
         batch = score(*given)
@@ -149,8 +149,7 @@ def check_resampling(place) -> None:
         batch.rewards["match"][:] = 0
         return batch
 
-    with patch.object(rmt.dynamic_sampling, "sampling_at", sampling), \
-            patch.object(rmt.dynamic_sampling, "reward_responses", equal):  # fmt: skip
+    with patch.multiple(rmt.questions, sampling_at=sampling, reward_responses=equal):
         for step, wanted in ((0, [0]), (1, [0, 1, 2, 3]), (2, [0, 1, 2])):
             if step == 2:  # three positions of each document are left
                 for tiers in run.tiers:

@@ -15,10 +15,10 @@ from toy_runs import prepared, stepped
 import train
 from models.config import ModelConfig
 from models.transformer import Transformer
-from rmt.engine.flops import forward_flops, peak_flops, visible_pairs
+from rmt.engine.step_metrics import forward_flops, peak_flops, visible_pairs
 from rmt.forest import pack
 from rmt.naive import separate_tokens
-from rmt.system.clock import Clock
+from rmt.system.metrics import Clock
 from rmt.trees import Branch, Tree
 
 CPU = torch.device("cpu")
@@ -128,8 +128,7 @@ def test_profile_of_a_step_that_does_not_come_is_refused(tmp_path, capsys):
 
 def test_peak_memory_is_not_that_of_the_parent():
     held = b"\1" * 2**31  # touched by whoever starts the child; Linux's ru_maxrss survives exec
-    code = (
-        "import torch; from rmt.system import clock; print(clock.peak_memory(torch.device('cpu')))"
-    )
+    code = "import torch; from rmt.system.metrics import peak_memory as peak; "
+    code += "print(peak(torch.device('cpu')))"
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert 5e7 < int(child.stdout) < 1e9 < len(held), child.stderr

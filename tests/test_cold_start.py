@@ -21,8 +21,8 @@ from toy_models import write_tokenizer
 import train
 from models.config import TINY
 from models.tokenizer import Tokenizer
-from rmt.cold_start import given_responses, guess_tails, own_response
 from rmt.config.config import Config
+from rmt.methods.cold_start import given_responses, guess_tails, own_response
 from rmt.prompt import parse_response
 from rmt.questions import Question
 from rmt.rewards import match_reward

@@ -9,12 +9,13 @@ from test_rollout import SAMPLING, flat, prompts, tokens_of
 from toy_forests import toy_model
 from toy_runs import prepared
 
+from models import decode as decoder
 from models.config import ModelConfig
+from models.decode import DecodeLoop
 from models.kv_cache import KVCache
 from models.shapes import published
 from models.weights import find
-from rmt import decoder, naive
-from rmt.decoder import DecodeLoop
+from rmt import naive
 from rmt.questions import sampling_at
 from rmt.rollout import generate
 from rmt.sampling import BLOCK, Sampling, sample

@@ -8,7 +8,7 @@ from toy_runs import draw, prepared, respond, stepped
 
 from rmt import forest, naive
 from rmt.config.presets import METHODS
-from rmt.information_gain import information_gain
+from rmt.methods.information_gain import information_gain
 from rmt.prompt import Answer
 from rmt.rewards import match_reward
 

@@ -8,7 +8,7 @@ import torch
 import toy_runs
 from toy_runs import WORLD, draw, prepared, resampled, respond, stepped, write_thinker
 
-import rmt.dynamic_sampling
+import rmt.questions
 import train
 from models.tokenizer import Tokenizer
 from rmt.config.config import in_repository, parse
@@ -154,7 +154,7 @@ def test_each_try_has_random_numbers_of_its_own_and_asks_no_position_twice(tmp_p
         batch.rewards["match"][:] = 0  # so that all are drawn again
         return batch
 
-    for module in (toy_runs, rmt.dynamic_sampling):
+    for module in (toy_runs, rmt.questions):
         monkeypatch.setattr(module, "reward_responses", noting)
     asked(run)
     assert len(seen) == 5

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from toy_runs import WORLD
 from tracker import Tracker
 
-from models.config import REPOSITORIES, ModelConfig
+from models.config import ModelConfig
 from models.lora import adapt
-from models.shapes import SHAPES
+from models.shapes import REPOSITORIES, SHAPES
 from models.transformer import Block, Transformer, rotary_angles
 from rmt.config.config import Config
 from rmt.forest import pack

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rmt.boxed import boxed_content
-from rmt.prompt import Answer
+from rmt.prompt import Answer, boxed_content
 from rmt.rewards import gated_length_reward, match_reward, reward_groups, total_reward
 
 

@@ -5,12 +5,12 @@ import torch
 from toy_forests import alone, assert_same_gradients, gradients, sequences
 from toy_runs import draw, learn, prepared
 
-from rmt.optimizer import adamw
 from rmt.prompt import next_token_prompt
 from rmt.questions import question_trees, text_trees
 from rmt.rollout import generate
 from rmt.sampling import Sampling
 from rmt.system.metrics import Metrics
+from rmt.update import adamw
 
 
 def updated(place, **changes):

@@ -20,9 +20,9 @@ from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from models.weights import SINGLE
 from rmt.config.config import Config
-from rmt.dynamic_sampling import replace_zero_variance
 from rmt.engine.run import prepare
 from rmt.forest import pack
+from rmt.methods.dynamic_sampling import replace_zero_variance
 from rmt.prompt import parse_response
 from rmt.questions import (
     RolloutBatch,

@@ -36,17 +36,10 @@ class Corpus:
 
 
 def read(
-    paths: Sequence[str],
-    tokenizer: Tokenizer,
-    fields: Sequence[str],
-    document_tokens: int,
-    shortest: int | None,
-    part: str = "all",
-    holdout: int = 0,
-    most: int = 0,
-    traces: bool = False,
-    until: str | None = None,
-) -> Corpus:
+    paths: Sequence[str], tokenizer: Tokenizer, fields: Sequence[str], document_tokens: int,
+    shortest: int | None, part: str = "all", holdout: int = 0, most: int = 0,
+    traces: bool = False, until: str | None = None,
+) -> Corpus:  # fmt: skip
     """Read the documents of files and folders: "all", those to "train" on or those "held_out".
 
     Records are read one at a time; with `most`, only so many are kept (and those held out). Of

@@ -16,12 +16,9 @@ from rmt.system.records import write_whole
 
 
 def cached_entropies(
-    measure: Callable[[], list[np.ndarray]],
-    model_directory: Path,
-    documents: Sequence[Document],
-    method: str,
-    world: World,
-) -> list[np.ndarray]:
+    measure: Callable[[], list[np.ndarray]], model_directory: Path,
+    documents: Sequence[Document], method: str, world: World,
+) -> list[np.ndarray]:  # fmt: skip
     """Return what an earlier run with the same model, text and method measured, or `measure()`.
 
     All ranks; rank 0 reads and writes the cache.

@@ -7,30 +7,30 @@ import numpy as np
 MOST_DRAWN = 10**8  # documents of all steps, repetitions included
 
 
-def document_order(documents: int, batch: int, steps: int, seed: int) -> np.ndarray:
-    """Return (steps, batch) document indices: shuffled epochs end to end, none twice in a step."""
-    if batch > documents:
-        raise ValueError(
-            f"batch_size {batch} exceeds the {documents} documents of the corpus; "
-            f"use --batch-size {documents} or less, or more data"
-        )
-    _check_count(steps, batch)
-    step_of = np.arange(steps * batch) // batch
-    return _epochs(documents, step_of, (seed,)).reshape(steps, batch)
-
-
-def mixed_order(
+def document_order(
     parts: Sequence[int], weights: Sequence[float], batch: int, steps: int, seed: int
 ) -> np.ndarray:
-    """Return (steps, batch) document indices, in which sources have shares by weight.
+    """Return (steps, batch) document indices: shuffled epochs end to end, none twice in a step.
 
-    parts: the source of each document. Draw i of a source with share w is due after (i + 1/2) / w
-    draws of the run, so any stretch of the run has nearly these shares, and a longer run begins
-    like a shorter one. Within a source, documents are drawn in shuffled epochs, none twice in a
-    step; ValueError for a source with too few.
+    parts: the source of each document. With weights each source has epochs of its own and a share
+    by its weight: draw i of a source with share w is due after (i + 1/2) / w draws of the run, so
+    any stretch of the run has nearly these shares, and a longer run begins like a shorter one.
+    ValueError when a step draws more documents of a source than it has.
     """
-    _check_count(steps, batch)
-    shares, draws = np.asarray(weights) / sum(weights), steps * batch
+    draws = steps * batch
+    if draws > MOST_DRAWN:
+        raise ValueError(
+            f"{steps:,} steps of --batch-size {batch} draw more than {MOST_DRAWN:,} documents; "
+            "lower --steps, or else --epochs"
+        )
+    if not weights:
+        if batch > len(parts):
+            raise ValueError(
+                f"batch_size {batch} exceeds the {len(parts)} documents of the corpus; "
+                f"use --batch-size {len(parts)} or less, or more data"
+            )
+        return _epochs(len(parts), np.arange(draws) // batch, (seed,)).reshape(steps, batch)
+    shares = np.asarray(weights) / sum(weights)
     due = [(np.arange(np.ceil(w * (draws + len(shares))) + 1) + 0.5) / w for w in shares]
     source = np.repeat(np.arange(len(due)), [len(times) for times in due])
     source = source[np.argsort(np.concatenate(due), kind="stable")[:draws]]  # (draws,)
@@ -59,11 +59,3 @@ def _epochs(documents: int, step_of: np.ndarray, seed: tuple[int, ...]) -> np.nd
         again = np.isin(shuffled, epochs[-1][len(epochs[-1]) - begun :])
         epochs.append(np.concatenate((shuffled[~again], shuffled[again])))
     return np.concatenate(epochs)[: len(step_of)]
-
-
-def _check_count(steps: int, batch: int) -> None:
-    if steps * batch > MOST_DRAWN:
-        raise ValueError(
-            f"{steps:,} steps of --batch-size {batch} draw more than {MOST_DRAWN:,} documents; "
-            "lower --steps, or else --epochs"
-        )

@@ -27,9 +27,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from models.config import REPOSITORIES
 from models.export import RUN as MODEL_RUN
 from models.export import SHARD_BYTES, export, whole_adapters, write_adapters
+from models.shapes import REPOSITORIES
 from rmt.config.config import wrong_types
 from rmt.evaluation.summary import PROBLEMS
 from rmt.system.dist import World, gather_objects

@@ -13,18 +13,17 @@ from models.config import ModelConfig
 from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from rmt.budget import budget_of_position
-from rmt.cold_start import answer_ids, trace_ids
 from rmt.config.config import Config, in_repository
 from rmt.config.flags import as_flag
 from rmt.curriculum import NO_TIER, TIERS, assign_tiers, quantile_thresholds
 from rmt.data import corpus
 from rmt.data.corpus import Corpus, Document
 from rmt.data.entropy_cache import cached_entropies
-from rmt.data.order import document_order, mixed_order
 from rmt.difficulty import document_entropies
 from rmt.engine.export import find_model
 from rmt.evaluation.positions import Chosen, choose_positions
 from rmt.memory.autofit import autofit
+from rmt.methods.cold_start import answer_ids, trace_ids
 from rmt.prompt import PromptIds, prompt_for, think_ids
 from rmt.questions import TrainingSet, asks_at_end
 from rmt.system.dist import World, compute_dtype, current, gathered_weights, load_model
@@ -174,14 +173,6 @@ def _check_context(
             + ", or use --preset demo, whose sizes are the tiny model's"
             * (config.model == "tiny")
         )
-
-
-def order_of(config: Config, documents: Sequence[Document], steps: int) -> np.ndarray:
-    """Return (steps, batch) indices of the documents to train on."""
-    sizes = (config.batch_size, steps, config.seed)
-    if config.data_weights:
-        return mixed_order([document.part for document in documents], config.data_weights, *sizes)
-    return document_order(len(documents), *sizes)
 
 
 # ---- the difficulty of their positions

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rmt.boxed import escape
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.data.math_answers import verifier
 from rmt.engine.track import Tracker
+from rmt.prompt import escape
 from rmt.questions import RolloutBatch, TrainingSet
 from rmt.system.dist import World
 from rmt.system.env import commit, device_name
@@ -148,36 +148,23 @@ def readable_samples(
     samples, decode = [], data.tokenizer.decode
     for index, question in enumerate(batch.questions[:count]):
         answer, document = batch.answers[index][0], data.documents[question.document]
-        samples.append(
-            {
-                "step": step,
-                "document": document.source,
-                "index": question.document,
-                "position": question.position,
-                "tier": TIERS[question.tier] if question.tier != NO_TIER else "problem",
-                "context": decode(document.tokens[: question.position].tolist())[-200:],
-                "truth": escape(question.truth),
-                "response": decode(batch.responses[index][0].tokens),
-                "answer": answer.text,
-                "budget": question.budget,
-                "thinking_length": answer.thinking_length,
-                "reward": {name: float(x[index, 0]) for name, x in batch.rewards.items()},
-            }
-        )
+        samples.append(dict(
+            step=step, document=document.source, index=question.document,
+            position=question.position, budget=question.budget, truth=escape(question.truth),
+            tier=TIERS[question.tier] if question.tier != NO_TIER else "problem",
+            context=decode(document.tokens[: question.position].tolist())[-200:],
+            response=decode(batch.responses[index][0].tokens), answer=answer.text,
+            thinking_length=answer.thinking_length,
+            reward={name: float(x[index, 0]) for name, x in batch.rewards.items()},
+        ))  # fmt: skip
     return samples
 
 
 def describe(config: Config, total: int, world: World, step: int) -> dict[str, Any]:
     """Return what a number of the run after `step` depends on: config, commit, versions, device."""
-    return {
-        "config": asdict(config),
-        "total_steps": total,
-        "step": step,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": device_name(world.device),
-        "ranks": world.size,
-        "threads": torch.get_num_threads(),
-        "verifier": verifier() if config.task == "problems" else None,
-    }
+    return dict(
+        config=asdict(config), total_steps=total, step=step, commit=commit(),
+        python=platform.python_version(), torch=torch.__version__,
+        device=device_name(world.device), ranks=world.size, threads=torch.get_num_threads(),
+        verifier=verifier() if config.task == "problems" else None,
+    )  # fmt: skip

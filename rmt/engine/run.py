@@ -11,26 +11,18 @@ from models.lora import without_adapters
 from rmt.config.config import Config
 from rmt.curriculum import Curriculum
 from rmt.data.corpus import Document
-from rmt.engine import checkpoint
+from rmt.data.order import document_order
+from rmt.engine import checkpoint, loading
 from rmt.engine.export import find_model
-from rmt.engine.loading import (
-    choose_held_out,
-    load_trainable,
-    make_training_set,
-    order_of,
-    read_model_directory,
-    read_texts,
-)
 from rmt.engine.log import describe
 from rmt.engine.resume import origin_of, resolve, total_steps
 from rmt.engine.saver import Saver
 from rmt.engine.track import check_installed
 from rmt.evaluation.positions import Chosen
-from rmt.optimizer import adamw
 from rmt.questions import TrainingSet
-from rmt.system.clock import Clock
 from rmt.system.dist import World, compute_dtype, load_model
-from rmt.update import Updated
+from rmt.system.metrics import Clock
+from rmt.update import Updated, adamw
 
 
 @dataclass
@@ -88,16 +80,19 @@ def prepare(
     config, checkpoint_dir, saved = resolve(config, world, typed)
     check_installed(config.track)
     model_dir = find_model(config.model, config.weights, world)
-    tokenizer, shape = read_model_directory(model_dir)
-    documents, held_out, last_held_out = read_texts(config, tokenizer, shape, world)
+    tokenizer, shape = loading.read_model_directory(model_dir)
+    documents, held_out, last_held_out = loading.read_texts(config, tokenizer, shape, world)
     total = total_steps(config, typed, len(documents), saved, world)
-    order = order_of(config, documents, total)
+    parts, sizes = [d.part for d in documents], (config.batch_size, total, config.seed)
+    order = document_order(parts, config.data_weights, *sizes)
     origin = origin_of(config, model_dir, documents, held_out, saved, checkpoint_dir, world)
     compute = compute_dtype(config.dtype, world)
-    config, model = load_trainable(config, world, model_dir, tokenizer, compute)
+    config, model = loading.load_trainable(config, world, model_dir, tokenizer, compute)
     initial = (config, world, model_dir, tokenizer, model)  # not trained yet, so it measures
-    data, thresholds = make_training_set(*initial, documents, order, saved.get("thresholds"))
-    chosen = choose_held_out(*initial, held_out) if held_out else None
+    data, thresholds = loading.make_training_set(
+        *initial, documents, order, saved.get("thresholds")
+    )
+    chosen = loading.choose_held_out(*initial, held_out) if held_out else None
     reference = None
     if config.kl_beta and config.lora_rank:
         reference = without_adapters(model)

@@ -6,28 +6,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.config import ModelConfig
 from rmt.config.config import Config
 from rmt.curriculum import TIERS
 from rmt.data.math_answers import take_failures
 from rmt.engine.balance import idle_share
-from rmt.engine.flops import forward_flops, peak_flops
 from rmt.engine.run import Run, Setup
+from rmt.forest import tree_calls
 from rmt.grpo import centred, has_both_outcomes
 from rmt.questions import RolloutBatch
-from rmt.system.clock import peak_memory
 from rmt.system.dist import gather_objects
 from rmt.system.env import device_name
-from rmt.system.metrics import Metrics
+from rmt.system.metrics import Metrics, peak_memory
+from rmt.trees import Tree
 from rmt.update import Updated
 
 PHASES = ("rollout", "update", "forward", "backward", "optimizer", "communication", "checkpoint")
 
+# Dense bf16 operations per second, from NVIDIA's data sheets: A100 (2021), H100, H200 and L40S
+# (2023), HGX B200 and GB200 NVL72 (2024). The first name that is part of the GPU's counts.
+PEAKS = {
+    "MIG": None,  # a slice of a GPU
+    "A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200 NVL": 835e12,
+    "GH200": 989e12, "H200": 989e12, "GB200": 2500e12, "B200": 2250e12, "L40S": 362e12,
+}  # fmt: skip
 
-def add_response_metrics(metrics: Metrics, batch: RolloutBatch, scale: Tensor, c: Config) -> None:
+
+def add_response_metrics(
+    metrics: Metrics, c: Config, batch: RolloutBatch, scale: Tensor, drawn: Sequence[tuple]
+) -> None:
     """Add rewards, lengths and tiers of this rank's responses: P groups of G.
 
-    scale: the divisor of advantages, see grpo.advantage_scale.
+    scale: the divisor of advantages, see grpo.advantage_scale; drawn: results of `draw_positions`
+    for this rank's documents.
     """
+    empty = sum(empty for _, empty in drawn)
+    metrics.add("share/empty_tier_draws", empty, len(drawn) * c.positions_per_document)
     rewards, questions = batch.rewards, batch.questions
     count = rewards["match"].numel()
     rollouts = [rollout for group in batch.responses for rollout in group]
@@ -60,12 +74,6 @@ def add_response_metrics(metrics: Metrics, batch: RolloutBatch, scale: Tensor, c
         metrics.add(f"draw/{name}", rows.sum(), len(questions))
         match = rewards["match"][rows]
         metrics.add(f"match/{name}", match.sum(), match.numel())
-
-
-def add_curriculum_metrics(metrics: Metrics, drawn: Sequence[tuple], c: Config) -> None:
-    """Add the count of empty tiers; drawn: of this rank's documents, see `draw_positions`."""
-    positions = len(drawn) * c.positions_per_document
-    metrics.add("share/empty_tier_draws", sum(empty for _, empty in drawn), positions)
 
 
 def add_speed_metrics(
@@ -113,3 +121,36 @@ def length_share(
     whole = centred(rewards) / scale
     from_length = length_weight * centred(length_rewards) / scale
     return (whole * from_length).sum(), whole.square().sum()
+
+
+def peak_flops(device: str, dtype: torch.dtype) -> float | None:
+    """Return the peak operations per second of a GPU by its name; None when it is not known."""
+    if dtype != torch.bfloat16:
+        return None
+    return next((peak for name, peak in PEAKS.items() if name in device), None)
+
+
+def visible_pairs(tree: Tree) -> int:
+    """Count the (i, j) in a tree such that token i sees token j (Eq. 11)."""
+    size = lambda span: span.stop - span.start
+    return sum(
+        size(rows) * (size(rows) + 1) // 2 if rows == keys else size(rows) * size(keys)
+        for rows, keys in tree_calls(tree, 0)
+    )
+
+
+def forward_flops(config: ModelConfig, trees: Sequence[Tree]) -> int:
+    """Count the model FLOPs of one forward pass over trees; a backward pass has twice as many.
+
+    These are the operations that the method needs, not those that were spent (PaLM, arXiv
+    2204.02311, appendix B): a trunk counts once, padding and recomputed activations do not count.
+    A weight costs 2 operations per token; attention 4 H D per layer and pair of tokens that see
+    each other. Norms, rotary and softmax are left out.
+    """
+    c = config
+    tokens, pairs = sum(map(len, trees)), sum(map(visible_pairs, trees))
+    targets = sum(t.trunk_targets + sum(len(b.response) for b in t.branches) for t in trees)
+    heads = 2 * c.num_attention_heads + 2 * c.num_key_value_heads  # of q and o, of k and v
+    weights = c.hidden_size * (heads * c.head_dim + 3 * c.intermediate_size)  # of a layer
+    layer = 2 * weights * tokens + 4 * c.num_attention_heads * c.head_dim * pairs
+    return c.num_hidden_layers * layer + 2 * c.vocab_size * c.hidden_size * targets

@@ -12,7 +12,6 @@ import torch
 
 from kernels import linear_topk
 from models.tokenizer import Tokenizer
-from rmt.boxed import escape
 from rmt.budget import budget_of_position
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.data.corpus import Document
@@ -21,7 +20,7 @@ from rmt.evaluation.summary import PROBLEMS
 from rmt.forest import pack
 from rmt.memory.estimate import CACHED_TOKENS
 from rmt.objective import target_logprobs
-from rmt.prompt import Answer, PromptIds, next_token_prompt, parse_response, problem_prompt
+from rmt.prompt import Answer, PromptIds, escape, next_token_prompt, parse_response, prompt_for
 from rmt.questions import Question, coming_tokens, question_trees, text_trees
 from rmt.rewards import match_reward
 from rmt.rollout import generate
@@ -119,7 +118,7 @@ def solve(
         Question(d, len(documents[d].tokens), NO_TIER, (documents[d].answer.encode(),), budget)
         for d in range(len(documents))[world.rank :: world.size]
     ]
-    prompts = [problem_prompt(tokenizer, budget, request)] * len(questions)
+    prompts = [prompt_for("problems", tokenizer, budget, request)] * len(questions)
     known, items = (model, tokenizer, documents, questions, prompts, sampling, samples), []
     for number, answer, item in _answer(*known, thinks=False):
         question = questions[number]

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import numpy as np
 from rmt.curriculum import TIERS, assign_tiers
 from rmt.data.corpus import Document
 from rmt.evaluation.summary import summarise
-from rmt.system.records import write_whole
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,6 @@ def data_key(documents: Sequence[Document]) -> str:
         if document.answer:  # of a problem or a trace
             digest.update(repr((document.answer, document.thought)).encode("utf-8"))
     return digest.hexdigest()[:12]
-
-
-def write_positions(path: Path, chosen: Chosen) -> None:
-    """Store the positions; make the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asdict(chosen)))
 
 
 def read_positions(

@@ -15,22 +15,8 @@ from torch.distributed.tensor import DTensor
 from models.transformer import Transformer
 from rmt.config.config import Config
 from rmt.config.flags import flag, read_bytes
-from rmt.memory.estimate import (
-    CACHED_TOKENS,
-    CONTEXT,
-    FRAGMENTED,
-    MOST_BRANCHES,
-    NCCL,
-    ROW_TOKENS,
-    Case,
-    Machine,
-    branch,
-    cached_tokens,
-    device_states,
-    rollout,
-    total,
-    update,
-)
+from rmt.memory import estimate
+from rmt.memory.estimate import Case, Machine, total
 from rmt.prompt import PromptIds
 from rmt.system.dist import World, free_memory, reduce_max
 from rmt.system.torchrun import copies
@@ -72,10 +58,13 @@ def _fit(case: Case) -> Case:
     if c.recompute == OPEN["recompute"]:
         recompute = ["none", "selective", "full"]
     if not c.tokens_per_micro_batch:  # half a row is nearly as fast, and cheaper than recomputing
-        rows = [max(case.longest, tokens) for tokens in (ROW_TOKENS, ROW_TOKENS // 2, 1)]
+        rows = [
+            max(case.longest, tokens)
+            for tokens in (estimate.ROW_TOKENS, estimate.ROW_TOKENS // 2, 1)
+        ]
     if case.machine.kind == "cpu":  # no fixed limit, and "full" costs no time
         return _with(case, recompute=recompute[-1], tokens_per_micro_batch=rows[0])
-    needs = total(rollout(case, c.max_branches))
+    needs = total(estimate.rollout(case, c.max_branches))
     if needs > room:
         raise DoesNotFit(
             f"--max-branches {c.max_branches} needs {_gb(needs)} while sampling, and there are "
@@ -87,13 +76,14 @@ def _fit(case: Case) -> Case:
         _with(case, recompute=r, tokens_per_micro_batch=n) for r, n in product(recompute, rows)
     ]
     for chosen in choices:
-        if total(update(chosen)) <= room:
+        if total(estimate.update(chosen)) <= room:
             return chosen
-    least = min(choices, key=lambda choice: total(update(choice)))
+    least = min(choices, key=lambda choice: total(estimate.update(choice)))
     raise DoesNotFit(
         f"an update of rows of {least.row} tokens with --recompute {least.config.recompute} needs "
-        f"{_gb(total(update(least)))}, of which {_gb(total(device_states(case)))} are weights, "
-        f"gradients and optimizer state; there are {_gb(room)}"
+        f"{_gb(total(estimate.update(least)))}, of which "
+        f"{_gb(total(estimate.device_states(case)))} are weights, gradients and optimizer state; "
+        f"there are {_gb(room)}"
     )
 
 
@@ -103,7 +93,7 @@ def _with(case: Case, **knobs) -> Case:
 
 def most_branches(case: Case) -> int:
     """Return how many responses can be decoded at a time, in whole tiles; DoesNotFit if none."""
-    room, held, own = case.machine.room, rollout(case), sum(branch(case))
+    room, held, own = case.machine.room, estimate.rollout(case), sum(estimate.branch(case))
     weights = {k: v for k, v in held.items() if k not in ("KV cache", "temporary", "sampler")}
     if total(weights) > room:
         listed = ", ".join(f"{_gb(size)} of {name}" for name, size in weights.items())
@@ -111,10 +101,11 @@ def most_branches(case: Case) -> int:
             f"sampling needs all weights on every GPU: {listed}, together {_gb(total(weights))}; "
             f"there are {_gb(room)}"
         )
-    branches = min(MOST_BRANCHES, int((room - total(held)) / own))
+    branches = min(estimate.MOST_BRANCHES, int((room - total(held)) / own))
     if branches < 1:
         smaller = []
-        if cached_tokens(case) != CACHED_TOKENS:  # an evaluation's, whatever the flags
+        # Of an evaluation it is so many tokens, whatever the flags.
+        if estimate.cached_tokens(case) != estimate.CACHED_TOKENS:
             smaller = ["--batch-size"] * case.trainable + ["--document-tokens"]
         if room > total(held):
             smaller.append("--max-response")
@@ -180,8 +171,8 @@ def described(config: Config) -> Machine:
     """
     ranks = config.gpus * config.nodes
     shards = ranks // copies(config.replicate, [config.gpus] * ranks)
-    room = read_bytes(config.gpu_memory) - CONTEXT - NCCL * (ranks > 1)
-    return Machine("cuda", ranks, shards, room * (1 - FRAGMENTED))
+    room = read_bytes(config.gpu_memory) - estimate.CONTEXT - estimate.NCCL * (ranks > 1)
+    return Machine("cuda", ranks, shards, room * (1 - estimate.FRAGMENTED))
 
 
 def autofit(
@@ -202,7 +193,7 @@ def autofit(
     here = dict(
         gpus=shards, nodes=world.size // shards, gpu_memory=f"{free / 1e9:.1f}GB", replicate=0
     )
-    machine = Machine(world.device.type, world.size, shards, (1 - FRAGMENTED) * free)
+    machine = Machine(world.device.type, world.size, shards, (1 - estimate.FRAGMENTED) * free)
     trainable = any(p.requires_grad for p in parameters)
     case = Case(replace(config, **here), model.config, compute, prompt, machine, trainable)
     return replace(config, **fixed_knobs(fit(case).config))

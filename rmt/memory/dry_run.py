@@ -9,19 +9,9 @@ import torch
 
 from models.shapes import published
 from rmt.config.config import Config
+from rmt.memory import estimate
 from rmt.memory.autofit import described, fit
-from rmt.memory.estimate import (
-    CONTEXT,
-    FRAGMENTED,
-    HOST,
-    NCCL,
-    Case,
-    Parts,
-    rollout,
-    states,
-    total,
-    update,
-)
+from rmt.memory.estimate import Case, Parts, total
 from rmt.prompt import PromptIds
 from rmt.system.dist import World, compute_dtype
 
@@ -33,7 +23,10 @@ def plan(config: Config) -> tuple[Case, dict[str, Parts]]:
     """Choose the knobs; return the case, and the peak of each phase on a rank."""
     compute = compute_dtype(config.dtype, World(0, config.gpus, torch.device("cuda")))
     case = fit(Case(config, published(config.model), compute, PROMPT, described(config)))
-    return case, {"rollout": rollout(case, case.config.max_branches), "update": update(case)}
+    return case, {
+        "rollout": estimate.rollout(case, case.config.max_branches),
+        "update": estimate.update(case),
+    }
 
 
 def dry_run(config: Config) -> str:
@@ -46,7 +39,7 @@ def dry_run(config: Config) -> str:
     labels = dict.fromkeys(n for parts in phases.values() for n, size in parts.items() if size)
     sizes = {label: [parts.get(label, 0) for parts in phases.values()] for label in labels}
     line = lambda name, sizes: f"{name:<24}" + "".join(f"{s / 1e9:>12.2f}" for s in sizes)
-    largest = max(map(total, phases.values()))
+    largest, nccl = max(map(total, phases.values())), estimate.NCCL * (machine.ranks > 1)
     lines = [
         f"{c.model}: {machine.ranks} GPUs of {c.gpu_memory}, {machine.shards} to a copy of the "
         f"weights; the peak of each phase, GB per rank",
@@ -54,12 +47,12 @@ def dry_run(config: Config) -> str:
         *(line(label, sizes[label]) for label in sorted(labels, key=lambda x: -max(sizes[x]))),
         line("together", map(total, phases.values())),
         f"fits: {largest / 1e9:.1f} of {machine.room / 1e9:.1f} GB, which is {c.gpu_memory} less "
-        f"{CONTEXT / 1e9:.1f} GB for CUDA, {NCCL * (machine.ranks > 1) / 1e9:.1f} GB for NCCL and "
-        f"{FRAGMENTED:.0%} for fragments",
+        f"{estimate.CONTEXT / 1e9:.1f} GB for CUDA, {nccl / 1e9:.1f} GB for NCCL and "
+        f"{estimate.FRAGMENTED:.0%} for fragments",
         f"chosen: --max-branches {c.max_branches} --tokens-per-micro-batch "
         f"{c.tokens_per_micro_batch} (rows of {case.row} at most) --recompute {c.recompute}",
     ]
     if c.offload:
-        host = sum(size for name, size in states(case).items() if name in HOST)
-        lines.append(f"host memory per rank: {host / 1e9:.1f} GB of {', '.join(HOST)}")
+        host = sum(size for name, size in estimate.states(case).items() if name in estimate.HOST)
+        lines.append(f"host memory per rank: {host / 1e9:.1f} GB of {', '.join(estimate.HOST)}")
     return "\n".join(lines)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rmt.boxed import escape
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, TIERS
 from rmt.engine.run import Run, Setup
 from rmt.grpo import advantage_scale, advantages
+from rmt.prompt import escape
 from rmt.questions import (
     Question,
     RolloutBatch,
@@ -23,10 +23,7 @@ from rmt.questions import (
     ask,
     asks_at_end,
     budget_of_step,
-    prompts_of,
-    question_trees,
-    reward_responses,
-    sampling_at,
+    roll_out,
 )
 from rmt.rollout import generate
 from rmt.system.dist import gathered_weights
@@ -61,46 +58,35 @@ def ask_probes(run: Run, setup: Setup) -> list[dict[str, Any]]:
 
     Every rank samples all of them: there are few.
     """
-    c, step, data, tokenizer = run.config, run.step, setup.data, setup.data.tokenizer
+    c, step, data = run.config, run.step, setup.data
     questions = probe_questions(c, data, step)
     if not questions:
         return []
     run.optimizer.zero_grad(set_to_none=True)  # room for the cache
-    trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
     with gathered_weights(run.model) as sampler:
-        sampling = sampling_at(c, tokenizer, step, "sample")
-        responses = generate(sampler, trees, c.group_size, sampling)
-    batch = reward_responses(c, tokenizer, questions, responses)
+        batch = roll_out(c, data, sampler, generate, questions, step, "sample")
     total = batch.rewards["total"]
     scale = advantage_scale(total, c.advantage_norm, c.advantage_delta, [total])
     advantage = advantages(total, scale)
     return [
-        {
-            "step": step,
-            "budget": question.budget,
-            "document": question.document,
-            "position": question.position,
-            "tier": TIERS[question.tier],
-            "truth": escape(question.truth),
-            "rollouts": [_rollout(batch, advantage, number, k) for k in range(c.group_size)],
-        }
-        for number, question in enumerate(questions)
-    ]
+        dict(
+            step=step, budget=q.budget, document=q.document, position=q.position,
+            tier=TIERS[q.tier], truth=escape(q.truth),
+            rollouts=[_rollout(batch, advantage, number, k) for k in range(c.group_size)],
+        )
+        for number, q in enumerate(questions)
+    ]  # fmt: skip
 
 
 def _rollout(batch: RolloutBatch, advantage: Tensor, number: int, k: int) -> dict[str, Any]:
     answer = batch.answers[number][k]
     rewards = {name: float(values[number, k]) for name, values in batch.rewards.items()}
-    return {
-        "thought": answer.thought,
-        "answer": answer.text,
-        "match": rewards["match"],
-        "length_reward": rewards["length"],
-        "total": rewards["total"],
-        "advantage": float(advantage[number, k]),
-        "thinking_length": answer.thinking_length,
-        "tokens": len(batch.responses[number][k].tokens),
-    }
+    return dict(
+        thought=answer.thought, answer=answer.text, match=rewards["match"],
+        length_reward=rewards["length"], total=rewards["total"],
+        advantage=float(advantage[number, k]), thinking_length=answer.thinking_length,
+        tokens=len(batch.responses[number][k].tokens),
+    )  # fmt: skip
 
 
 def describe_documents(run: Run, setup: Setup) -> list[dict[str, Any]]:

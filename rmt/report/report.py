@@ -132,16 +132,11 @@ def run_data(out: Path, name: str) -> dict[str, Any]:
         facts |= {key: described[key] for key in ("device", "ranks", "commit") if key in described}
     with blamed(out / "documents.json"):
         documents = read_json(out / "documents.json", [])
-    return {
-        "name": name,
-        "facts": facts,
-        "evaluations": evaluations(out),
-        "verdicts": verdicts(out),
-        "series": series_of(out),
-        "samples": read_lines(out / "samples.jsonl"),
-        "documents": documents,
-        "probes": read_lines(out / "probes.jsonl"),
-    }
+    return dict(
+        name=name, facts=facts, evaluations=evaluations(out), verdicts=verdicts(out),
+        series=series_of(out), samples=read_lines(out / "samples.jsonl"), documents=documents,
+        probes=read_lines(out / "probes.jsonl"),
+    )  # fmt: skip
 
 
 def page(runs: Sequence[Path]) -> str:

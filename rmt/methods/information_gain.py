@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rmt.cold_start import boxed_ids, opened_box
 from rmt.config.config import Config
+from rmt.methods.cold_start import boxed_ids, opened_box
 from rmt.objective import Targets, target_logprobs
 from rmt.prompt import PromptIds
 from rmt.questions import RolloutBatch, TrainingSet, prompts_of, question_trees

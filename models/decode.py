@@ -9,7 +9,7 @@ Shapes: n active slots, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,6 @@ from kernels import TrunkGroups, matmul
 from kernels.dispatch import choice
 from models.kv_cache import KVCache
 from models.transformer import Transformer
-from rmt.sampling import Sampling, sample
 
 POLL = {"cpu": 1, "cuda": 16}  # steps; reading `done` synchronizes a GPU, a CPU not
 
@@ -40,21 +39,21 @@ class DecodeLoop:
     """The branches of one call of the sampler; request = prompt · samples + sample."""
 
     def __init__(
-        self,
-        model: Transformer,
-        cache: KVCache,
-        prompts: Sequence[BranchStart],
-        uniform: Tensor,
-        sampling: Sampling,
-    ):
-        """uniform (requests, limit): the random number of every draw; `cache` holds all prompts."""
-        self.model, self.cache, self.prompts, self.sampling = model, cache, prompts, sampling
+        self, model: Transformer, cache: KVCache, prompts: Sequence[BranchStart],
+        uniform: Tensor, stop_ids: Sequence[int],
+        draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ):  # fmt: skip
+        """uniform (requests, limit): the random number of every draw; `cache` holds all prompts.
+
+        draw: from logits (n, V) and numbers (n,) to tokens (n,) and their log-probabilities (n,).
+        """
+        self.model, self.cache, self.prompts, self.draw = model, cache, prompts, draw
         (self.requests, self.limit), device = uniform.shape, uniform.device
         self.samples = self.requests // len(prompts)
         # A CPU has no product of 16-bit numbers with an fp32 result: the head is widened once.
         wide = torch.promote_types(model.head.dtype, torch.float32)
         self.head = model.head.to(wide) if device.type == "cpu" else model.head
-        self.stop_ids = torch.tensor(sampling.stop_ids, device=device, dtype=torch.int64)
+        self.stop_ids = torch.tensor(stop_ids, device=device, dtype=torch.int64)
         # One more row, for idle slots, and one more column, for branches that are done.
         self.uniform = F.pad(uniform, (0, 1, 0, 1))
         self.tokens = torch.zeros_like(self.uniform, dtype=torch.int64)
@@ -160,11 +159,8 @@ class DecodeLoop:
         # Views of self.state: what is written to them stays.
         start, fork, length, request, offset, token, done = self.state[:, :n]
         self.cache.begin_step(start, fork, length, self.tiles)
-        choose = lambda hidden, _head: sample(
-            matmul(hidden.to(self.head.dtype), self.head.t()),
-            self.uniform[request, offset],
-            self.sampling,
-        )
+        logits_of = lambda hidden: matmul(hidden.to(self.head.dtype), self.head.t())
+        choose = lambda hidden, _head: self.draw(logits_of(hidden), self.uniform[request, offset])
         drawn, logprob = self.model(token, fork + length, self.cache.attend, choose)
         self.tokens[request, offset] = drawn
         self.logprobs[request, offset] = logprob

@@ -21,10 +21,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from models.tokenizer import THINK_CLOSE, Tokenizer
-from rmt.boxed import BOXED, escape
 from rmt.config.config import Config
 from rmt.data.corpus import Document
-from rmt.prompt import MARK, PromptIds, parse_response, think_ids
+from rmt.prompt import BOXED, MARK, PromptIds, escape, parse_response, think_ids
 from rmt.questions import Question, TrainingSet, asks_at_end, question_trees, sampling_at
 from rmt.sampling import Rollout
 

@@ -19,13 +19,10 @@ from rmt.questions import (
     budget_of_step,
     draw_positions,
     joined,
-    prompts_of,
-    question_trees,
-    reward_responses,
-    sampling_at,
+    roll_out,
 )
-from rmt.system.clock import Clock
 from rmt.system.dist import World, gather_objects
+from rmt.system.metrics import Clock
 
 
 def replace_zero_variance(
@@ -51,11 +48,7 @@ def replace_zero_variance(
         for question in questions:
             taken[question.document].add(question.position)
         with clock("sampling"):
-            prompts = prompts_of(c, data.tokenizer, questions)
-            trees = question_trees(questions, data.documents, prompts)
-            sampling = sampling_at(c, data.tokenizer, step, attempt=attempt)
-            responses = generate(sampler, trees, c.group_size, sampling)
-            fresh = reward_responses(c, data.tokenizer, questions, responses)
+            fresh = roll_out(c, data, sampler, generate, questions, step, attempt=attempt)
         dropped += sum(len(r.tokens) for i in replaced for r in batch.responses[i])
         count = len(batch.questions)
         places = {i: count + number for number, i in enumerate(replaced)}

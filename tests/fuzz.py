@@ -33,9 +33,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from small_run import FLAGS, arguments, flags, write_corpus, write_small_model
 
-with contextlib.suppress(ImportError):
-    import transformers  # noqa: F401 (once, not in each fork)
-
 import eval
 import sample
 import train
@@ -55,6 +52,21 @@ JUNK = (
     b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\x85", b"{", b"}", b'"', b"\n", b"\r", b"\xc3", b"NaN",
     "\u2028".encode(), b"[" * 100_000, b"1" * 5000,
 )  # fmt: skip
+
+
+def preload() -> None:
+    """Import once what each fork would import anew."""
+    import matplotlib.pyplot  # noqa: F401
+    import torch._dynamo
+    import torch.distributed.checkpoint  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        from transformers import (  # noqa: F401
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            LlamaForCausalLM,
+            Qwen3ForCausalLM,
+        )
 
 
 def places(tree, at=()):

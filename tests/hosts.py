@@ -62,7 +62,7 @@ class Host:
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         } | environment  # fmt: skip
         launcher = (
-            f"-m torch.distributed.run --nnodes 2 --nproc-per-node 2 --max-restarts 5 "
+            f"-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --max-restarts 5 "
             f"--rdzv-backend c10d --rdzv-endpoint {store.address}:29400 --rdzv-id {name} "
             f"--rdzv-conf is_host={int(store is self)} --local-addr {self.address}"
         )

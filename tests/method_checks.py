@@ -122,7 +122,8 @@ def check_cold_start(place) -> None:
 
 
 def _assert_given(place, text_in) -> None:
-    run = prepared(place, traces="own", text_in=text_in, group_size=200, batch_size=4,
+    many = 200 if text_in == "thought" else 60
+    run = prepared(place, traces="own", text_in=text_in, group_size=many, batch_size=4,
                    budget_start=24, max_response=60, temperature=1.7)  # fmt: skip
     drawn, contexts, draw_guesses = [], [], rmt.methods.cold_start.plain_guesses
 
@@ -151,9 +152,8 @@ def _assert_given(place, text_in) -> None:
         found = torch.bincount(torch.tensor(guesses), minlength=t.vocab_size) / len(guesses)
         assert (found - (logits / 1.7).softmax(-1)).abs().max() < 3 * 0.5 / len(guesses) ** 0.5
         repeated = repeated_by_hand(question.budget, text_in == "thought", 3)
-        each = len(guesses) // c.group_size
         for number, rollout in enumerate(group):
-            own, by_hand = guesses[number * each :][: len(repeated)], []
+            own, by_hand = guesses[number :: c.group_size][: len(repeated)], []
             for k, guess in zip(repeated, own):
                 control = guess in t.control_ids  # these are spelled in letters
                 spelled = t.encode(t.decode([guess])) if control else [guess]
@@ -236,7 +236,8 @@ def check_rates(place) -> None:
         "linear": line,
         "cosine": bow,
     }.items():
-        run = prepared(place, lr_schedule=schedule, updates_per_batch=2, steps=3, warmup_steps=2)
+        run = prepared(place, lr_schedule=schedule, updates_per_batch=2, steps=3, warmup_steps=2,
+                       batch_size=1, group_size=2, budget=False, max_response=4)  # fmt: skip
         found = []
         noting = lambda optimizer, *_, found=found: found.append(optimizer.param_groups[0]["lr"])
         run.optimizer.register_step_pre_hook(noting)

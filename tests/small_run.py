@@ -45,6 +45,7 @@ FLAGS = {
     "holdout": 0, "document_tokens": 64, "batch_size": 2, "group_size": 4, "max_response": 24,
     "budget_start": 12, "steps": STEPS, "save_every": 2, "keep": 10, "learning_rate": 1e-3,
     "warmup_steps": 6, "tiers": "quantile", "tier_thresholds": (0.2, 0.5, 0.8), "min_context": 8,
+    "probe_documents": 0,
 }  # fmt: skip
 
 

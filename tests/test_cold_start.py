@@ -94,7 +94,7 @@ def test_given_responses_do_not_depend_on_the_other_questions(tmp_path):
 
 @pytest.mark.parametrize("text_in", ["thought", "question"])
 def test_a_cold_start_teaches_the_form(place, tmp_path, text_in):
-    changes = COLD | dict(steps=40, learning_rate=1e-2, text_in=text_in, save_every=40)
+    changes = COLD | dict(steps=16, learning_rate=1e-2, text_in=text_in, save_every=16)
     run_here(*arguments(place, out=tmp_path / "run", **changes))
     first, *_, last = metrics(tmp_path / "run")
     assert last["policy/logprob"] > 0.6 * first["policy/logprob"]

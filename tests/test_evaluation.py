@@ -125,6 +125,7 @@ def test_own_held_out_data_of_a_run_are_taken(tmp_path, capsys):
 
 
 def test_every_flag_of_decoding_changes_the_answers(place, tmp_path):
+    evaluated(place, tmp_path, per_tier=8)  # positions that the others answer, too
     sampled = evaluated(place, tmp_path)
     assert sampled["decoding"] == "sampled"
     assert said(sampled) == said(evaluated(place, tmp_path))

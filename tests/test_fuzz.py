@@ -9,6 +9,7 @@ FOUND = {"run": (95650920065,), "tokenizer": (95667090060,)}  # faults once
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
+    fuzz.preload()
     place = tmp_path_factory.mktemp("fuzz") / "base"
     status, printed = fuzz.child(lambda: fuzz.make_base(place))
     assert status == 0, printed

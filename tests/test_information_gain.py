@@ -19,8 +19,8 @@ def run_of(place, **changes):
     )
 
 
-@pytest.mark.parametrize("pack", [forest.pack, naive.pack])
-@pytest.mark.parametrize("limit", [200, 100_000])  # one branch in a row, and all of a step
+# One branch in a row, and all of a step.
+@pytest.mark.parametrize("pack, limit", [(forest.pack, 200), (naive.pack, 100_000)])
 def test_each_thought_is_scored_as_if_it_stood_alone(tmp_path, pack, limit):
     run = run_of(tmp_path, tokens_per_micro_batch=limit)
     batch = respond(run, draw(run))

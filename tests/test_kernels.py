@@ -75,7 +75,8 @@ def test_logits_below_a_cap_and_their_log_sum(kind, dtype, name):
 
 
 @pytest.mark.slow
-@in_each_dtype
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["reference"])  # sums over chunks are not a kernel's
 def test_error_does_not_grow_with_the_number_of_chunks(kind, dtype):
     check_chunks(kernels, dtype)
 

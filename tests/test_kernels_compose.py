@@ -79,9 +79,14 @@ def test_leading_dimensions_are_kept(kind, shape):
 # The custom operators, and torch.compile.
 
 
-@kinds
-@pytest.mark.parametrize("n", [0, 6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "kind, n, dtype",
+    [
+        ("reference", 0, torch.float32),
+        ("reference", 6, torch.float32),
+        ("triton", 6, torch.bfloat16),
+    ],
+)
 def test_operators_are_what_they_say_they_are(kind, n, dtype):
     x, w, z, y, t = inputs(n, dtype)
     g, h, of_lse = torch.randn(3, n, device=DEVICE)
@@ -101,7 +106,7 @@ def test_operators_are_what_they_say_they_are(kind, n, dtype):
         )
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["reference"])  # a graph holds operators, not what they choose
 @pytest.mark.parametrize("scalar", [True, False], ids=["one-temperature", "per-token"])
 @losses
 def test_compiled_once_for_all_numbers_of_tokens_and_temperatures(kind, loss, scalar):
@@ -118,7 +123,7 @@ def test_compiled_once_for_all_numbers_of_tokens_and_temperatures(kind, loss, sc
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-@pytest.mark.parametrize("kind", ["reference", "triton"])
+@pytest.mark.parametrize("kind", ["reference"])
 def test_inductor_computes_what_eager_does(kind):
     every = lambda *known: sum(loss(*known) for loss in (from_logits, cross_entropy, from_head))
     x, w, z, y, t = inputs()

@@ -46,7 +46,7 @@ ELSEWHERE = {  # a test file with the reason why no step of one toy run shows it
     "recompute": "changes no result: test_recompute", "save_every": "of files: test_resume",
     "offload": "changes no result: test_distributed", "dtype": "of the machine: test_life",
     "compile": "changes no result: test_compile", "profile": "a trace: test_clock",
-    "replicate": "of the machine: test_nodes", "timeout": "of the machine: test_torchrun",
+    "replicate": "of the machine: test_saver_ranks", "timeout": "of the machine: test_torchrun",
     "dry_run": "plans, does not run: test_plan", "gpus": "plans, does not run: test_plan",
     "nodes": "plans, does not run: test_plan", "gpu_memory": "plans, does not run: test_plan",
     "probe_documents": "asks without learning: test_probe",

@@ -51,7 +51,7 @@ def live(hosts, inputs):
     ranks = [h.torchrun(script, path, name, hosts[0]) for h, path in zip(hosts, outputs)]
     try:
         until(lambda: len(metrics(out)) >= 3)
-        os.kill(rank_of(name, 3), signal.SIGKILL)
+        os.kill(rank_of(name, 1), signal.SIGKILL)
         until(lambda: "continuing from" in said())
         killed = said()
         until(lambda: len(metrics(out)) >= 6)

@@ -10,6 +10,7 @@ import torch
 from many_ranks import on_ranks
 from safetensors.torch import load_file
 from toy_runs import WORLD, prepared, stepped
+from two_ranks import whole
 
 from models.weights import SINGLE
 from rmt.engine.checkpoint import CheckpointError, newest, steps
@@ -32,7 +33,7 @@ def run_on(place, world, count, **changes):
         run.step += 1
         save(*run, wait=False)
     run.saver.wait()
-    return rows
+    return run, rows
 
 
 def leg(rank, port, place, **changes):
@@ -40,19 +41,29 @@ def leg(rank, port, place, **changes):
     os.environ |= {"RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = dist.start()
     begun = steps(place / "out")
-    rows = run_on(place, world, 2, **({"resume": str(place / "out")} if begun else changes))
+    run, rows = run_on(place, world, 2, **({"resume": str(place / "out")} if begun else changes))
+    if world.size > 1:
+        mesh = next(run.model.parameters()).device_mesh
+        copies = {"replicate": world.replicate} if world.replicate > 1 else {}
+        shape = copies | {"shard": world.size // world.replicate}
+        assert dict(zip(mesh.mesh_dim_names, mesh.shape)) == shape
+    held = [whole(p) for p in run.model.parameters()]
+    for other in dist.gather_objects(held, world):  # on all ranks, whichever copy they have
+        assert all(torch.equal(a, b) for a, b in zip(held, other, strict=True))
     torch.save(rows, place / f"rank{rank}.pt")
 
 
 @pytest.mark.parametrize("changes", [{}, dict(lora_rank=3, learning_rate=1e-2)], ids=str)
 def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, monkeypatch, changes):
-    wanted = run_on(tmp_path, WORLD, STEPS, out=str(tmp_path / "alone"), **changes)
+    legs = LEGS[1:3] if "lora_rank" in changes else LEGS
+    count = 2 * len(legs)
+    _, wanted = run_on(tmp_path, WORLD, count, out=str(tmp_path / "alone"), **changes)
     found = []
-    for ranks, local in LEGS:
+    for ranks, local in legs:
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
         found += on_ranks(ranks, tmp_path, partial(leg, **changes))[0]
-    assert [row["step"] for row in found] == list(range(STEPS))
+    assert [row["step"] for row in found] == list(range(count))
     assert len({row["length/response"] for row in wanted}) > 2, "responses are not ragged"
     for row, one in zip(found, wanted):
         for name in LOSSES:

@@ -19,7 +19,7 @@ from small_run import (
 import train
 from rmt.config.config import parse
 from rmt.engine.checkpoint import steps
-from rmt.system.torchrun import check_store, lost_contact
+from rmt.system.torchrun import check_store, copies, lost_contact
 
 
 @pytest.fixture
@@ -115,3 +115,19 @@ def test_the_example_for_slurm_is_a_script_with_flags_that_exist(tmp_path):
     assert "node1:29500" in launcher and "7" in launcher
     config = parse(script, "", "")
     assert (config.model, config.out) == ("qwen3-14b", "runs/7")
+
+
+def test_there_is_a_copy_per_node_unless_another_number_is_asked_for():
+    assert copies(0, [1]) == copies(0, [4] * 4) == 1
+    assert copies(0, [8] * 16) == 2
+    assert copies(0, [1] * 3) == 3
+    assert copies(1, [8] * 16) == 1
+    assert copies(4, [8] * 16) == 4
+
+
+def test_copies_that_do_not_divide_the_ranks_are_refused():
+    with pytest.raises(ValueError, match=r"--replicate 3: 8 ranks .* choose one of 1, 2, 4, 8"):
+        copies(3, [8] * 8)
+    with pytest.raises(ValueError, match=r"nodes have 4 to 8 ranks; .* --replicate 1"):
+        copies(0, [8] * 8 + [4] * 4)
+    assert copies(1, [8] * 8 + [4] * 4) == 1

@@ -79,7 +79,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
 
     # 3. Prompts: which token comes next? Please use exactly B tokens within <think></think>.
     trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
-    run.optimizer.zero_grad(set_to_none=True)  # the last gradients make room for the cache
+    run.optimizer.zero_grad(set_to_none=True)  # free them before the cache is made
     with clock("rollout"), dist.gathered_weights(run.model) as sampler:
         with clock("sampling"):
             # 4. Rollouts: G responses to each question, a thought and then the token.
@@ -106,7 +106,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     advantage = torch.ones_like(reward) if taught else advantages(reward, scale)
 
     # 7. Loss: −J_RL over the responses + λ·L_NTP over the raw text without C, together:
-    # a document is there twice, inside its prompt with the responses, and bare.
+    # each document is there twice, in its prompt with the responses, and as bare text.
     prompts = prompts_of(c, tokenizer, batch.questions)
     trees = question_trees(batch.questions, data.documents, prompts, batch.responses)
     if c.ntp:

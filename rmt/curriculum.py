@@ -45,7 +45,7 @@ def quantile_thresholds(
 
 
 class Curriculum:
-    """Draws positions. Its state, the draws from each tier of each document, is saved."""
+    """Draws positions by tier. Its state, draws from each tier of each document, is saved."""
 
     def __init__(self, tiers: Sequence[np.ndarray], seed: int):
         """tiers: (T,) of each document."""
@@ -84,7 +84,7 @@ class Curriculum:
         return drawn, empty
 
     def _next(self, document: int, tier: int, gone: set[int]) -> int:
-        """Take the next position of the shuffle that is not gone; there is one."""
+        """Return the next shuffled position of the tier that is not in `gone`; one must be left."""
         positions = self._pool(document, tier)
         while True:
             shuffle, index = divmod(int(self.drawn[document, tier]), len(positions))

@@ -1,4 +1,4 @@
-"""The prompt in words, and the answer in a response.
+"""Build prompts, and read the answer in a response.
 
 Departures: the paper does not print its prompt. The wording follows the template of RPT
 (arXiv 2506.08007): ask for the next token of the text under "### Context", reasoning step by
@@ -8,8 +8,8 @@ that depends on the step comes after the document, so that the document is compu
     trunk    <user> INSTRUCTION ### Context ⏎ document tokens ...
     branch                            ... fork ⏎⏎ ### End of context ⏎⏎ budget sentence <assistant>
 
-A small model loses what it knows of the text on the way to the thought. With `--text-in thought`,
-ours, the thought begins with the document; an invisible mark, MARK, says where that ends:
+A small model predicts the text worse behind a chat template. With `--text-in thought`, ours, the
+thought begins with the document; an invisible mark, MARK, says where that ends:
 
     trunk    <user> INSTRUCTION budget sentence <assistant> <think> ⏎ document tokens ...
     branch                                                                  ... fork MARK

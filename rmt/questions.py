@@ -101,7 +101,7 @@ def spread_budget(c: Config, index: int, total_steps: int) -> int:
 
 
 def asks_at_end(c: Config) -> bool:
-    """Whether a document has one question, where it ends: it is a problem, or has a trace."""
+    """Return whether a document has one question, at its end: it is a problem, or has a trace."""
     return c.task == "problems" or c.traces not in ("", "own")
 
 
@@ -204,7 +204,7 @@ def question_trees(
     """Make one tree per document (its questions are adjacent): header and text on the trunk.
 
     prompts: of each question; those of a document have one header. Where nothing stands between
-    text and response, the branch begins with the last token of the text: it needs one.
+    text and response, the branch begins with the text's last token: the sampler must feed one.
     Without responses each question is one branch, a prompt to continue, with the question's index
     as id. With responses (G per question) each is a branch with id = index · G + number.
     """

@@ -63,7 +63,7 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
 
     logits (n, V) fp32 or wider, overwritten; uniform (n,) fp64 in [0, 1). Columns from vocab_size
     on are never drawn. Returns tokens (n,) and their log-probabilities (n,) under the sampled
-    distribution (what is left of it); temperature 0 takes the likeliest, scored at temperature 1.
+    distribution, after top-k and top-p; temperature 0 takes the likeliest, scored at temperature 1.
     """
     rows, temperature = torch.arange(len(logits), device=logits.device), sampling.temperature
     logits[:, sampling.vocab_size :] = -torch.inf
@@ -82,7 +82,7 @@ def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor,
         block, rest = _first_beyond(ends, uniform * ends[:, -1])
         inside = weights[rows, block].double().cumsum(dim=-1)  # (n, BLOCK)
         tokens = block * BLOCK + _first_beyond(inside, rest)[0]
-        tokens.clamp_(max=sampling.vocab_size - 1)  # of a row of nan, whose loss will be refused
+        tokens.clamp_(max=sampling.vocab_size - 1)  # of a row of nan, whose update will be skipped
     return tokens, (logits[rows, tokens] - ends[:, -1].log()).to(logits.dtype)
 
 
@@ -101,7 +101,7 @@ def cut_tail_(logits: Tensor, temperature: float, top_p: float, top_k: int) -> T
     ordered[:, top_k or len(ordered[0]) :] = -torch.inf
     p = (ordered / temperature).softmax(dim=-1)
     before = p.cumsum(dim=-1, dtype=torch.float64) - p
-    ordered.masked_fill_(before >= top_p, -torch.inf)  # those before suffice
+    ordered.masked_fill_(before >= top_p, -torch.inf)  # the tokens before have top_p
     return logits.scatter_(1, token, ordered)
 
 

@@ -1,4 +1,4 @@
-"""Trees: a document and everything that is thought about it.
+"""Trees: a document (the trunk) and the responses that branch off it.
 
 The trunk is the document; a branch leaves it at the position to be predicted and holds the rest of
 the prompt, its stem, and one response. Branches with the same stem share its tokens. A branch is

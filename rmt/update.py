@@ -22,7 +22,7 @@ from rmt.trees import Tree, micro_batches
 
 @dataclass
 class Updated:
-    """The result: updates made, and the documents of one that was refused."""
+    """What `update` did: updates that were made, and the documents of one that was refused."""
 
     trees: list[Tree]  # that were trained on
     count: int = 0  # updates that were made

@@ -152,7 +152,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    SERVER.set_forkserver_preload(["benchmarks.life_rank"])
+    SERVER.set_forkserver_preload(["life_rank"])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

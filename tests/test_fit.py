@@ -191,7 +191,7 @@ def test_a_cpu_without_memory_says_so_and_tries_what_it_is_told(tmp_path, monkey
     run = prepared(tmp_path)
     monkeypatch.setattr("rmt.memory.autofit.free_memory", lambda world: 0.0)
     known = (PromptIds((), ()), run.model, run.compute, WORLD)
-    with pytest.raises(DoesNotFit, match="; or set --max-branches, which is then not doubted"):
+    with pytest.raises(DoesNotFit, match="; or set --max-branches, which is then used as given"):
         autofit(replace(run.config, max_branches=0), *known)
     given = replace(run.config, max_branches=3, recompute="auto")
     assert autofit(given, *known) == replace(given, recompute="full")

@@ -157,7 +157,7 @@ class Config:
     offload: bool = knob(False, "keep master weights, gradients and AdamW's state on the host")
     replicate: int = knob(0, "sharded copies of the model, on consecutive ranks; 0: one per node")
     timeout: float = knob(600.0, "seconds that a rank waits for another before the run fails")
-    naive: bool = knob(False, "no forest and no cache: one sequence per response; to learn from")
+    naive: bool = knob(False, "no forest, no cache, one sequence per response: to compare with")
     gpus: int = knob(8, "per node, for --dry-run")
     nodes: int = knob(1, "for --dry-run")
     gpu_memory: str = knob("80GB", "per GPU, for --dry-run; GB are 10^9 bytes, GiB 2^30")
@@ -165,7 +165,7 @@ class Config:
     # What is kept and evaluated.
     save_every: int = knob(50, "steps between checkpoints; the last step is always saved")
     keep: int = knob(2, "checkpoints kept: the newest")
-    keep_best: bool = knob(False, "and the one with the best accuracy on --eval-data")
+    keep_best: bool = knob(False, "also keep the checkpoint with the best accuracy on --eval-data")
     export_every: int = knob(0, "steps between OUT/model-STEP, for Hugging Face; 0: OUT/model only")
     eval_every: int = knob(50, "steps between evaluations on --eval-data")
     eval_positions: int = knob(64, "positions per tier in such an evaluation")

@@ -46,7 +46,7 @@ def find_model(model: str, weights: str, world: World) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    """Tell a run or one of its checkpoints from a model, or the name of one."""
+    """Return True for a run or one of its checkpoints, False for a model or a name."""
     if _is_model(path):
         return False
     return _is_checkpoint(path) or bool(checkpoint.steps(path)) or (path / "model").is_dir()

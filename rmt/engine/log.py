@@ -96,7 +96,7 @@ class RunLog(AbstractContextManager):
         self.bar.update()
 
     def _explain(self, metrics: dict[str, float]) -> None:
-        """Say once why nothing is learnt, or the wrong thing."""
+        """Print advice once, when a metric was bad for WATCHED steps in a row."""
         for name, streak in list(self.streaks.items()):
             value = metrics.get(name)
             bad, reason = ADVICE[name]

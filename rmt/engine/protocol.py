@@ -1,4 +1,4 @@
-"""Settings of an evaluation: what is typed, else those of the run that made the model.
+"""Settings of an evaluation: those typed, else those of the run that made the model.
 
 So `train.py` and then `eval.py --model RUN` is the paper's protocol: documents that training left
 out, cut and asked about as the run did. For a model that no run made, the defaults hold.

@@ -89,7 +89,7 @@ def add_speed_metrics(
     trained = sum(map(len, updated.trees)) * c.updates_per_batch
     for phase in PHASES:
         metrics.add(f"time/{phase}", seconds.get(phase, 0.0), 1)
-    # Tokens add up over ranks; their seconds are the same ones.
+    # Tokens are summed over ranks, seconds are not: each rank adds seconds / ranks.
     generated = sampled + dropped
     metrics.add("speed/rollout_tokens_per_second", generated, seconds["rollout"] / world.size)
     metrics.add("speed/train_tokens_per_second", trained, seconds["update"] / world.size)

@@ -1,6 +1,6 @@
 """Send the numbers of metrics.jsonl and eval.jsonl to TensorBoard or Weights & Biases (--track).
 
-The files stay what counts: a tracker that fails is named once and left, and never ends a run.
+A tracker that fails is named once and left, and never ends a run: the files have all numbers.
 """
 
 import math
@@ -76,7 +76,7 @@ Opened = tuple[Callable[[int, dict[str, float]], Any], Callable[[], Any]]  # to 
 def _tensorboard(out: Path, _config: Config, step: int) -> Opened:
     from torch.utils.tensorboard import SummaryWriter
 
-    # What was written of the steps that are taken again is hidden.
+    # After a resume, hide what was written of the steps that run again.
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=step or None)
 
     def write(step: int, numbers: dict[str, float]) -> None:

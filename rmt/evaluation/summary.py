@@ -83,7 +83,7 @@ def _row(
 
 
 def majority(responses: Items) -> bool:
-    """Say if the commonest answer to a question is right: by its text, of equally common the first.
+    """Return whether the commonest answer, by its text, is right; of equally common the first.
 
     Responses without a readable answer do not vote; if none votes, it is wrong.
     """

@@ -42,7 +42,7 @@ def fit(case: Case) -> Case:
         return _fit(case)
     except DoesNotFit as problem:
         if case.machine.kind == "cpu":
-            ways = "or set --max-branches, which is then not doubted"
+            ways = "or set --max-branches, which is then used as given"
             raise DoesNotFit(f"{problem}; {ways}") from None
         if not case.trainable:
             ways = "leave --max-branches out, or " * ("max_branches" in fixed_knobs(case.config))

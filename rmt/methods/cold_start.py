@@ -1,4 +1,4 @@
-"""Cold start: responses that are given, for a model that would never be rewarded for its own.
+"""Cold start: given responses, for a model that would earn no reward with its own.
 
 Reinforcement needs responses that sometimes succeed; a small model never closes a thought. So it
 is first taught the form of a response by its own knowledge: a thought is a few guesses drawn from

@@ -1,4 +1,4 @@
-"""Everything distributed: the process group, FSDP2, gathered weights and reductions.
+"""The process group, FSDP2, gathered weights and reductions.
 
 The same calls work in one process without a process group, under torchrun on one node (FSDP over
 all ranks) and on several nodes (HSDP: sharded within a node, replicated across nodes).
@@ -63,7 +63,7 @@ def start(replicate: int = 0, timeout: float = TIMEOUT) -> World:
 
 
 def _backend(device: torch.device) -> str:
-    """gloo reduces what is on the host: Python objects, and gradient norms with --offload."""
+    """Return NCCL for tensors of a GPU, gloo for those of the host (objects, --offload's norms)."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
@@ -227,7 +227,7 @@ def gather_objects(value: Any, world: World, group=None) -> list[Any]:
 def from_rank_0(work: Callable[[], Any], world: World) -> Any:
     """Return what `work` gives on rank 0, or raise its ValueError or OSError. All ranks.
 
-    What other ranks see of a shared file system may be older.
+    Only it reads: on a shared file system other ranks may see what is older.
     """
     found = None
     if world.rank == 0:

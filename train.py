@@ -64,18 +64,19 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
     generate, pack = (naive if c.naive else rollout).generate, (naive if c.naive else forest).pack
 
     # 1. Draw the positions C to reason about: a tier on a schedule, then a position of that tier.
+    # All ranks draw for all documents, so that the curriculum's state is the same on all.
     drawn = {  # document -> positions, and how many draws met an empty tier
         i: draw_positions(c, data, run.curriculum, step, i, c.positions_per_document)
         for i in data.order[step].tolist()
     }
     # 2. Budget: how many tokens to think at this step.
     budget = budget_of_step(c, step, data.total_steps)
-    asked = {
+    by_document = {
         i: [ask(c, data, i, position, budget) for position in positions]
         for i, (positions, _) in drawn.items()
     }
-    asked = own_documents(c, data, asked, world)  # keep this rank's documents
-    questions = [question for group in asked.values() for question in group]
+    by_document = own_documents(c, data, by_document, world)  # this rank's share
+    questions = [question for group in by_document.values() for question in group]
 
     # 3. Prompts: which token comes next? Please use exactly B tokens within <think></think>.
     trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
@@ -96,7 +97,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         )
     sampled = guesses if c.traces else batch.tokens
     with clock("communication"):
-        documents, batch = rebalance(c, data, list(asked), batch, world)
+        documents, batch = rebalance(c, data, list(by_document), batch, world)
         all_rewards = dist.gather_objects(batch.rewards["total"], world)  # --advantage-norm batch
 
     # 6. Advantages (P, G): each reward relative to those of its group.
@@ -123,7 +124,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
         )  # fmt: skip
 
     note_refusal(run, setup, updated)
-    add_response_metrics(metrics, c, batch, scale, [drawn[i] for i in asked])
+    add_response_metrics(metrics, c, batch, scale, [drawn[i] for i in by_document])
     add_speed_metrics(metrics, run, setup, sampled, dropped, updated, started)
     row = {"step": step, "budget": budget} | metrics.reduce(world)
     run.tokens += row["tokens/step"] + row["tokens/dropped"]

@@ -130,18 +130,24 @@ def draw_positions(
     return curriculum.draw(step, index, probabilities, count, taken, attempt)
 
 
-def ask(c: Config, data: TrainingSet, index: int, position: int, budget: int | None) -> Question:
-    """Make the question about a position, with a budget of its own (Eq. 13)."""
-    document = data.documents[index]
-    if asks_at_end(c):
-        if c.traces and budget is not None:  # as long as the thought that is given
-            budget = len(document.thought)
-        return Question(index, position, NO_TIER, (document.answer.encode("utf-8"),), budget)
-    if budget is not None and c.traces:
-        budget = spread_budget(c, index, data.total_steps)
-    elif budget is not None and c.budget_entropy:
+def own_budget(c: Config, data: TrainingSet, index: int, position: int, budget: int) -> int:
+    """Return the tokens to ask for at a position: B_t, or what takes its place."""
+    if c.traces and asks_at_end(c):
+        return len(data.documents[index].thought)  # as long as the thought that is given
+    if c.traces:
+        return spread_budget(c, index, data.total_steps)
+    if c.budget_entropy:
         entropy = float(data.entropies[index][position])
-        budget = budget_of_position(budget, entropy, c.budget_entropy)
+        return budget_of_position(budget, entropy, c.budget_entropy)  # Eq. 13
+    return budget
+
+
+def ask(c: Config, data: TrainingSet, index: int, position: int, budget: int | None) -> Question:
+    """Make the question about a position. budget: B_t, or None to ask for none."""
+    document = data.documents[index]
+    budget = None if budget is None else own_budget(c, data, index, position, budget)
+    if asks_at_end(c):
+        return Question(index, position, NO_TIER, (document.answer.encode("utf-8"),), budget)
     coming = coming_tokens(data.tokenizer, document, position)
     return Question(index, position, int(data.tiers[index][position]), coming, budget)
 

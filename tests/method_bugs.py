@@ -9,7 +9,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "a cold start samples": (
         "train.py", "if c.traces:  # a cold", "if False:  # a cold", "cold_start"),
     "a cold start asks for B_t": (
-        "rmt/questions.py", "if budget is not None and c.traces:", "if False:", "cold_start"),
+        "rmt/questions.py", "    if c.traces:\n", "    if False:\n", "cold_start"),
     "no budget of a cold start is B_0": (
         "rmt/questions.py", "c.budget_start + 1))", "c.budget_start))", "cold_start"),
     "all documents of a cold start have one budget": (

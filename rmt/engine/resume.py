@@ -117,7 +117,7 @@ def _ignored(typed: Mapping[str, Any], kept: Config) -> str:
     return remark + ", ".join(names) if names else ""
 
 
-def total_steps(
+def resolve_total_steps(
     config: Config, typed: Mapping[str, Any] | None, documents: int, saved: Mapping, world: World
 ) -> int:
     """Return T, of the command or of the run to resume, and say what a new T does to schedules.

@@ -15,7 +15,7 @@ from rmt.data.order import document_order
 from rmt.engine import checkpoint, loading
 from rmt.engine.export import find_model
 from rmt.engine.log import describe
-from rmt.engine.resume import origin_of, resolve, total_steps
+from rmt.engine.resume import origin_of, resolve, resolve_total_steps
 from rmt.engine.saver import Saver
 from rmt.engine.track import check_installed
 from rmt.evaluation.positions import Chosen
@@ -82,7 +82,7 @@ def prepare(
     model_dir = find_model(config.model, config.weights, world)
     tokenizer, shape = loading.read_model_directory(model_dir)
     documents, held_out, last_held_out = loading.read_texts(config, tokenizer, shape, world)
-    total = total_steps(config, typed, len(documents), saved, world)
+    total = resolve_total_steps(config, typed, len(documents), saved, world)
     parts, sizes = [d.part for d in documents], (config.batch_size, total, config.seed)
     order = document_order(parts, config.data_weights, *sizes)
     origin = origin_of(config, model_dir, documents, held_out, saved, checkpoint_dir, world)

@@ -52,7 +52,7 @@ def add_response_metrics(
     mixed = has_both_outcomes(rewards["match"])
     kept = mixed if c.zero_variance_groups == "drop" else torch.ones_like(mixed)
     paid = rewards["total"][kept], rewards["length"][kept]
-    shares = length_share(*paid, c.length_weight, scale if scale.dim() == 0 else scale[kept])
+    shares = length_share(*paid, c.length_weight, scale[kept])
     metrics.add("share/advantage_from_length", *shares)
     metrics.add("length/response", batch.tokens, count)
     metrics.add("length/thinking", sum(a.thinking_length for _, a in thought), len(thought))

@@ -107,7 +107,7 @@ class ChunkedLogProb:
         if bias is not None:  # as one more dimension, where hidden is 1: this copies the head
             # Eight: rows of 16-bit numbers keep the alignment of fast products.
             hidden = torch.cat((hidden, F.pad(hidden.new_ones(len(hidden), 1), (0, 7))), dim=1)
-            weight = torch.cat((weight, F.pad(bias.to(weight.dtype)[:, None], (0, 7))), dim=1)
+            weight = torch.cat((weight, F.pad(bias[:, None], (0, 7))), dim=1)
         # s · z capped at c, over T, is z capped at c / s, over T / s.
         cap = final_logit_softcapping and final_logit_softcapping / logit_scale
         found = linear_entropy_logprob(

@@ -49,7 +49,7 @@ def linear_objective(
     """
     vocab_size = require_head(hidden, weight, vocab_size)
     require_targets(targets, hidden, "hidden")
-    require_one_pass(hidden)
+    require_one_pass(hidden, weight)
     inverse_t = per_token_inverse(temperature, hidden)
     require_values(targets.flatten(), vocab_size, inverse_t)
     chunk = chunk_of(hidden, chunk)
@@ -86,7 +86,7 @@ class _LinearObjective(torch.autograd.Function):
                     grad_hidden[rows[alive]] = dx.to(hidden.dtype)
             del tiles  # else two chunks' exponentials would be in memory
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.dtype = weight.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(logprobs, entropies)
         return loss, logprobs, entropies
 
@@ -97,7 +97,10 @@ class _LinearObjective(torch.autograd.Function):
         # A number: as a tensor, 1/3 would be rounded to bf16, and 1 would cost a pass over dW. This
         # waits for the forward pass's products.
         factor = grad.item()
-        gradients = (x if x is None else _times(x, factor, ctx.dtype) for x in ctx.saved_tensors)
+        gradients = (
+            x if x is None else _times(x, factor, dtype)
+            for x, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+        )  # fmt: skip
         return *gradients, None, None, None, None, None, None
 
 

@@ -35,13 +35,14 @@ def require_head(hidden: Tensor, weight: Tensor, vocab_size: int | None) -> int:
     return vocab_size
 
 
-def require_one_pass(hidden: Tensor) -> None:
+def require_one_pass(hidden: Tensor, weight: Tensor) -> None:
     """Refuse what `linear_objective` cannot compute and `linear_entropy_logprob` can."""
-    if hidden.dtype == torch.float16:
-        raise ValueError(
-            "hidden is torch.float16: gradients are computed before the loss scale applies, and "
-            "would be 0; convert to bfloat16, or use linear_entropy_logprob"
-        )
+    for name, x in {"hidden": hidden, "weight": weight}.items():
+        if x.dtype == torch.float16:
+            raise ValueError(
+                f"{name} is torch.float16: gradients are computed before the loss scale applies, "
+                "and would be 0; convert to bfloat16, or use linear_entropy_logprob"
+            )
     if hidden.is_meta:
         raise ValueError("hidden is on meta, but a loss needs values; use linear_entropy_logprob")
 

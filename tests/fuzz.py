@@ -410,6 +410,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="*", help="these cases, with what they print")
     parser.add_argument("--out", help="append what was found to this file, a JSON line each")
     options = parser.parse_args()
+    preload()
     with tempfile.TemporaryDirectory(prefix="fuzz-base-") as folder:
         base = Path(folder) / "base"
         status, printed = child(lambda: make_base(base))

@@ -56,7 +56,7 @@ class Host:
         self.ip("link", "set", CABLE, state)
 
     def torchrun(self, script: list[str], output: Path, name: str, store: "Host", **environment):
-        """Two ranks of two times two, which restart; `store` is the host they meet at."""
+        """One rank of two, which restarts; `store` is the host they meet at."""
         environment = os.environ | {
             "GLOO_SOCKET_IFNAME": CABLE, "CUDA_VISIBLE_DEVICES": "",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",

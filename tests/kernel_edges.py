@@ -121,8 +121,9 @@ def check_token_loss(kernels):
     run(lambda logprob, entropy, i: (scale.detach() * logprob).sum())
     with refused("scalar", "float", "sum it"):
         run(lambda *_: 0.5)
-    with refused("float16", "bfloat16", "linear_entropy_logprob"):
-        run(combined, x.half(), w.half())
+    for name, halves in {"hidden": (x.half(), w), "weight": (x, w.half())}.items():
+        with refused(f"{name} is torch.float16", "bfloat16", "linear_entropy_logprob"):
+            run(combined, *halves)
 
 
 def check_half(kernels):

@@ -40,8 +40,8 @@ def _rank(rank, work, port, place, environment):
     dist.stop()
 
 
-def join(rank, count, port, replicate=0):
+def join(rank, count, port):
     """The world of this rank, as if torchrun had started it."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return dist.start(replicate)
+    return dist.start()

@@ -189,9 +189,9 @@ def test_a_head_of_another_dtype_is_rounded_to_that_of_hidden(kind, narrow):
             torch.testing.assert_close(logprob.double(), expected.logprob, rtol=1e-5, atol=1e-5)
             given = grad(total, (x, w))
             assert [g.dtype for g in given] == [narrow, other]
-            for a, b in zip(given, wanted):
-                # Of dz in bf16, whose errors a sum over tokens averages out.
-                assert (a.double() - b).norm() < 6e-3 * b.norm()
+            for a, b in zip(given, wanted):  # dz is in the dtype of hidden, and so is rounded
+                exact = narrow == a.dtype == torch.float32
+                assert (a.double() - b).norm() < (1e-5 if exact else 6e-3) * b.norm()
     found = kernels.linear_topk(x, w, 4)[0]
     torch.testing.assert_close(found, kernels.linear_topk(x, same.detach(), 4)[0])
 

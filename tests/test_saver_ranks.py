@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 STEPS = 8
 LOSSES = ("loss/rl", "loss/ntp", "reward/mean", "update/grad_norm", "length/response")
 # What four ranks of two nodes begin, two go on with, then one, then four of one node.
-LEGS = ((4, 2), (2, 2), (1, 1), (4, 4))  # (ranks, ranks of a node)
+LEGS = ((4, 2, 0), (2, 2, 0), (1, 1, 0), (4, 4, 2))  # (ranks, ranks of a node, --replicate)
 
 
 def run_on(place, world, count, **changes):
@@ -36,16 +36,16 @@ def run_on(place, world, count, **changes):
     return run, rows
 
 
-def leg(rank, port, place, **changes):
+def leg(rank, port, place, copies, replicate, **changes):
     """Two steps of the run in `place`, on as many ranks as the environment says."""
     os.environ |= {"RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world = dist.start()
+    world = dist.start(replicate)
     begun = steps(place / "out")
     run, rows = run_on(place, world, 2, **({"resume": str(place / "out")} if begun else changes))
     if world.size > 1:
         mesh = next(run.model.parameters()).device_mesh
-        copies = {"replicate": world.replicate} if world.replicate > 1 else {}
-        shape = copies | {"shard": world.size // world.replicate}
+        shape = {"replicate": copies} if copies > 1 else {}
+        shape |= {"shard": world.size // copies}
         assert dict(zip(mesh.mesh_dim_names, mesh.shape)) == shape
     held = [whole(p) for p in run.model.parameters()]
     for other in dist.gather_objects(held, world):  # on all ranks, whichever copy they have
@@ -54,15 +54,18 @@ def leg(rank, port, place, **changes):
 
 
 @pytest.mark.parametrize("changes", [{}, dict(lora_rank=3, learning_rate=1e-2)], ids=str)
-def test_four_two_one_and_four_ranks_have_the_losses_of_one_process(tmp_path, monkeypatch, changes):
-    legs = LEGS[1:3] if "lora_rank" in changes else LEGS
+def test_ranks_that_take_over_from_each_other_have_the_losses_of_one_process(
+    tmp_path, monkeypatch, changes
+):
+    legs = LEGS[2:] if "lora_rank" in changes else LEGS
     count = 2 * len(legs)
     _, wanted = run_on(tmp_path, WORLD, count, out=str(tmp_path / "alone"), **changes)
     found = []
-    for ranks, local in legs:
+    for ranks, local, replicate in legs:
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
-        found += on_ranks(ranks, tmp_path, partial(leg, **changes))[0]
+        known = dict(copies=replicate or ranks // local, replicate=replicate)
+        found += on_ranks(ranks, tmp_path, partial(leg, **known, **changes))[0]
     assert [row["step"] for row in found] == list(range(count))
     assert len({row["length/response"] for row in wanted}) > 2, "responses are not ragged"
     for row, one in zip(found, wanted):

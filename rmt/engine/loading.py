@@ -140,9 +140,8 @@ def read_corpus(
     """Read all documents of the paths, or those to "train" on, or those "held_out" (--holdout).
 
     until: the last hash of what was held out when a run began; none beyond it is used. budget: of
-    an evaluation. With
-    --eval-data nothing is held out. Prints what was left out. ValueError when document, prompt and
-    response exceed the context.
+    an evaluation. With --eval-data nothing is held out. Prints what was left out. ValueError when
+    document, prompt and response exceed the context.
     """
     _check_context(config, tokenizer, shape, budget)
     found = corpus.read(

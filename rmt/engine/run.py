@@ -88,13 +88,8 @@ def prepare(
     origin = origin_of(config, model_dir, documents, held_out, saved, checkpoint_dir, world)
     compute = compute_dtype(config.dtype, world)
     config, model = loading.load_trainable(config, world, model_dir, tokenizer, compute)
-    initial = (
-        config,
-        world,
-        model_dir,
-        tokenizer,
-        model,
-    )  # it measures before it is trained
+    # Not trained yet, so it measures.
+    initial = (config, world, model_dir, tokenizer, model)
     data, thresholds = loading.make_training_set(
         *initial, documents, order, saved.get("thresholds")
     )

@@ -86,7 +86,8 @@ def add_speed_metrics(
     time.perf_counter. All ranks.
     """
     c, world, seconds = run.config, setup.world, setup.clock.read()
-    trained = sum(map(len, updated.trees)) * c.updates_per_batch
+    updates = updated.count + updated.refused
+    trained = sum(map(len, updated.trees)) * updates
     for phase in PHASES:
         metrics.add(f"time/{phase}", seconds.get(phase, 0.0), 1)
     # Tokens are summed over ranks, seconds are not: each rank adds seconds / ranks.
@@ -95,7 +96,7 @@ def add_speed_metrics(
     metrics.add("speed/train_tokens_per_second", trained, seconds["update"] / world.size)
     # A backward pass costs two forward passes, of frozen weights one; scoring is a forward pass.
     scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)
-    passes = (2 if c.lora_rank else 3) * c.updates_per_batch + scored
+    passes = (2 if c.lora_rank else 3) * updates + scored
     flops = passes * forward_flops(run.model.config, updated.trees)
     gpu = world.device.type == "cuda"
     peak = peak_flops(device_name(world.device), setup.compute) if gpu else None

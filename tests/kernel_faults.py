@@ -172,7 +172,7 @@ AT_THE_EDGES = {  # which a few checks of kernel_edges.py are there for
         "one_pass.py", "chunk, torch.is_grad_enabled())", "chunk, True)"),
     "parameters of the loss": ("one_pass.py", "  _require_nothing_else(loss", "  (loss"),
     "a loss that is a number": ("one_pass.py", "not isinstance(loss, Tensor) or loss", "loss"),
-    "fp16 in one pass": ("refuse.py", "hidden.dtype == torch.float16", "False"),
+    "fp16 in one pass": ("refuse.py", "x.dtype == torch.float16", "False"),
     "products are added term by term": (
         "reference.py", "out.add_(a.to(out.dtype) @ b.to(out.dtype))",
         "out.addmm_(a.to(out.dtype), b.to(out.dtype))"),

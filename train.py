@@ -80,7 +80,7 @@ def train_step(run: Run, setup: Setup) -> tuple[dict, list[dict]]:
 
     # 3. Prompts: which token comes next? Please use exactly B tokens within <think></think>.
     trees = question_trees(questions, data.documents, prompts_of(c, tokenizer, questions))
-    run.optimizer.zero_grad(set_to_none=True)  # free them before the cache is made
+    run.optimizer.zero_grad(set_to_none=True)  # free the gradients before the cache
     with clock("rollout"), dist.gathered_weights(run.model) as sampler:
         with clock("sampling"):
             # 4. Rollouts: G responses to each question, a thought and then the token.

@@ -115,7 +115,7 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "scored = (c.kl_beta > 0) + (c.updates_per_batch > 1)", "scored = 0",
         "work"),
     "further updates are no work": (
-        "rmt/engine/step_metrics.py", " * c.updates_per_batch + scored", " + scored", "work"),
+        "rmt/engine/step_metrics.py", " * updates + scored", " + scored", "work"),
     "frozen weights have gradients": (
         "rmt/engine/step_metrics.py", "(2 if c.lora_rank else 3)", "3", "work"),
     "a run's evaluation puts the text into the question": (

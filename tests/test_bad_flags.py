@@ -82,7 +82,7 @@ BAD_VALUE = {
     "entropy-budget-2": (dict(budget_entropy=2, max_response=4096), "--budget-entropy is 2.0",
                          "[0, 1]"),
     "entropy-budget-of-problems": (
-        dict(method="grpo", budget_entropy=0.5), "--budget-entropy is set", "no position with an entropy",
+        dict(method="grpo", budget_entropy=0.5), "--budget-entropy is set", "has no position",
     ),
     "one-weight-for-two": (
         dict(data=("a.txt", "b.txt"), data_weights=(1,)), "--data-weights is (1.0,)", "2 paths",

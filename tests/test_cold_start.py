@@ -24,7 +24,6 @@ from models.tokenizer import Tokenizer
 from rmt.config.config import Config
 from rmt.methods.cold_start import given_responses, guess_tails, own_response
 from rmt.prompt import parse_response
-from rmt.questions import Question
 from rmt.rewards import match_reward
 
 COLD = {"method": "cold-start", "max_response": 60, "positions_per_document": 2}
@@ -62,7 +61,7 @@ def test_every_token_can_be_guessed_and_is_then_right():
 def test_thoughts_are_as_long_as_the_budget(text_in, fewest):
     c = Config(traces="own", text_in=text_in, group_size=1)
     for budget in range(1, 200):
-        tails = guess_tails(c, Question(0, 500, 0, (), budget), 0, 2)
+        tails = guess_tails(c, budget, 0, 2)
         assert budget < fewest or sum(tail + (2 if tail else 0) + 2 for tail in tails) == budget
         assert tails and max(tails) < 12 and tails.count(4) >= len(tails) - 2
 
@@ -83,7 +82,7 @@ def test_given_responses_do_not_depend_on_the_other_questions(tmp_path):
     c = COLD | dict(traces="own", text_in="thought", group_size=2, budget_start=40)
     run = toy_runs.prepared(tmp_path, **{k: v for k, v in c.items() if k != "method"})
     questions = toy_runs.draw(run)
-    assert len({len(guess_tails(run.config, q, 2, 3)) for q in questions}) > 1
+    assert len({len(guess_tails(run.config, q.budget, 2, 3)) for q in questions}) > 1
     known = run.config, run.data, run.model, toy_runs.generate
     together, _ = given_responses(*known, questions, 0)
     for index in {q.document for q in questions}:

@@ -43,14 +43,13 @@ def given_responses(
         traces = [trace_ids(tokenizer, data.documents[q.document]) for q in questions]
         return [[Rollout(trace, finished=True)] * c.group_size for trace in traces], 0
     mark = tokenizer.encode(MARK)
-    tails = [guess_tails(c, q, len(opening), len(mark)) for q in questions]
-    most = max(map(len, tails), default=0)
+    tails = [guess_tails(c, q.budget, len(opening), len(mark)) for q in questions]
+    most = len(guess_tails(c, c.budget_start, len(opening), len(mark)))
     drawn = plain_guesses(c, data, sampler, generate, questions, step, c.group_size * most)
     groups = []
     for question, tail, guesses in zip(questions, tails, drawn):
         context = data.documents[question.document].tokens[: question.position].tolist()
         groups.append([
-            # Not those from i · most on, which depends on the rank's other questions.
             own_response(tokenizer, context, tail, guesses[i :: c.group_size][: len(tail)], opening)
             for i in range(c.group_size)
         ])  # fmt: skip
@@ -63,13 +62,13 @@ def trace_ids(tokenizer: Tokenizer, document: Document) -> list[int]:
     return [*document.thought, *answer_ids(tokenizer, said)]
 
 
-def guess_tails(c: Config, question: Question, opening: int, mark: int) -> list[int]:
+def guess_tails(c: Config, budget: int | None, opening: int, mark: int) -> list[int]:
     """Return how many tokens of the context each guess repeats, so that a thought has B tokens.
 
-    opening, mark: how many tokens these have.
+    budget: B, None for B_0; opening, mark: how many tokens these have.
     """
     plain = [0] * (c.text_in == "thought")  # a guess right behind the text, and a newline
-    room = (question.budget or c.budget_start) - opening - 2 * len(plain)
+    room = (budget or c.budget_start) - opening - 2 * len(plain)
     beside = mark + 2  # a tail is followed by the mark, a guess and a newline
     count = max(0, room // (TAIL + beside))
     if not count and (room > beside or not plain):

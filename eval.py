@@ -139,8 +139,7 @@ def evaluate(
     source = find_model(config.model, config.weights, world)
     tokenizer, shape = read_model_directory(source)
     budget = options.budget or asked.budget
-    part = asked.part, asked.until
-    corpus = read_corpus(config, config.data, tokenizer, shape, *part, budget)
+    corpus = read_corpus(config, config.data, tokenizer, shape, asked.part, asked.until, budget)
     documents = corpus.documents
     compute = dist.compute_dtype(config.dtype, world)
     model = dist.load_model(source, world, compute, trainable=False)

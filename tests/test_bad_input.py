@@ -7,9 +7,17 @@ import pytest
 from safetensors.torch import save_file
 from small_run import arguments, refusal, run_here, weights, write_corpus, write_small_model
 from toy_models import write_tokenizer
+from toy_runs import WORLD
 
 import train
 from models.weights import SINGLE
+from rmt.config.config import Config
+from rmt.engine.loading import (
+    _check_context,
+    _remark_on_room,
+    longest_prompt,
+    read_model_directory,
+)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +153,23 @@ def test_one_bad_line_in_a_hundred_is_named_and_skipped(place, capsys):
     run_here(*with_bad_lines(place, 1, 100))
     printed = capsys.readouterr().err
     assert "skipped 1 of 100 records" in printed and "train.jsonl:4: not JSON" in printed
+
+
+def test_room_for_an_answer_is_that_of_the_tokenizer(originals, capsys):
+    """Of bytes an answer has 13, where Config counts 8; RLP puts one behind a response."""
+    tokenizer, shape = read_model_directory(originals / "model")
+    for most, said in ((24, "use 25 or more"), (25, "")):
+        c = Config(budget_start=12, max_response=most)
+        _remark_on_room(c, tokenizer, WORLD)
+        printed = capsys.readouterr().err
+        assert said in printed and bool(said) == bool(printed)
+    prompt = len(longest_prompt(Config(budget=False), tokenizer))
+    full = dict(budget=False, document_tokens=shape.max_position_embeddings - prompt - 40)
+    _check_context(Config(max_response=40, **full), tokenizer, shape)
+    rlp = dict(match="gain", **full)
+    _check_context(Config(max_response=40 - 13, **rlp), tokenizer, shape)
+    with pytest.raises(ValueError, match="exceed the model's context"):
+        _check_context(Config(max_response=40 - 12, **rlp), tokenizer, shape)
 
 
 def test_one_empty_tier_is_a_remark(place, capsys):

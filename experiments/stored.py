@@ -28,6 +28,8 @@ from rmt.trees import Tree
 CURVES = ("reward/match", "length/thinking", "loss/ntp", "share/advantage_from_length")
 BEHIND = (0, 16, 32)  # sentences that lead nowhere behind the work; where thoughts are long, 16
 TEMPERATURE = 0.8  # of the study's answers
+# Folders of a rival's runs at about RMT's tokens, each scaled from the one before; the last counts.
+EQUAL_TOKENS = ("equal-tokens", "equal-tokens-2", "equal-tokens-3")
 
 
 def read(file: Path) -> dict[str, dict]:
@@ -80,7 +82,7 @@ def about(run: dict) -> dict:
 def trained(out: Path) -> dict:
     """Reduce a training run, and the one at RMT's tokens, if any."""
     found = about(json.loads((out / "run.json").read_text())) | {"tokens": spent(out)[-1]}
-    if (again := out / "equal-tokens").exists():
+    for again in filter(Path.exists, (out / name for name in EQUAL_TOKENS)):
         found["tokens-tokens"] = spent(again)[-1]
     rows = read_lines(out / "metrics.jsonl")
     found["curves"] = {name: [short(line.get(name)) for line in rows] for name in CURVES}

@@ -8,8 +8,8 @@
 A finished job is a line of docs/study.jsonl and is not run again. All jobs of a world answer the
 same held-out positions, chosen by its untrained model, 200 per tier. Each is measured after T
 steps. Where RMT of that seed has sampled and trained on 10 % more or less tokens than a rival in
-these, the rival is measured again after so many steps that they cost as much. The designs
-(designs.py) vary RMT's settings; shares.py takes its gradient apart.
+these, the rival is trained again in so many steps that they cost as much, up to three times. The
+designs (designs.py) vary RMT's settings; shares.py takes its gradient apart.
 """
 
 import argparse
@@ -150,11 +150,15 @@ class Study:
             yield from self.evaluations(world, out / "model", out, seed)
         if method not in RIVALS:
             return
-        again, share = out / "equal-tokens", self.tokens(world, seed) / spent(out)[-1]
-        if abs(share - 1) <= 0.1:
-            return
-        yield self.training(*cell, again, "--steps", str(round(STEPS[world] * share)))
-        yield from self.evaluations(world, again / "model", out, seed, "-tokens")
+        again, steps = out, STEPS[world]
+        for name in stored.EQUAL_TOKENS:  # lengths depend on the steps, so one may miss
+            share = self.tokens(world, seed) / spent(again)[-1]
+            if abs(share - 1) <= 0.1:
+                break
+            again, steps = out / name, round(steps * share)
+            yield self.training(*cell, again, "--steps", str(steps))
+        if again != out:
+            yield from self.evaluations(world, again / "model", out, seed, "-tokens")
 
     def training(
         self, world: str, method: str, seed: int, out: Path, *flags: str, start: Path | None = None

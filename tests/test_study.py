@@ -63,7 +63,11 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
     cost = {"without-budget": 200.0, "ntp": 51.0}  # of a step
     for world, method, seed in study.cells():
         if method != "base":
-            ran(place.out / world / method / str(seed), cost.get(method, 102.0))
+            out = place.out / world / method / str(seed)
+            ran(out, cost.get(method, 102.0))
+            if method in cost:  # at RMT's tokens; without a budget only at the second try
+                ran(out / "equal-tokens", 51.0 if method == "without-budget" else 102.0)
+                ran(out / "equal-tokens-2", 102.0)
     for job in place.jobs():
         world, method, _ = job.out.parts[-3:]
         if method == "shares":
@@ -91,11 +95,12 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert c.curriculum == (method not in free - {"without-budget"} | {
                 "without-curriculum"})  # fmt: skip
         full = {"none": 15, "unequal-entropy": 15}.get(world, 60)
-        again = {"without-budget": round(0.51 * full), "ntp": 2 * full}
-        assert [c.steps for c in trained] == [full, *([again[method]] if method in again else [])]
+        once = round(0.51 * full)
+        again = {"without-budget": [once, 2 * once], "ntp": [2 * full]}.get(method, [])
+        assert [c.steps for c in trained] == [full, *again]
         assert {Path(path).stem for c in trained for path in c.data} == {
             "long" if method in ("ntp", "big-batch") else "train"}  # fmt: skip
-        assert asked["100"] == ["rmt", "ntp"] * len(trained)
+        assert asked["100"] == ["rmt", "ntp"] * (2 if again else 1)
 
 
 def test_a_job_is_chosen_with_those_it_needs(place):

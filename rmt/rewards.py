@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rmt.budget import length_reward
-from rmt.data.math_answers import same_answer
+from rmt.data.judge import same_answer
 from rmt.prompt import Answer, escape
 
 
@@ -16,7 +16,7 @@ def match_reward(answer: Answer, coming: Sequence[bytes], rule: str = "token") -
 
     coming: bytes of the coming tokens. rule "token" (the paper) and "gain": the first of them,
     nothing stripped. "prefix" (RPT): the first few. A newline, half a character and a brace may be
-    written as escapes. "answer": coming[0] is the answer to a problem (rmt/data/math_answers.py).
+    written as escapes. "answer": coming[0] is the answer to a problem (rmt/data/judge.py).
     """
     if answer.text is None:
         return 0.0

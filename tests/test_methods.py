@@ -266,7 +266,6 @@ def test_grpo_learns_from_the_answers_to_problems(tmp_path):
 
 
 def test_a_model_that_boxes_power_towers_is_trained_to_the_end(tmp_path, monkeypatch):
-    pytest.importorskip("math_verify", reason="math-verify is not installed")
     tower = r"\boxed{8^{8^{8^{8}}}}"  # its verdict is not yet known
     right, other = toy_runs.ANSWERS
     likely = {tower if text == other else text: odds for text, odds in toy_runs.LIKELY.items()}

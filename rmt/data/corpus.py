@@ -10,6 +10,7 @@ import numpy as np
 from models.tokenizer import Tokenizer
 from rmt.data.files import Files, by_reason, remarks_of, shown
 from rmt.data.inputs import Record, as_problem, as_text, as_trace, read_records
+from rmt.data.judge import require_math_verify
 
 BAD_SHARE = 0.01  # more unreadable records than this are an error
 
@@ -52,6 +53,8 @@ def read(
     """
     make, many = (as_text, "texts") if shortest is not None else (as_problem, "problems")
     make, many = (as_trace, "traces") if traces else (make, many)
+    if make is as_problem:
+        require_math_verify()
     files = Files()
     read_ones = read_records(paths, make, fields, files)
     records, unreadable, total, chosen, last = _select(read_ones, part, holdout, most, many, until)

@@ -1,9 +1,10 @@
-"""Ask math-verify whether two answers are equal, in a process that can be killed.
+"""Compare an answer to a problem with the true one, for post-training (GRPO).
 
-Model output is hostile: a power tower or a factorial would compute for ever, or fill the memory.
-`Judge` starts one process, which imports math-verify once. A fork of it answers questions until one
-fails, takes longer than SECONDS or more than MEMORY. Then the answer is wrong, and a new fork goes
-on without importing anything. The process ends with the one that asks.
+math-verify (Kydlíček, Hugging Face) decides, in a process that can be killed: model output is
+hostile, and a power tower or a factorial would compute for ever, or fill the memory. `Judge` starts
+one process, which imports math-verify once. A fork of it answers questions until one fails, takes
+longer than SECONDS or more than MEMORY. Then the answer is wrong, and a new fork goes on without
+importing anything. The process ends with the one that asks.
 """
 
 import json
@@ -15,14 +16,52 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from mmap import mmap
 from pathlib import Path
 
+LONGEST = 1000  # characters of an answer; a longer one is compared as it is
 SECONDS = 2.0  # per question
 MEMORY = 2 << 30  # bytes of address space
 START = 120.0  # seconds that importing math-verify may take on a busy machine
 # What the process writes: READY once, then one of the others for each question.
 READY, EQUAL, DIFFERENT, NO_VERDICT = b"!", b"1", b"0", b"?"
+
+
+def require_math_verify() -> None:
+    """ValueError when math-verify is missing."""
+    if find_spec("math_verify") is None:
+        raise ValueError(
+            "answers to problems are compared by math-verify, which is not installed; "
+            "`pip install 'math-verify[antlr4_13_2]'`"
+        )
+
+
+def same_answer(given: str, truth: str) -> bool:
+    """Return True if `given`, the content of a \\boxed{}, equals `truth` in value or spelling."""
+    given, truth = given.strip(), truth.strip()
+    if given == truth or not given or max(len(given), len(truth)) > LONGEST:
+        return given == truth != ""
+    return _judged(given, truth)
+
+
+@lru_cache(1 << 12)  # a group often repeats itself
+def _judged(given: str, truth: str) -> bool:
+    return _judge(os.getpid()).same(given, truth)
+
+
+def take_failures() -> int:
+    """Return how many answers were wrong without a verdict since the last call."""
+    judge = _judge(os.getpid())
+    failed, judge.failed = judge.failed, 0
+    return failed
+
+
+@cache
+def _judge(_process: int) -> "Judge":
+    """Return the judge of this process: a fork must not write to the pipe of its parent."""
+    return Judge()
 
 
 class Judge:
@@ -55,8 +94,8 @@ class Judge:
         if self._read_byte(START) != READY:
             self._stop()
             raise ChildProcessError(
-                f"math-verify is installed, but `{' '.join(self.command)}` does not start; look at "
-                "what it prints, or uninstall math-verify"
+                f"`{' '.join(self.command)}`, which runs math-verify, does not start; look at what "
+                "it prints"
             )
 
     def _read_byte(self, seconds: float) -> bytes:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import nan
 from pathlib import Path
 
-from rmt.data.math_answers import take_failures
+from rmt.data.judge import take_failures
 from rmt.engine.checkpoint import best, step_dir
 from rmt.engine.log import RunLog
 from rmt.engine.run import Run, Setup

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from rmt.config.config import Config
 from rmt.curriculum import NO_TIER, TIERS
-from rmt.data.math_answers import verifier
 from rmt.engine.track import Tracker
 from rmt.prompt import escape
 from rmt.questions import RolloutBatch, TrainingSet
@@ -166,5 +165,4 @@ def describe(config: Config, total: int, world: World, step: int) -> dict[str, A
         config=asdict(config), total_steps=total, step=step, commit=commit(),
         python=platform.python_version(), torch=torch.__version__,
         device=device_name(world.device), ranks=world.size, threads=torch.get_num_threads(),
-        verifier=verifier() if config.task == "problems" else None,
     )  # fmt: skip

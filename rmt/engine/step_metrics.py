@@ -9,7 +9,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from rmt.config.config import Config
 from rmt.curriculum import TIERS
-from rmt.data.math_answers import take_failures
+from rmt.data.judge import take_failures
 from rmt.engine.balance import idle_share
 from rmt.engine.run import Run, Setup
 from rmt.forest import tree_calls

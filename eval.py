@@ -29,8 +29,9 @@ from rmt.config.flags import add_fields, as_flag, flag, knob, make_parser, parse
 from rmt.config.validate import response_needed, sampling_problem
 from rmt.data.corpus import Document
 from rmt.engine.export import find_model
-from rmt.engine.loading import longest_prompt, measure_difficulty, read_corpus, read_model_directory
+from rmt.engine.loading import longest_prompt, read_corpus, read_model_directory
 from rmt.engine.protocol import Protocol, protocol
+from rmt.engine.tiers import measure_difficulty
 from rmt.evaluation.evaluate import nats_per_token, predict_plainly, predict_thinking, solve
 from rmt.evaluation.positions import Chosen, choose_positions, data_key, read_positions
 from rmt.evaluation.summary import say

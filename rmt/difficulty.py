@@ -2,7 +2,7 @@
 
 Departures: the paper does not say which policy measures, over which vocabulary, or how often. Here
 the initial model measures once, over its k likeliest tokens as RPT does, and the result is cached
-(rmt/data/entropy_cache.py).
+(rmt/engine/tiers.py).
 """
 
 from collections.abc import Sequence

@@ -14,9 +14,9 @@ from models.tokenizer import Tokenizer
 from models.weights import cache_directory
 from rmt.config.config import parse
 from rmt.data import corpus
-from rmt.data.entropy_cache import cached_entropies
 from rmt.engine.balance import own_documents
 from rmt.engine.run import prepare
+from rmt.engine.tiers import cached_entropies
 from rmt.system.dist import World
 
 ALONE = World(0, 1, torch.device("cpu"))

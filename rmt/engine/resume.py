@@ -18,7 +18,7 @@ from rmt.config.presets import PRESETS
 from rmt.data.corpus import Document
 from rmt.engine import checkpoint
 from rmt.engine.export import changed_parts
-from rmt.engine.loading import difficulty_dir
+from rmt.engine.tiers import difficulty_dir
 from rmt.evaluation.positions import data_key
 from rmt.system.dist import World, from_rank_0
 from rmt.system.lock import held

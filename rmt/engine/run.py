@@ -12,7 +12,7 @@ from rmt.config.config import Config
 from rmt.curriculum import Curriculum
 from rmt.data.corpus import Document
 from rmt.data.order import document_order
-from rmt.engine import checkpoint, loading
+from rmt.engine import checkpoint, loading, tiers
 from rmt.engine.export import find_model
 from rmt.engine.log import describe
 from rmt.engine.resume import origin_of, resolve, resolve_total_steps
@@ -90,10 +90,8 @@ def prepare(
     config, model = loading.load_trainable(config, world, model_dir, tokenizer, compute)
     # Not trained yet, so it measures.
     initial = (config, world, model_dir, tokenizer, model)
-    data, thresholds = loading.make_training_set(
-        *initial, documents, order, saved.get("thresholds")
-    )
-    chosen = loading.choose_held_out(*initial, held_out) if held_out else None
+    data, thresholds = tiers.make_training_set(*initial, documents, order, saved.get("thresholds"))
+    chosen = tiers.choose_held_out(*initial, held_out) if held_out else None
     reference = None
     if config.kl_beta and config.lora_rank:
         reference = without_adapters(model)

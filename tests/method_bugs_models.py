@@ -82,10 +82,10 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/curriculum.py", "(self.seed, document, tier, shuffle)",
         "(0, document, tier, shuffle)", "curriculum_seed"),
     "positions of an evaluation by seed 0": (
-        "rmt/engine/loading.py", "config.eval_positions, config.seed", "config.eval_positions, 0",
+        "rmt/engine/tiers.py", "config.eval_positions, config.seed", "config.eval_positions, 0",
         "curriculum_seed"),
     "difficulty of another dtype": (
-        "rmt/engine/loading.py", " {compute} of {tokenizer", " of {tokenizer", "dtype"),
+        "rmt/engine/tiers.py", " {compute} of {tokenizer", " of {tokenizer", "dtype"),
     # What a step says.
     "the rate of all steps is logged as the last": (
         "rmt/update.py", '"update/learning_rate", rate, 1', '"update/learning_rate", '

@@ -6,22 +6,22 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
     "tiers above their ends": (
         "rmt/curriculum.py", 'entropy, side="right") - 1', 'entropy, side="right")', "tiers"),
     "min_context ignored": (
-        "rmt/engine/loading.py", "assign_tiers(entropy, thresholds, config.min_context)",
+        "rmt/engine/tiers.py", "assign_tiers(entropy, thresholds, config.min_context)",
         "assign_tiers(entropy, thresholds, 8)", "tiers"),
     "quantiles over early positions": (
         "rmt/curriculum.py", "e[min_context:] for e in entropies", "e[1:] for e in entropies",
         "tiers"),
     "thresholds are absolute": (
-        "rmt/engine/loading.py", 'config.tiers == "quantile"', "False", "tiers"),
-    "top-k is all": ("rmt/engine/loading.py", "config.entropy_top_k,\n", "0,\n", "entropies"),
+        "rmt/engine/tiers.py", 'config.tiers == "quantile"', "False", "tiers"),
+    "top-k is all": ("rmt/engine/tiers.py", "config.entropy_top_k,\n", "0,\n", "entropies"),
     "difficulty without the begin token": (
-        "rmt/engine/loading.py", "documents, tokenizer.begin_ids, config", "documents, [], config",
+        "rmt/engine/tiers.py", "documents, tokenizer.begin_ids, config", "documents, [], config",
         "entropies"),
     "entropies one token late": (
         "rmt/difficulty.py", "([np.inf], entropy[start : start + len(tree) - 1])",
         "(entropy[start : start + len(tree)],)", "entropies"),
     "the model judges itself": (
-        "rmt/engine/loading.py", "    if not config.difficulty_model:\n", "    if True:\n",
+        "rmt/engine/tiers.py", "    if not config.difficulty_model:\n", "    if True:\n",
         "entropies"),
     "early is fixed": ("rmt/questions.py", "c.curriculum_early,", "(0.6, 0.3, 0.1),", "schedule"),
     "late is fixed": ("rmt/questions.py", "c.curriculum_late,", "(0.1, 0.3, 0.6),", "schedule"),
@@ -144,11 +144,11 @@ MUTANTS = {  # name: (file, text to replace, with what, the check that it fails)
         "rmt/engine/held_out.py", "budget_of_step(c, run.total_steps, ",
         "budget_of_step(c, run.step, ", "held_out"),
     "an evaluation from the first token on": (
-        "rmt/engine/loading.py",
+        "rmt/engine/tiers.py",
         "documents, entropies, thresholds, config.min_context, config.eval_positions",
         "documents, entropies, thresholds, 1, config.eval_positions", "held_out"),
     "64 positions per tier": (
-        "rmt/engine/loading.py", "config.eval_positions, config.seed", "64, config.seed",
+        "rmt/engine/tiers.py", "config.eval_positions, config.seed", "64, config.seed",
         "held_out"),
     "an evaluation at every step": (
         "train.py", "run.step % c.eval_every == 0", "run.step % 1 == 0", "held_out"),

@@ -104,6 +104,8 @@ DESIGNS = (HAZARD, SCREEN)
 # Does the gain survive post-training, by RL without a budget and without text? What came before it.
 POST = {"post-untrained": "base", "post-rmt": "rmt", "post-ntp": "ntp"}
 POST_WORLD, POST_STEPS = "unused-tokens", 60  # to half-way
+# RMT in more steps where it has not ended after the study's, and next-token training beside it.
+LONGER_WORLD, LONGER = "all", {"longer-180": 180, "longer-540": 540}
 
 
 def seeds_with_all(stored: Stored, design: Design) -> list[int]:

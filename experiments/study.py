@@ -22,7 +22,16 @@ from pathlib import Path
 
 from assets.worlds import SIZES, WORLDS, as_jsonl, documents, model_of
 from experiments import stored
-from experiments.designs import CURES, DESIGNS, HAZARD, POST, POST_STEPS, POST_WORLD
+from experiments.designs import (
+    CURES,
+    DESIGNS,
+    HAZARD,
+    LONGER,
+    LONGER_WORLD,
+    POST,
+    POST_STEPS,
+    POST_WORLD,
+)
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from experiments.study_page import compare_again, write_pages
 from experiments.verdicts import BEYOND, CLAIMS
@@ -54,11 +63,12 @@ RIVALS = {
     "entropy-budget": ("--budget-entropy", "0.5"),
 }
 # Next-token training reads more in the same time.
-TEXT = {"ntp": "long", "big-batch": "long"}  # others: train
+TEXT = dict.fromkeys(("ntp", "big-batch", *LONGER), "long")  # others: train
 # Of 0.7, 1.4 and 2.1 nats, so that hard tokens have about BUDGET and the others less.
 FINAL_BUDGET = {"entropy-budget": 22}
 VARIED = {method: flags for d in DESIGNS for method, flags in d.runs.items()} | CURES
 METHODS = {"rmt": (), "shares": ()} | RIVALS | VARIED
+METHODS |= {method: ("--steps", str(steps)) for method, steps in LONGER.items()}
 TRAIN = (
     "--preset", "demo", "--probe-documents", "0", "--save-every", "20", "--samples-per-step", "0",
     "--lr-schedule", "linear",  # at a constant rate seeds end 20 points apart (docs/log.md)
@@ -82,6 +92,7 @@ def cells() -> Iterator[tuple[str, str, int]]:
                 yield from ((design.world, m, seed) for m in design.runs if m != "rmt")
             yield from ((HAZARD.world, method, seed) for method in CURES)
             yield from ((POST_WORLD, method, seed) for method in POST)
+            yield from ((LONGER_WORLD, method, seed) for method in LONGER)
     yield from ((world, "shares", SEEDS[0]) for world in WORLDS)
 
 
@@ -124,9 +135,10 @@ class Study:
             if name in done:
                 continue
             needs = [f"{world}/base/{SEEDS[0]}"] if method != "base" else []
-            if method in (*RIVALS, *POST):  # whose tokens are to be known
-                needs = [f"{world}/{m}/{seed}" for m in ("rmt", "ntp")]
-                needs = needs if method in ("big-batch", *POST) else needs[:1]
+            if method in (*RIVALS, *POST, *LONGER):  # whose tokens are to be known
+                rmt, ntp = (f"{world}/{m}/{seed}" for m in ("rmt", "ntp"))
+                needs = [ntp] if method in LONGER else [rmt]
+                needs += [ntp] if method in ("big-batch", *POST) else []
             waits = tuple(self.out / need for need in needs if need not in done)
             make = lambda cell=(world, method, seed): self.commands(*cell)
             found.append(Job(self.out / name, make, waits))
@@ -148,6 +160,11 @@ class Study:
                 many = ("--batch-size", str(round(PRESETS["demo"]["batch_size"] * times)))
             yield self.training(*cell, out, *many)
             yield from self.evaluations(world, out / "model", out, seed)
+        if method in LONGER:
+            times = spent(out)[-1] / self.tokens(world, seed, "ntp")
+            steps = ("--steps", str(round(STEPS[world] * times)))
+            yield self.training(world, "ntp", seed, out / "ntp", *steps)
+            yield from self.evaluations(world, out / "ntp" / "model", out, seed, "-ntp")
         if method not in RIVALS:
             return
         again, steps = out, STEPS[world]

@@ -7,6 +7,8 @@ from pathlib import Path
 from experiments.designs import (
     CURES,
     HAZARD,
+    LONGER,
+    LONGER_WORLD,
     POST,
     POST_WORLD,
     SCREEN,
@@ -155,6 +157,31 @@ def after_post_training(stored: Stored) -> str:
     return table(heads, lines)
 
 
+def longer(stored: Stored) -> str:
+    """Return a row for each number of steps: RMT, and next-token training on as many tokens."""
+    lines = []
+    for method in ("rmt", *LONGER):
+        seeds = seeds_of(stored, LONGER_WORLD, method) & seeds_of(stored, LONGER_WORLD, "ntp")
+        rows = [stored[f"{LONGER_WORLD}/{method}/{seed}"] for seed in sorted(seeds)]
+        text = [stored[f"{LONGER_WORLD}/ntp/{seed}"]["plain-tokens"] for seed in sorted(seeds)]
+        if method in LONGER:
+            text = [row["plain-ntp"] for row in rows]
+        if not rows:
+            continue
+        tiers = untrained(stored, LONGER_WORLD)["tiers"]
+        of_each = lambda found: ", ".join(f"{rate(f, tiers):.1f}" for f in found)  # noqa: B023
+        lines.append([
+            str(len(rows[0]["curves"]["reward/match"])), str(len(rows)),
+            f"{statistics.fmean(row['tokens'] for row in rows) / 1e6:.2f}",
+            of_each(row["thought"] for row in rows),
+            f"{statistics.fmean(row['thought']['thinking'] for row in rows):.0f}",
+            of_each(row["plain"] for row in rows), of_each(text),
+        ])  # fmt: skip
+    heads = ["RMT's steps", "seeds", "million tokens", "with a thought, %, of each",
+             "thinking tokens", "plainly, %", "next-token training, plainly, %"]  # fmt: skip
+    return table(heads, lines)
+
+
 def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
     """Return the tables of a design: of its runs that are stored, and of effects once all are."""
     if not any(seeds_of(stored, design.world, method) for method in design.runs.keys() - {"rmt"}):
@@ -223,7 +250,7 @@ def tables(stored: Stored) -> dict[str, str]:
         "shares": shares(stored), "screen": design_tables(stored, SCREEN),
         "hazard": design_tables(stored, HAZARD, tuple(CURES)),
         "beyond": verdicts(stored, BEYOND, ""), "post-training": after_post_training(stored),
-        "provenance": provenance(stored),
+        "longer": longer(stored), "provenance": provenance(stored),
     }  # fmt: skip
 
 

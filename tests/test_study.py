@@ -86,6 +86,11 @@ def test_every_command_is_understood_and_a_rival_is_repeated_at_rmts_tokens(plac
             assert (last.method, last.match, last.steps) == ("rpt", "token", 120)
             assert last.model.endswith(f"{method[5:]}/model" if trained[1:] else "worlds/plain")
             continue
+        if method.startswith("longer"):  # then next-token training at half of the cost of a step
+            steps = int(method.removeprefix("longer-"))
+            assert [(c.method, c.steps) for c in trained] == [("rmt", steps), ("ntp", 120)]
+            assert asked["100"] == ["rmt", "ntp"] * 2
+            continue
         for c in trained:
             assert c.seed == 100 and c.ntp == (method not in without_text | {"without-ntp"})
             assert c.batch_size == (24 if method == "big-batch" else 12)  # 102 / 51 as many tokens

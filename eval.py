@@ -42,7 +42,7 @@ from rmt.system import dist
 from rmt.system.metrics import peak_memory
 from rmt.system.records import check_writable, write_json, write_whole
 from rmt.system.terminal import safe_printing
-from rmt.system.torchrun import exit_if_lost
+from rmt.system.torchrun import lost_contact
 
 EPILOG = "Run it with torchrun to use several GPUs."
 SHARED = (  # flags of train.py that mean the same here
@@ -219,6 +219,7 @@ def make_sampling(
 
 
 @safe_printing()
+@dist.leaving()
 def main(arguments: Sequence[str] | None = None) -> None:
     typed, options = read_arguments(sys.argv[1:] if arguments is None else arguments)
     started = time.perf_counter()
@@ -240,10 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, KeyboardInterrupt) as error:
         sys.exit(f"error: {str(error) or 'interrupted'}")
     except RuntimeError as error:
-        exit_if_lost(error, "run the command again")
+        if lost := lost_contact(error, "run the command again"):
+            sys.exit(f"error: {lost}")
         raise
-    finally:
-        dist.stop()
     if world.rank:
         return
     try:

@@ -43,7 +43,7 @@ from rmt.report.report import try_report
 from rmt.system import dist
 from rmt.system.metrics import Metrics, profiled
 from rmt.system.terminal import safe_printing, stop_requests
-from rmt.system.torchrun import exit_if_lost
+from rmt.system.torchrun import lost_contact
 from rmt.update import global_objective, update
 
 EPILOG = """\
@@ -171,6 +171,7 @@ def run_to_end(run: Run, setup: Setup, log: RunLog) -> str:
 
 
 @safe_printing()
+@dist.leaving()
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(arguments, __doc__, EPILOG)
@@ -188,13 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
-        out = config.resume or config.out
-        exit_if_lost(error, f"--resume {out} continues from the newest checkpoint")
+        remedy = f"--resume {config.resume or config.out} continues from the newest checkpoint"
+        if lost := lost_contact(error, remedy):
+            sys.exit(f"error: {lost}")
         raise
     except KeyboardInterrupt:  # outside a step: while preparing, or in the last evaluation
         sys.exit(f"interrupted; checkpoints, if any, are in {config.resume or config.out}")
-    finally:
-        dist.stop()
     if world.rank == 0:
         print(done)
         print(try_report(run.out))

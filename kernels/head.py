@@ -31,7 +31,8 @@ from .slices import (
 from .tile_math import LossGrads, Statistics, merge
 
 MERGED = 1024  # of so many candidates of some slices the k largest are kept
-WAITS = torch.Tag.cudagraph_unsafe  # for the GPU, to count rows: a CUDA graph cannot hold that
+# For the GPU, to count rows, so no CUDA graph can hold them. torch < 2.13 takes no tag by itself.
+WAITS = (torch.Tag.cudagraph_unsafe,)
 
 
 def linear_entropy_logprob(

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -66,7 +65,8 @@ def export(
             _refuse_to_overwrite(source, out)
             _replace(out, lambda aside: _write(whole, files, source, aside, dtype, run))
     finally:  # ranks that do not or could not write still join every gather: no rank waits for them
-        deque(whole, maxlen=0)
+        for _, tensor in whole:
+            tensor.flatten()[:1].tolist()  # wait: a timeout begins when a gather is asked for
 
 
 def whole_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

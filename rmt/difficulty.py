@@ -6,6 +6,7 @@ the initial model measures once, over its k likeliest tokens as RPT does, and th
 """
 
 from collections.abc import Sequence
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from rmt.data.corpus import Document
 from rmt.forest import pack
 from rmt.system.dist import World, gather_objects
 from rmt.trees import Tree, micro_batches
+
+PACKED = 4096  # documents that are packed into rows together
 
 
 def document_entropies(
@@ -28,10 +31,11 @@ def document_entropies(
     ranks: each measures its share of the documents and gets all results.
     """
     mine = documents[world.rank :: world.size]
-    trees = [Tree(d.index, begin_ids + d.tokens.tolist()) for d in mine]
+    trees = (Tree(d.index, begin_ids + d.tokens.tolist()) for d in mine)
     device = next(model.parameters()).device
     measured: dict[int, np.ndarray] = {}
-    batches = micro_batches(trees, token_limit)
+    some = iter(lambda: list(islice(trees, PACKED)), [])  # packing all at once is quadratic
+    batches = chain.from_iterable(micro_batches(part, token_limit) for part in some)
     for batch in tqdm(batches, "difficulty", disable=world.rank > 0, leave=False):
         forest = pack(batch, device)
         with torch.no_grad():

@@ -85,7 +85,7 @@ def update(
         old = logprobs(model) if c.updates_per_batch > 1 else None
     for number in range(c.updates_per_batch):
         optimizer.zero_grad(set_to_none=True)
-        bad: set[int] = set()
+        bad, suspects = set(), set()
         for i, forest in enumerate(forests):
             with clock("forward"):
                 loss, sums, logprob, targets = forest_loss(
@@ -93,7 +93,9 @@ def update(
                 )
             with clock("backward"):
                 loss.backward()
-            bad |= _bad_documents(model, forest, targets.tree, logprob, bad)
+            bad |= {forest.trees[i].document for i in targets.tree[~logprob.isfinite()].tolist()}
+            if not bad and not suspects and not _lowest_gradient_is_finite(model):
+                suspects = {tree.document for tree in forest.trees}
             metrics.add("policy/clipped", sums["clipped"], (targets.rollout >= 0).sum())
             if number == 0:
                 metrics.add_sum("loss/rl", sums["loss/rl"])  # the weights hold the global counts
@@ -102,7 +104,7 @@ def update(
         rate = learning_rate(c.learning_rate, c.lr_schedule, c.warmup_steps, before, total)
         metrics.add("update/learning_rate", rate, 1)
         done.refused, done.documents = clip_and_step(
-            model, optimizer, rate, c.grad_clip, bad, world, clock, metrics
+            model, optimizer, rate, c.grad_clip, (bad, suspects), world, clock, metrics
         )
         if done.refused:
             break
@@ -133,20 +135,23 @@ def drop_zero_advantage(trees: Sequence[Tree], objective: Objective) -> list[Tre
 
 
 def clip_and_step(
-    model, optimizer, rate: float, grad_clip: float, bad: set[int], world: World, clock: Clock,
-    metrics: Metrics,
+    model, optimizer, rate: float, grad_clip: float, blamed: tuple[set[int], set[int]],
+    world: World, clock: Clock, metrics: Metrics,
 ) -> tuple[bool, set[int]]:  # fmt: skip
     """Clip the gradient, then step, unless loss or gradient was not finite. All ranks.
 
-    Returns whether the step was refused, and the documents to blame, of all ranks.
+    blamed: this rank's documents whose loss was not finite; those behind whose pass the gradient
+    was not, which may be another rank's doing. Returns whether the step was refused, and the
+    documents to blame, of all ranks: the second only where none is known to be bad.
     """
     with clock("optimizer"):
         norm = dist.grad_norm(model, grad_clip)
     metrics.add("update/grad_norm", norm, 1)
     with clock("communication"):
-        refused = dist.reduce_max([bool(bad) or not math.isfinite(norm)], world)[0]
+        refused = dist.reduce_max([any(blamed) or not math.isfinite(norm)], world)[0]
     if refused:
-        return True, {i for part in dist.gather_objects(bad, world) for i in part if i >= 0}
+        bad, suspects = (set().union(*x) for x in zip(*dist.gather_objects(blamed, world)))
+        return True, (bad or suspects) - {-1}  # of dummies
     for group in optimizer.param_groups:
         group["lr"] = rate
     with clock("optimizer"):
@@ -167,18 +172,12 @@ def _forests(
     return [pack(batch, world.device) for batch in batches]
 
 
-def _bad_documents(model, forest: Forest, tree: Tensor, logprob: Tensor, known: set) -> set[int]:
-    """Return the documents to blame if this forest's loss or gradient is not finite."""
-    bad = tree[~logprob.isfinite()]
-    if len(bad):
-        return {forest.trees[i].document for i in bad.unique().tolist()}
-    # The gradient of the lowest layer has passed through all others.
+def _lowest_gradient_is_finite(model) -> bool:
+    """Return whether the gradient that has passed through all layers is finite so far."""
     q = model.model.layers[0].self_attn.q_proj
     grad = q.weight.grad if q.weight.requires_grad else q.lora_B.grad
     grad = grad.to_local() if hasattr(grad, "to_local") else grad
-    if known or grad is None or bool(grad.isfinite().all()):
-        return set()
-    return {tree.document for tree in forest.trees}
+    return grad is None or bool(grad.isfinite().all())
 
 
 def _add_losses(

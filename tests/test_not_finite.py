@@ -16,6 +16,8 @@ from rmt.config.config import parse
 from rmt.engine.checkpoint import steps
 from rmt.engine.run import prepare
 from rmt.system import dist
+from rmt.system.metrics import Clock, Metrics
+from rmt.update import clip_and_step
 
 RARE = "Q"  # in one document, and in no response of this seed
 
@@ -47,6 +49,16 @@ def test_refused_update_names_the_document_to_blame_and_no_other(place, poisoned
     printed = capsys.readouterr().out
     assert printed.startswith("step 1: loss or gradient is not finite; no update.")
     assert printed.endswith(f"Documents: {place / 'train.jsonl'}:5\n")
+
+
+def test_documents_of_another_rank_are_not_blamed_for_the_gradient_it_shares(monkeypatch):
+    gathered = [(set(), {1, 2}), ({3}, set()), (set(), {4, -1})]
+    monkeypatch.setattr(dist, "gather_objects", lambda own, world: gathered)
+    monkeypatch.setattr(dist, "grad_norm", lambda model, limit: torch.nan)
+    known = (None, None, 0.1, 1.0, gathered[0], dist.World(0, 1, dist.CPU), Clock(dist.CPU))
+    assert clip_and_step(*known, Metrics()) == (True, {3})
+    gathered[1] = (set(), {3})
+    assert clip_and_step(*known, Metrics()) == (True, {1, 2, 3, 4})
 
 
 def test_refused_update_changes_neither_weights_nor_moments(poisoned):

@@ -177,6 +177,27 @@ def test_a_resumed_run_decodes_as_many_branches_as_it_had_planned(uninterrupted,
 # ---- another machine
 
 
+def test_memory_is_planned_anew_on_another_machine_but_for_what_is_typed(
+    uninterrupted, out, monkeypatch, capsys
+):
+    after(2, uninterrupted, out)
+    knobs = lambda c: (c.max_branches, c.tokens_per_micro_batch, c.recompute)
+    planned = resolve(Config(resume=str(out)), WORLD)[0]
+    assert 0 not in knobs(planned)
+    monkeypatch.setattr("rmt.engine.resume.device_name", lambda device: "H100")
+    assert knobs(resolve(Config(resume=str(out)), WORLD)[0]) == (0, 0, "auto")
+    assert "planned anew: the run was on 1 ranks of " in capsys.readouterr().out
+    assert knobs(resolve(Config(resume=str(out)), WORLD, {"max_branches": 3})[0])[0] == 3
+
+
+def test_ranks_that_read_different_files_are_refused(uninterrupted, out, monkeypatch):
+    after(2, uninterrupted, out)
+    other = lambda found, world: [found, found | {"data": "0123"}]
+    monkeypatch.setattr("rmt.engine.resume.gather_objects", other)
+    with pytest.raises(ValueError, match="different files; give all nodes the same --data"):
+        prepare(Config(resume=str(out)), WORLD)
+
+
 @pytest.mark.slow
 def test_memory_knobs_of_the_resumed_command_win(uninterrupted, out):
     after(2, uninterrupted, out)

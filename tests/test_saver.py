@@ -135,6 +135,18 @@ def test_an_error_in_the_background_is_raised_where_the_save_is_waited_for(tmp_p
     assert steps(run.out) == [1] and not run.saver.failed
 
 
+def test_a_save_that_another_node_wrote_elsewhere_is_not_complete(tmp_path, monkeypatch):
+    run = prepared(tmp_path)
+    learn(run)
+    mine = saver.checkpoint.checksums
+    monkeypatch.setattr(
+        saver.checkpoint, "checksums", lambda files: {"__9_0.distcp": "0"} | mine(files)
+    )
+    with pytest.raises(CheckpointError, match="is not there, another node wrote it"):
+        save(*run)
+    assert not steps(run.out)
+
+
 def test_old_checkpoints_stay_when_nobody_can_say_which_is_best(tmp_path, capsys):
     run = prepared(tmp_path, keep=1)
     run.saver.keep_best = True

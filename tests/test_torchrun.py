@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 import torch.distributed as dist
@@ -95,6 +96,28 @@ def test_a_lost_rank_is_told_from_other_errors(monkeypatch):
     told = lost_contact(dist.DistNetworkError("Broken pipe\n at socket.cpp"), "runs/x")
     assert "(Broken pipe)" in told and "torchrun starts all ranks again" in told
     assert lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "") is None
+
+
+ONE_OF_TWO = """
+import time, torch
+from rmt.system import dist
+dist.current = lambda: dist.World(1, 2, torch.device("cpu"))
+dist.stop = lambda: time.sleep(600)  # NCCL, while the other rank waits for this one
+with dist.leaving():
+    ERROR
+"""
+
+
+@pytest.mark.parametrize(
+    "error, said", [("raise RuntimeError('boom')", "RuntimeError: boom\n"),
+                    ("raise SystemExit('error: boom')", "error: boom\n")],
+)  # fmt: skip
+def test_the_error_of_one_rank_is_printed_although_the_others_wait_for_it(error, said):
+    program = ONE_OF_TWO.replace("ERROR", error)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stderr.endswith(said)
 
 
 def test_the_example_for_slurm_is_a_script_with_flags_that_exist(tmp_path):

@@ -156,7 +156,7 @@ class Config:
     compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
     offload: bool = knob(False, "keep master weights, gradients and AdamW's state on the host")
     replicate: int = knob(0, "sharded copies of the model, on consecutive ranks; 0: one per node")
-    timeout: float = knob(600.0, "seconds that a rank waits for another before the run fails")
+    timeout: float = knob(1800.0, "seconds that a rank waits for another before the run fails")
     naive: bool = knob(False, "no forest, no cache, one sequence per response: to compare with")
     gpus: int = knob(8, "per node, for --dry-run")
     nodes: int = knob(1, "for --dry-run")

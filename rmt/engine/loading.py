@@ -78,7 +78,8 @@ def read_texts(
     with as_flag("data", "eval_data"):
         held_out = read(config.eval_data).documents if config.eval_data else []
     _remark_on_room(config, tokenizer, world)
-    known = {document.tokens.tobytes() for document in documents}
+    wanted = {document.tokens.tobytes() for document in held_out}
+    known = wanted.intersection(document.tokens.tobytes() for document in documents)
     both = sum(document.tokens.tobytes() in known for document in held_out)
     if both and world.rank == 0:
         print(

@@ -20,7 +20,9 @@ from rmt.engine import checkpoint
 from rmt.engine.export import changed_parts
 from rmt.engine.tiers import difficulty_dir
 from rmt.evaluation.positions import data_key
-from rmt.system.dist import World, from_rank_0
+from rmt.memory.autofit import OPEN
+from rmt.system.dist import World, from_rank_0, gather_objects
+from rmt.system.env import device_name
 from rmt.system.lock import held
 from rmt.system.torchrun import restarts
 
@@ -43,6 +45,11 @@ def claimed(config: Config, world: World) -> AbstractContextManager:
         from_rank_0(lambda: checkpoint.newest(Path(config.resume)), world)
         return held("--resume", Path(config.resume), world)
     return held("--out", Path(config.out), world)
+
+
+def machine_of(world: World) -> str:
+    """Describe what the memory plan of a run depends on."""
+    return f"{world.size} ranks of {device_name(world.device)}"
 
 
 def resolve(
@@ -84,8 +91,11 @@ def resolve(
         remark = _ignored(typed, kept)
     else:
         _refuse_other_settings(config, kept)
+    if saved.get("machine", machine_of(world)) != machine_of(world):
+        kept = replace(kept, **OPEN)  # what fitted the other one
+        remark += f"\nmemory is planned anew: the run was on {saved['machine']}"
     if world.rank == 0 and remark:
-        print(remark)
+        print(remark.strip())
     if "epochs" in typed and "steps" not in typed:
         kept = replace(kept, steps=0)
     applied = {name: typed[name] for name in APPLIED if name in typed}
@@ -159,15 +169,21 @@ def origin_of(
     config: Config, model_dir: Path, documents: Sequence[Document], held_out: Sequence[Document],
     saved: Mapping[str, Any], checkpoint_dir: Path | None, world: World,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fingerprint the models and texts that a run is made from. All ranks; rank 0 reads models.
+    """Fingerprint the models and texts that a run is made from. All ranks.
 
-    ValueError when one has changed since the run began.
+    ValueError when one has changed since the run began, or is not the same on all ranks.
     """
     dirs = {"--model": model_dir}
     if config.difficulty_model:
         dirs["--difficulty-model"] = difficulty_dir(config, model_dir, world)
-    prints = lambda: {name: fingerprint(path) for name, path in dirs.items()}
-    models = from_rank_0(prints, world)
+    models = {name: fingerprint(path) for name, path in dirs.items()}
+    texts = {"data": documents, "eval_data": held_out}
+    found = {name: data_key(text) for name, text in texts.items() if text} | {"models": models}
+    if any(other != found for other in gather_objects(found, world)):
+        raise ValueError(
+            "ranks have read different files; give all nodes the same --data, --eval-data, --model "
+            "and --difficulty-model"
+        )
     for name, now in models.items():
         if changed := changed_parts(saved, name, now):
             model = config.model if name == "--model" else config.difficulty_model
@@ -176,13 +192,11 @@ def origin_of(
                 "was saved, and tiers, KL and the tokenizer come from there; put the old files "
                 "back, or start anew"
             )
-    texts = {"data": documents, "eval_data": held_out}
-    keys = {name: data_key(text) for name, text in texts.items() if text}
-    for name, key in keys.items():
-        if saved.get(name, key) != key:
+    for name in texts.keys() & found.keys():
+        if saved.get(name, found[name]) != found[name]:
             raise ValueError(
                 f"--resume {config.resume}: the text of {', '.join(getattr(config, name))} "
                 f"({flag(name)}) has changed since {checkpoint_dir} was saved; put the old text "
                 "back, or start anew"
             )
-    return keys | {"models": models}
+    return found

@@ -15,7 +15,7 @@ from rmt.data.order import document_order
 from rmt.engine import checkpoint, loading, tiers
 from rmt.engine.export import find_model
 from rmt.engine.log import describe
-from rmt.engine.resume import origin_of, resolve, resolve_total_steps
+from rmt.engine.resume import machine_of, origin_of, resolve, resolve_total_steps
 from rmt.engine.saver import Saver
 from rmt.engine.track import check_installed
 from rmt.evaluation.positions import Chosen
@@ -127,7 +127,7 @@ def save(run: Run, setup: Setup, wait: bool = True) -> None:
     Without `wait`, return when the state is copied; an earlier save is waited for first.
     """
     names = ("total_steps", "refused_in_a_row", "tokens", "seconds")
-    settings = run.origin | {"config": asdict(run.config)}
+    settings = run.origin | {"config": asdict(run.config), "machine": machine_of(setup.world)}
     settings |= {name: getattr(run, name) for name in names}
     run.optimizer.zero_grad(set_to_none=True)  # on a CPU the copy takes the gradients' place
     with setup.clock("checkpoint"):

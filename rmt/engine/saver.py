@@ -146,6 +146,8 @@ def _begin(aside: Path) -> None:
 
 def _complete(aside: Path, final: Path, run: dict[str, Any], sums: dict[str, str]) -> None:
     """Write the manifest and rename; each is on the disk before the next, whenever power fails."""
+    if absent := [name for name in sums if not (aside / name).is_file()]:
+        raise OSError(f"{absent[0]} is not there, another node wrote it: all must see one --out")
     (aside / RUN).write_text(json.dumps(run, indent=1))
     sums |= checkpoint.checksums([aside / RUN, aside / ".metadata"])
     (aside / CHECKSUMS).write_text(json.dumps(sums, indent=1))

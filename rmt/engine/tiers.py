@@ -23,7 +23,7 @@ from rmt.difficulty import document_entropies
 from rmt.engine.export import find_model
 from rmt.evaluation.positions import Chosen, choose_positions
 from rmt.questions import TrainingSet, asks_at_end
-from rmt.system.dist import World, compute_dtype, gather_objects, gathered_weights, load_model
+from rmt.system.dist import World, compute_dtype, from_rank_0, gathered_weights, load_model
 from rmt.system.records import write_whole
 
 
@@ -151,8 +151,7 @@ def cached_entropies(
     All ranks; rank 0 reads and writes the cache.
     """
     path = cache_directory() / "difficulty" / _key(model_directory, documents, method)
-    entropies = _read(path, [len(d.tokens) for d in documents]) if world.rank == 0 else None
-    entropies = gather_objects(entropies, world)[0]
+    entropies = from_rank_0(lambda: _read(path, [len(d.tokens) for d in documents]), world)
     if entropies is None:
         entropies = measure()
         if world.rank == 0:

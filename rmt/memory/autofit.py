@@ -171,8 +171,13 @@ def described(config: Config) -> Machine:
     """
     ranks = config.gpus * config.nodes
     shards = ranks // copies(config.replicate, [config.gpus] * ranks)
-    room = read_bytes(config.gpu_memory) - estimate.CONTEXT - estimate.NCCL * (ranks > 1)
+    room = read_bytes(config.gpu_memory) - estimate.CONTEXT - nccl_buffers(ranks, shards)
     return Machine("cuda", ranks, shards, room * (1 - estimate.FRAGMENTED))
+
+
+def nccl_buffers(ranks: int, shards: int) -> float:
+    """Return the bytes of NCCL: a group of all ranks, or one in a copy of the model, one across."""
+    return 0.0 if ranks == 1 else estimate.NCCL * (1 if shards == ranks else 2)
 
 
 def autofit(
@@ -189,6 +194,8 @@ def autofit(
     held = sum(p.nbytes for p in own if p.device.type == world.device.type)
     free = -reduce_max([-free_memory(world) - held], world)[0]
     shards = parameters[0].device_mesh.shape[-1] if isinstance(parameters[0], DTensor) else 1
+    if world.device.type == "cuda":
+        free -= nccl_buffers(world.size, shards)  # made at their first use
     # The flags that describe this machine, from which `remedies` departs.
     here = dict(
         gpus=shards, nodes=world.size // shards, gpu_memory=f"{free / 1e9:.1f}GB", replicate=0

@@ -6,7 +6,9 @@ all ranks) and on several nodes (HSDP: sharded within a node, replicated across 
 
 import ctypes
 import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +34,7 @@ from rmt.system.env import proc_field
 from rmt.system.torchrun import check_store, copies
 
 CPU = torch.device("cpu")
-TIMEOUT = 600.0  # seconds, NCCL's default; gloo's is half an hour
+TIMEOUT = 1800.0  # seconds, gloo's default: rank 0 may write 28 GB meanwhile; NCCL's is 600
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,29 @@ def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         time.sleep(0.2)  # gloo's threads free tensors; while Python exits that aborts the process
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Leave the process group behind the block. After an error in it, end one of several ranks.
+
+    NCCL leaves once no rank waits in it any more: the others would, for this one, and its error
+    would not be printed before --timeout.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if current().size > 1:
+            if isinstance(error, SystemExit):
+                print(error.code, file=sys.stderr)
+            else:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+        raise
+    finally:
+        stop()
 
 
 def compute_dtype(name: str, world: World) -> torch.dtype:
@@ -210,7 +235,8 @@ def reduce_max(values: Sequence[float], world: World) -> list[float]:
 def _reduce(values: Sequence[float], operation, world: World) -> list[float]:
     if world.size == 1:
         return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
+    # On the host, so by gloo, which tells of a lost rank where NCCL would hang until --timeout.
+    tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, operation)
     return tensor.tolist()
 
@@ -229,16 +255,17 @@ def from_rank_0(work: Callable[[], Any], world: World) -> Any:
 
     Only it reads: on a shared file system other ranks may see what is older.
     """
-    found = None
+    found = [None]
     if world.rank == 0:
         try:
-            found = work()
+            found = [work()]
         except (ValueError, OSError) as error:
-            found = error
-    found = gather_objects(found, world)[0]
-    if isinstance(found, Exception):
-        raise found
-    return found
+            found = [error]
+    if world.size > 1:
+        dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def background_group(world: World):

@@ -6,7 +6,6 @@ other nodes. Nothing here communicates; rmt/system/dist.py does.
 
 import os
 import re
-import sys
 from collections.abc import Sequence
 
 import torch.distributed as dist
@@ -56,14 +55,6 @@ def copies(asked: int, local: Sequence[int]) -> int:
             f"{max(local)} ranks; start equally many on each, or shard over all with --replicate 1"
         )
     return asked or size // local[0]
-
-
-def exit_if_lost(error: RuntimeError, remedy: str) -> None:
-    """End this process with a message if a collective failed because of another rank."""
-    if reason := lost_contact(error, remedy):
-        sys.stdout.flush()
-        print(f"error: {reason}", file=sys.stderr, flush=True)
-        os._exit(1)  # not by way of `dist.stop`: threads of the group may wait for ranks that died
 
 
 def lost_contact(error: RuntimeError, remedy: str) -> str | None:

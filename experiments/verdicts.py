@@ -58,6 +58,7 @@ class Value:
     high: float
     seeds: int
     spread: float = 0.0  # standard deviation of what single seeds come to
+    item_error: float = 0.0  # standard error over questions, which more seeds do not lower
 
     def __str__(self) -> str:
         if not math.isfinite(self.low):
@@ -84,14 +85,20 @@ class Value:
     def needed(self) -> str:
         """What would decide in four of five tries, were the mean and the spread the true ones."""
         error = max(abs(self.mean) / POWER, (EQUAL - abs(self.mean)) / POWER_EQUAL)
-        seeds = max(self.seeds + 1, math.ceil((self.spread / error) ** 2) + 2)
+        of_seeds = max(1e-12, error**2 - self.item_error**2)
+        seeds = max(self.seeds + 1, math.ceil(self.spread**2 / of_seeds) + 2)
         return f"~{seeds} seeds" if seeds <= MOST else f"more than {MOST} seeds"
 
 
-def student(freedom: int) -> float:
-    """Return Student's t for a 95 % interval, to three digits (Abramowitz & Stegun 26.7.5)."""
-    if freedom < len(T95):
-        return T95[freedom]
+def student(freedom: float) -> float:
+    """Return Student's t for a 95 % interval, to three digits (Abramowitz & Stegun 26.7.5).
+
+    Below 9 degrees of freedom interpolated in their inverse: up to 2 % too large from 2 on.
+    """
+    if freedom < len(T95) - 1:
+        below = int(freedom)
+        share = (1 / below - 1 / freedom) * below * (below + 1)
+        return T95[below] + share * (T95[below + 1] - T95[below])
     return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
 
 
@@ -106,9 +113,9 @@ def value(ours: list[float], theirs: list[float], item_error: float = 0.0) -> Va
         error = sum(v / k for v, k in both)
         freedom = error**2 / max(1e-12, sum((v / k) ** 2 / (k - 1) for v, k in both))
         spread = math.sqrt(sum(v for v, _ in both))
-        off = math.hypot(student(max(1, int(freedom))) * math.sqrt(error), Z * item_error)
+        off = math.hypot(student(max(1.0, freedom)) * math.sqrt(error), Z * item_error)
     mean = statistics.fmean(ours) - statistics.fmean(theirs)
-    return Value(mean, mean - off, mean + off, n, spread)
+    return Value(mean, mean - off, mean + off, n, spread, item_error)
 
 
 def seeds_of(stored: Stored, world: str, method: str) -> set[int]:

@@ -2,7 +2,8 @@
 
 Departures: the paper prints neither ratio nor clip, which is exact for one on-policy update per
 batch: there the ratio is 1, and its gradient is that of log π. With more updates the clipped
-surrogate applies. The KL term (β > 0) uses the k3 estimator of Schulman (2020), as GRPO does.
+surrogate applies. The KL term (β > 0) uses the k3 estimator of Schulman (2020), as GRPO does: its
+value is KL(π‖π_ref), its gradient that of KL(π_ref‖π), which is the same to first order.
 
 Shapes: P questions, G responses to each, n tokens.
 """
@@ -59,7 +60,7 @@ def policy_loss(
 
 
 def kl_estimate(logprob: Tensor, reference_logprob: Tensor) -> Tensor:
-    """Return k3 ≥ 0, unbiased for KL(π‖π_ref) on samples of π, in nats. (n,)"""
+    """Return k3 ≥ 0, in value unbiased for KL(π‖π_ref) on samples of π, in nats. (n,)"""
     difference = reference_logprob - logprob
     return difference.exp() - difference - 1  # Eq. 9
 

@@ -115,6 +115,9 @@ BAD_VALUE = {
     "right-answers-and-gain": (
         dict(method="rlp", advantage_norm="right"), "--match gain", "--method rft",
     ),
+    "updates-of-what-is-taught": (
+        dict(method="rft", updates_per_batch=2), "--updates-per-batch 2", "Eq. 8", "use 1",
+    ),
     "documents-too-short": (dict(document_tokens=8), "--document-tokens 8", "--min-context 16"),
 }  # fmt: skip
 LIMITS = {  # the first value that is refused

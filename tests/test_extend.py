@@ -79,6 +79,8 @@ TYPED = {
     "the-same-method": (["--method", "rmt"], set()),
     "a-preset": (["--preset", "demo"], {"--preset"}),
     "the-default-preset": (["--preset", "paper"], set()),
+    "what-defaults-refuse": (["--max-response", "100", "--budget-start", "3000", "--group-size", "1"],
+                             {"--max-response", "--budget-start", "--group-size"}),
     "another-out": (["--out", "runs/other"], {"--out"}),
     "of-the-machine": (["--keep", "3", "--save-every", "7", "--profile", "2", "--offload",
                         "--max-minutes", "9", "--recompute", "none", "--timeout", "60"], set()),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -304,8 +305,8 @@ def test_an_interval_has_the_spread_of_seeds_and_the_error_of_questions():
     ours, theirs = [70.0, 74.0, 78.0], [40.0, 45.0, 50.0, 45.0]
     found = value(ours, theirs, 2.0)
     error = (16 / 3 + 50 / 3 / 4) ** 0.5
-    # Welch's degrees of freedom are 4.5 (scipy's ttest_ind with equal_var=False); t of 4: 2.776.
-    off = ((2.776 * error) ** 2 + (1.96 * 2) ** 2) ** 0.5
+    # Welch's degrees of freedom are 4.5 (scipy's ttest_ind with equal_var=False), t of that: 2.66.
+    off = ((2.66 * error) ** 2 + (1.96 * 2) ** 2) ** 0.5
     assert (found.mean, found.seeds, found.spread**2) == pytest.approx((29, 3, 16 + 50 / 3))
     assert found.high - 29 == pytest.approx(off, rel=1e-3)
 
@@ -398,7 +399,7 @@ def test_the_readme_quotes_what_is_stored():
     assert f"in *all*, seeds end at {each[0]} % right (at RMT's tokens {each[1]});" in readme
     assert f"which we recommend, at {each[2]}." in readme
     plainly, thinking = map(np.mean, (right("ntp", "-tokens", "plain"), right("rmt")))
-    assert f"is right in {plainly:.0f} % plainly, RMT in {thinking:.0f}." in readme
+    assert f"is right in {plainly:.0f} % plainly, RMT in {thinking:.0f} with a thought." in readme
 
 
 def test_the_committed_pages_are_those_of_what_is_stored(tmp_path, monkeypatch):
@@ -446,6 +447,16 @@ def test_a_name_of_no_job_is_refused(place):
 @pytest.mark.parametrize("freedom, t", [(1, 12.706), (5, 2.571), (9, 2.262), (30, 2.042)])
 def test_students_t(freedom, t):
     assert student(freedom) == pytest.approx(t, abs=4e-3)
+
+
+@pytest.mark.parametrize("freedom", [2.3, 2.94, 4.96, 7.5])
+def test_students_t_between_two_numbers_is_that_of_the_integral(freedom):
+    t = student(freedom)
+    scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
+    density = lambda x: scale * (1 + x * x / freedom) ** (-(freedom + 1) / 2)
+    x = np.linspace(-t, t, 100_001)
+    inside = np.trapezoid(density(x), x) if hasattr(np, "trapezoid") else np.trapz(density(x), x)
+    assert 0.95 <= inside < 0.952
 
 
 def test_a_failed_job_ends_the_command_with_its_reason(tmp_path, monkeypatch):

@@ -79,7 +79,9 @@ class Config:
     )  # fmt: skip
     positions_per_document: int = knob(1, "positions reasoned about per document and step")
     min_context: int = knob(16, "positions before this one are never reasoned about")
-    document_tokens: int = knob(2048, "longer documents are cut into pieces of so many tokens")
+    document_tokens: int = knob(
+        2048, "longer texts are cut into pieces of so many tokens; problems left out"
+    )
     data_weights: tuple[float, ...] = knob(
         (), "how often a document is from each path of --data; default: each document equally often"
     )
@@ -147,10 +149,10 @@ class Config:
     # The machine.
     weights: str = knob("", "directory with downloaded models, looked at first")
     dtype: str = knob("auto", "compute dtype; auto: bf16 on GPUs", ("auto", "float32", "bfloat16"))
-    max_branches: int = knob(0, "responses decoded at one time per rank; 0: as many as fit")
+    max_branches: int = knob(0, "responses decoded at one time per rank; 0: what fits, up to 256")
     tokens_per_micro_batch: int = knob(0, "tokens per pass and rank; 0: what fits, up to 16384")
     recompute: str = knob(
-        "auto", "activations recomputed; selective: not matmuls, attention; auto: as few as fit",
+        "auto", "activations recomputed; selective: not matmuls, attention; auto: what fits",
         ("auto", "none", "selective", "full"),
     )  # fmt: skip
     compile: str = knob("auto", "torch.compile the layers; auto: on a GPU", ("auto", "on", "off"))
@@ -201,6 +203,9 @@ def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
     """Return the Config of a command line. Exit with a message on an unknown flag or bad value."""
     values = typed(arguments, description, epilog)
     preset = PRESETS[values.pop("preset", "paper")]
+    if "resume" in values and not values.get("dry_run"):  # others are checked beside the run's own
+        known = ("resume", "replicate", "timeout")
+        preset, values = {}, {name: values[name] for name in known if name in values}
     method = values.get("method", preset.get("method", "rmt"))
     try:
         return Config(**preset | METHODS[method] | {"method": method} | values)

@@ -183,6 +183,11 @@ def _task_problems(c) -> Iterator[str]:
             "--advantage-norm right takes right responses as they are and ignores any other "
             "reward, of lengths or of --match gain; use --method rft, without a budget"
         )
+    if c.updates_per_batch > 1 and (c.traces or c.advantage_norm == "right"):
+        yield (
+            f"--updates-per-batch {c.updates_per_batch} clips by the ratio to the sampling policy "
+            "(Eq. 8), but responses here are taught as they are; use 1"
+        )
     if c.task == "problems" and c.resample_from >= 0:
         yield (
             f"--resample-from {c.resample_from} with --task problems, which have no other "

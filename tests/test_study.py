@@ -146,6 +146,8 @@ def test_what_is_stored_is_not_run_again(place):
 def test_a_finished_job_is_stored_and_read_again(place):
     out = place.out / "none/rmt/100"
     ran(out, 100.0)
+    ran(out / "equal-tokens", 50.0)
+    ran(out / "equal-tokens-2", 90.0)
     (out / "done.json").write_text(json.dumps({"minutes": 9, "commands": ["python train.py"]}))
     (out / "run.json").write_text(json.dumps({"commit": "abc", "torch": "2", "device": "cpu"}))
     items = [
@@ -157,7 +159,8 @@ def test_a_finished_job_is_stored_and_read_again(place):
     place.write_data()
     place.collect()
     (row,) = storing.read(place.file).values()
-    assert (row["job"], row["tokens"], row["minutes"]) == ("none/rmt/100", 6000, 1.2)
+    assert (row["job"], row["tokens"], row["minutes"]) == ("none/rmt/100", 6000, 3.6)
+    assert row["tokens-tokens"] == 5400
     assert row["thought"]["match"] == "01" and row["thought"]["thinking"] == 8
     assert len(row["curves"]["reward/match"]) == 60
     assert place.tokens("none", 100) == 6000

@@ -99,8 +99,10 @@ def run(name: str, device: torch.device) -> dict:
     process = subprocess.Popen([sys.executable, *words], env=environment, start_new_session=True)
     try:
         process.wait(LIMIT)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:  # what ends this process would leave that one running
         stop(process)
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
     return {
         "command": " ".join(["python", *words]),
         "exit_status": process.returncode,
@@ -148,6 +150,7 @@ def main() -> None:
         found = {"parts": {}}
     found |= about
     OUT.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # by way of `stop`
     for name in o.parts or ORDER:
         found["parts"][name] = run(name, device)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,8 @@ SCREEN = Design(
     plackett_burman(9), pairs=False,
 )  # fmt: skip
 DESIGNS = (HAZARD, SCREEN)
+MIXTURE = (".35", ".3", ".35")  # of the tiers: what the curriculum draws over 60 steps
+MIXED = ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE)
 # Does the gain survive post-training, by RL without a budget and without text? What came before it.
 POST = {"post-untrained": "base", "post-rmt": "rmt", "post-ntp": "ntp"}
 POST_WORLD, POST_STEPS = "unused-tokens", 60  # to half-way

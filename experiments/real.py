@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.designs import MIXED
 from experiments.runner import Command, Job, JobFailed, run_all, side_by_side, spent
 from rmt.evaluation.compare import differences, read_report, verdict
 from rmt.system.env import proc_field
@@ -46,7 +47,7 @@ AS_MANY = ("--steps", "2000")
 METHODS = {  # of the study; all start from the cold start, and stop at RMT's tokens or steps
     "rmt": (),
     "rpt": ("--method", "rpt", *AS_MANY),
-    "sft": ("--method", "cold-start", *AS_MANY),
+    "sft": ("--method", "cold-start", *AS_MANY, *MIXED),
     "ntp": ("--method", "ntp", *AS_MANY, "--batch-size", "16"),  # else 1,400 steps of 512 tokens
     "without-budget": ("--no-budget",),
     "without-curriculum": ("--no-curriculum",),

@@ -102,6 +102,8 @@ def _command(command: list[str], log, one_thread: bool) -> None:
             f"`python {' '.join(command)}` ended with status {ended.returncode}; {log.name} says "
             "why. The same command again goes on from there"
         )
+    if command[0] == "train.py" and not (out / "model" / "config.json").exists():
+        raise JobFailed(f"{out} was stopped. The same command again goes on from there")
 
 
 def spent(run: Path) -> list[int]:

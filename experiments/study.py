@@ -28,6 +28,7 @@ from experiments.designs import (
     HAZARD,
     LONGER,
     LONGER_WORLD,
+    MIXED,
     POST,
     POST_STEPS,
     POST_WORLD,
@@ -44,7 +45,6 @@ SEEDS, FEWER_SEEDS = range(100, 110), range(100, 103)
 # After 60 the easy worlds are at one ceiling.
 STEPS = dict.fromkeys(WORLDS, 60) | {"none": 15, "unequal-entropy": 15}
 BUDGET = 30  # B_T: a thought about a place that works step by step has 29 tokens
-MIXTURE = (".35", ".3", ".35")  # what the curriculum draws over 60 steps
 EQ_6, EQ_7 = ("--length-reward-gate", "none"), ("--advantage-norm", "group")  # as printed
 RIVALS = {
     "as-printed": (*EQ_6, *EQ_7),
@@ -55,7 +55,7 @@ RIVALS = {
     "without-ntp": ("--no-ntp",),
     "without-budget": ("--no-budget",),
     "without-curriculum": ("--no-curriculum",),
-    "same-mixture": ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE),
+    "same-mixture": MIXED,
     "rft": ("--method", "rft"),
     "ntp": ("--method", "ntp"),
     "big-batch": ("--method", "ntp"),  # RMT's tokens in RMT's number of updates

@@ -67,7 +67,7 @@ def test_the_report_says_what_ran_and_not_where(result):
     printed, found = result
     assert found["command"].startswith("python -m benchmarks.kernels --shapes tiny --tokens 64")
     assert torch.__version__.startswith(found["versions"]["torch"].split("+")[0])
-    assert len(found["commit"] or "0" * 40) == 40
+    assert found["commit"] == "unknown" or len(found["commit"]) == 40
     ratios = found["shapes"]["tiny"]["ratios"]
     assert [ratio["operation"] for ratio in ratios] == list(OPERATIONS)
     assert all(ratio["ratio_time"] > 0 for ratio in ratios)

@@ -514,3 +514,12 @@ def test_a_failed_job_is_named_with_its_log_and_tried_again_the_next_time(tmp_pa
     (tmp_path / "failing.py").write_text("")
     run_all([failing], workers=1)
     assert (failing.out / "done.json").exists()
+
+
+def test_a_training_that_was_stopped_is_not_done(tmp_path, monkeypatch):
+    out = tmp_path / "job"
+    stopped = subprocess.CompletedProcess((), 0)  # saved, without a model
+    monkeypatch.setattr("experiments.runner.subprocess.run", lambda *_, **__: stopped)
+    with pytest.raises(JobFailed, match="was stopped"):
+        run_all([Job(out, lambda: [["train.py", "--out", str(out)]])], workers=1)
+    assert not (out / "done.json").exists()

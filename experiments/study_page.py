@@ -1,7 +1,7 @@
 """The pages of the study, written from what is stored: tables, in the text of *.md.in."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.designs import (
@@ -65,6 +65,11 @@ def accuracies(stored: Stored, world: str) -> str:
              "plain (each seed)", "thinking tokens", "well-formed %", "nats per token of text",
              "million tokens"]  # fmt: skip
     return table(heads, lines)
+
+
+def span(values: Sequence[float]) -> str:
+    """Return the lowest and the highest of some shares: "41–53"."""
+    return "–".join(dict.fromkeys(f"{end:.0f}" for end in (min(values), max(values))))
 
 
 def spread(values: list[float]) -> str:
@@ -157,17 +162,22 @@ def after_post_training(stored: Stored) -> str:
     return table(heads, lines)
 
 
-def longer(stored: Stored) -> str:
-    """Return a row for each number of steps: RMT, and next-token training on as many tokens."""
-    lines = []
+def longer(stored: Stored) -> Iterator[tuple[list[dict], list[dict]]]:
+    """Yield for each number of steps RMT's rows, and what next-token training answers plainly.
+
+    It was trained on as many tokens.
+    """
     for method in ("rmt", *LONGER):
         seeds = seeds_of(stored, LONGER_WORLD, method) & seeds_of(stored, LONGER_WORLD, "ntp")
         rows = [stored[f"{LONGER_WORLD}/{method}/{seed}"] for seed in sorted(seeds)]
-        text = [stored[f"{LONGER_WORLD}/ntp/{seed}"]["plain-tokens"] for seed in sorted(seeds)]
-        if method in LONGER:
-            text = [row["plain-ntp"] for row in rows]
-        if not rows:
-            continue
+        text = [answers(stored, LONGER_WORLD, "ntp", s, "-tokens", "plain") for s in sorted(seeds)]
+        if rows:
+            yield rows, [row["plain-ntp"] for row in rows] if method in LONGER else text
+
+
+def longer_table(stored: Stored) -> str:
+    lines = []
+    for rows, text in longer(stored):
         tiers = untrained(stored, LONGER_WORLD)["tiers"]
         of_each = lambda found: ", ".join(f"{rate(f, tiers):.1f}" for f in found)  # noqa: B023
         lines.append([
@@ -180,6 +190,22 @@ def longer(stored: Stored) -> str:
     heads = ["RMT's steps", "seeds", "million tokens", "with a thought, %, of each",
              "thinking tokens", "plainly, %", "next-token training, plainly, %"]  # fmt: skip
     return table(heads, lines)
+
+
+def more_steps(stored: Stored) -> str:
+    """Return what `longer_table` has of right answers as a sentence; nothing without rows."""
+    thinking, plainly = [], []
+    for rows, text in longer(stored):
+        share = lambda found: rate(found, untrained(stored, LONGER_WORLD)["tiers"])
+        reached = span([share(row["thought"]) for row in rows])
+        thinking.append(f"{reached} after {len(rows[0]['curves']['reward/match'])}")
+        plainly.append(span(list(map(share, text))))
+    if not thinking:
+        return ""
+    return (
+        f"% right in *{LONGER_WORLD}*: RMT with a thought {', '.join(thinking)} steps, next-token "
+        f"training on as many tokens plainly {', '.join(plainly)}."
+    )
 
 
 def design_tables(stored: Stored, design: Design, more: Sequence[str] = ()) -> str:
@@ -202,8 +228,7 @@ def summary(stored: Stored) -> str:
             plainly = statistics.fmean(
                 rate(stored[f"{world}/rmt/{seed}"]["plain"], base["tiers"]) for seed in seeds
             )
-            before, ends = rate(base, base["tiers"]), (min(shares), max(shares))
-            reached = "–".join(dict.fromkeys(f"{share:.0f}" for share in ends))
+            before, reached = rate(base, base["tiers"]), span(shares)
             gains.append(
                 f"{world} {before:.0f}→{reached} ({len(shares)}; {plain:.0f}→{plainly:.0f})"
             )
@@ -221,7 +246,7 @@ def summary(stored: Stored) -> str:
         "Right with a thought, before → after RMT, lowest–highest seed, % (seeds; plainly): "
         f"{', '.join(gains)}."
     )
-    return "\n\n".join(filter(None, (before_after, claims)))
+    return "\n\n".join(filter(None, (before_after, claims, more_steps(stored))))
 
 
 def compare_again(stored: Stored, again: Stored) -> str:
@@ -250,7 +275,7 @@ def tables(stored: Stored) -> dict[str, str]:
         "shares": shares(stored), "screen": design_tables(stored, SCREEN),
         "hazard": design_tables(stored, HAZARD, tuple(CURES)),
         "beyond": verdicts(stored, BEYOND, ""), "post-training": after_post_training(stored),
-        "longer": longer(stored), "provenance": provenance(stored),
+        "longer": longer_table(stored), "provenance": provenance(stored),
     }  # fmt: skip
 
 

@@ -36,7 +36,8 @@ def document_entropies(
     measured: dict[int, np.ndarray] = {}
     some = iter(lambda: list(islice(trees, PACKED)), [])  # packing all at once is quadratic
     batches = chain.from_iterable(micro_batches(part, token_limit) for part in some)
-    for batch in tqdm(batches, "difficulty", disable=world.rank > 0, leave=False):
+    bar = tqdm(total=len(mine), desc="difficulty", disable=world.rank > 0, leave=False)
+    for batch in batches:
         forest = pack(batch, device)
         with torch.no_grad():
             entropy = model(
@@ -49,5 +50,7 @@ def document_entropies(
             own = np.concatenate(([np.inf], entropy[start : start + len(tree) - 1]))  # the shift
             measured[tree.document] = own[len(begin_ids) :]
             start += len(tree)
+        bar.update(len(batch))
+    bar.close()
     merged = {k: v for part in gather_objects(measured, world) for k, v in part.items()}
     return [merged[document.index] for document in documents]

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from small_run import CONTROL, arguments, write_corpus, write_small_model
-from toy_runs import Prepared, draw
+from toy_runs import Prepared, draw, prepared
 
 from models.tokenizer import Tokenizer
 from models.weights import cache_directory
 from rmt.config.config import parse
 from rmt.data import corpus
+from rmt.difficulty import document_entropies
 from rmt.engine.balance import own_documents
 from rmt.engine.run import prepare
 from rmt.engine.tiers import cached_entropies
@@ -193,6 +194,16 @@ def ask(measure, model, documents, top_k=16):
     entropies = cached_entropies(measure, model, documents, f"top-{top_k}", ALONE)
     for entropy, expected in zip(entropies, Measure(documents)(), strict=True):
         assert np.array_equal(entropy, expected)
+
+
+def test_documents_are_packed_in_parts_to_be_measured(tmp_path, monkeypatch):
+    run = prepared(tmp_path)
+    known = (run.tokenizer.begin_ids, 0, run.tokenizer.vocab_size, 64, ALONE)
+    whole = document_entropies(run.model, run.documents, *known)
+    monkeypatch.setattr("rmt.difficulty.PACKED", 2)
+    parts = document_entropies(run.model, run.documents, *known)
+    for one, other, document in zip(whole, parts, run.documents, strict=True):
+        assert len(one) == len(document.tokens) and np.allclose(one, other, atol=1e-5)
 
 
 def test_second_run_reads_what_the_first_measured(model, documents, tmp_path):

@@ -64,6 +64,14 @@ def test_what_does_not_fit_is_refused_with_changes_that_fit():
         fit(replace(qwen3_14b(), config=config, machine=described(config)))
 
 
+def test_a_group_across_nodes_has_buffers_of_its_own():
+    rooms = [
+        described(Config(gpus=8, nodes=nodes, replicate=replicate)).room
+        for nodes, replicate in ((1, 0), (2, 1), (2, 0))
+    ]
+    assert rooms[0] == rooms[1] > rooms[2] > 0
+
+
 def test_an_evaluation_plans_what_it_holds_not_what_a_step_of_training_would():
     alone = replace(qwen3_14b(gpus=1), trainable=False)
     asked = [replace(alone, config=replace(alone.config, batch_size=n)) for n in (1, 4096)]

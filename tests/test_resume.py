@@ -1,5 +1,6 @@
 """A run that was killed, stopped or moved ends with the same bits as one that was left alone."""
 
+import dataclasses
 import io
 import json
 import os
@@ -184,6 +185,10 @@ def test_memory_is_planned_anew_on_another_machine_but_for_what_is_typed(
     knobs = lambda c: (c.max_branches, c.tokens_per_micro_batch, c.recompute)
     planned = resolve(Config(resume=str(out)), WORLD)[0]
     assert 0 not in knobs(planned)
+    same = dataclasses.replace(WORLD, replicate=1)
+    assert knobs(resolve(Config(resume=str(out)), same)[0]) == knobs(planned)
+    other = dataclasses.replace(WORLD, replicate=2)
+    assert knobs(resolve(Config(resume=str(out)), other)[0]) == (0, 0, "auto")
     monkeypatch.setattr("rmt.engine.resume.device_name", lambda device: "H100")
     assert knobs(resolve(Config(resume=str(out)), WORLD)[0]) == (0, 0, "auto")
     assert "planned anew: the run was on 1 ranks of " in capsys.readouterr().out
@@ -194,7 +199,9 @@ def test_ranks_that_read_different_files_are_refused(uninterrupted, out, monkeyp
     after(2, uninterrupted, out)
     other = lambda found, world: [found, found | {"data": "0123"}]
     monkeypatch.setattr("rmt.engine.resume.gather_objects", other)
-    with pytest.raises(ValueError, match="different files; give all nodes the same --data"):
+    with pytest.raises(
+        ValueError, match=r"different files \(data\); give all nodes the same --data"
+    ):
         prepare(Config(resume=str(out)), WORLD)
 
 

@@ -200,7 +200,10 @@ def typed(arguments: Sequence[str], description: str = "", epilog: str = "") -> 
 
 
 def parse(arguments: Sequence[str], description: str, epilog: str) -> Config:
-    """Return the Config of a command line. Exit with a message on an unknown flag or bad value."""
+    """Return the Config of a command line. Exit with a message on an unknown flag or bad value.
+
+    With --resume only what is needed before the run's own is read, see rmt/engine/resume.py.
+    """
     values = typed(arguments, description, epilog)
     preset = PRESETS[values.pop("preset", "paper")]
     if "resume" in values and not values.get("dry_run"):  # others are checked beside the run's own

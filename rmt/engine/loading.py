@@ -44,7 +44,7 @@ def load_trainable(
         model_dir, world, compute, offload=config.offload, lora_rank=config.lora_rank,
         seed=config.seed,
     )  # fmt: skip
-    # Saved with the run: the resumed run decodes as many responses at once, and rounds alike.
+    # Saved with the run: resumed on the same machine it decodes as many at once, and rounds alike.
     config = autofit(config, longest_prompt(config, tokenizer), model, compute, world)
     compiled = {"auto": world.device.type == "cuda", "on": True, "off": False}[config.compile]
     model.configure_training(config.recompute, compiled)

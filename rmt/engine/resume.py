@@ -49,7 +49,7 @@ def claimed(config: Config, world: World) -> AbstractContextManager:
 
 def machine_of(world: World) -> str:
     """Describe what the memory plan of a run depends on."""
-    return f"{world.size} ranks of {device_name(world.device)}"
+    return f"{world.size} ranks of {device_name(world.device)}, {world.replicate} copies"
 
 
 def resolve(
@@ -91,7 +91,8 @@ def resolve(
         remark = _ignored(typed, kept)
     else:
         _refuse_other_settings(config, kept)
-    if saved.get("machine", machine_of(world)) != machine_of(world):
+    machine = from_rank_0(lambda: machine_of(world), world)  # other nodes may have other devices
+    if saved.get("machine", machine) != machine:
         kept = replace(kept, **OPEN)  # what fitted the other one
         remark += f"\nmemory is planned anew: the run was on {saved['machine']}"
     if world.rank == 0 and remark:
@@ -179,10 +180,11 @@ def origin_of(
     models = {name: fingerprint(path) for name, path in dirs.items()}
     texts = {"data": documents, "eval_data": held_out}
     found = {name: data_key(text) for name, text in texts.items() if text} | {"models": models}
-    if any(other != found for other in gather_objects(found, world)):
+    every = gather_objects(found, world)
+    if differ := [name for name in found if any(o.get(name) != found[name] for o in every)]:
         raise ValueError(
-            "ranks have read different files; give all nodes the same --data, --eval-data, --model "
-            "and --difficulty-model"
+            f"ranks have read different files ({', '.join(differ)}); give all nodes the same "
+            "--data or --traces, --eval-data, --model and --difficulty-model"
         )
     for name, now in models.items():
         if changed := changed_parts(saved, name, now):

@@ -165,8 +165,9 @@ def _sync(path: Path) -> None:
 
 
 def _failure(out: Path, step: int, problem: str) -> str:
-    remedy = "there is no earlier one: free some space and start anew"
+    remedy = "there is no earlier one: mend that (full disk: free some space) and start anew"
     if newest := steps(out)[-1:]:
-        remedy = f"free some space: --resume {out} continues from {step_dir(out, *newest).name}"
+        remedy = f"mend that (full disk: free some space): --resume {out} continues from "
+        remedy += step_dir(out, *newest).name
     folder = out / "checkpoints"
     return f"the checkpoint of step {step} could not be written to {folder} ({problem}); {remedy}"

@@ -194,12 +194,12 @@ def autofit(
     held = sum(p.nbytes for p in own if p.device.type == world.device.type)
     free = -reduce_max([-free_memory(world) - held], world)[0]
     shards = parameters[0].device_mesh.shape[-1] if isinstance(parameters[0], DTensor) else 1
-    if world.device.type == "cuda":
-        free -= nccl_buffers(world.size, shards)  # made at their first use
     # The flags that describe this machine, from which `remedies` departs.
     here = dict(
         gpus=shards, nodes=world.size // shards, gpu_memory=f"{free / 1e9:.1f}GB", replicate=0
     )
+    if world.device.type == "cuda":  # made at their first use; `described` subtracts them, too
+        free -= nccl_buffers(world.size, shards)
     machine = Machine(world.device.type, world.size, shards, (1 - estimate.FRAGMENTED) * free)
     trainable = any(p.requires_grad for p in parameters)
     case = Case(replace(config, **here), model.config, compute, prompt, machine, trainable)

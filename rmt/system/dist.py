@@ -65,7 +65,7 @@ def start(replicate: int = 0, timeout: float = TIMEOUT) -> World:
 
 
 def _backend(device: torch.device) -> str:
-    """Return NCCL for tensors of a GPU, gloo for those of the host (objects, --offload's norms)."""
+    """Return NCCL for tensors of a GPU, gloo for those of the host (objects, numbers, norms)."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
@@ -85,15 +85,15 @@ def stop() -> None:
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """Leave the process group behind the block. After an error in it, end one of several ranks.
+    """Leave the process group at the end of the block.
 
-    NCCL leaves once no rank waits in it any more: the others would, for this one, and its error
-    would not be printed before --timeout.
+    If an error ends it on one of several ranks, print that and end the process: NCCL's leaving
+    waits for ranks that wait for this one, so that it would be seen only after --timeout.
     """
     try:
         yield
     except BaseException as error:
-        if current().size > 1:
+        if current().size > 1 and getattr(error, "code", 1):  # no exit with 0
             if isinstance(error, SystemExit):
                 print(error.code, file=sys.stderr)
             else:

@@ -32,6 +32,7 @@ PACKAGES = (
 )  # fmt: skip
 # Option of glibc's mallopt: larger blocks return to the operating system when freed.
 M_MMAP_THRESHOLD = -3
+PAGE = 4096  # bytes
 
 
 def device_here() -> torch.device:
@@ -57,7 +58,8 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
     """Return the peak bytes of one call beyond what is already allocated; None if unknown.
 
-    Call it after a warm-up, so that workspaces that libraries keep are not counted.
+    Call it after a warm-up, so that workspaces that libraries keep are not counted. On a CPU at
+    least a page: less cannot be seen, and ratios divide by it.
     """
     gc.collect()
     if device.type == "cuda":
@@ -78,7 +80,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
     fresh.start()
     fresh.join()
     libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # malloc's own value after some large blocks
-    return max(0, _resident("VmHWM") - before)
+    return max(PAGE, _resident("VmHWM") - before)
 
 
 def _resident(field: str) -> int:

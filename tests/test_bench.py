@@ -241,3 +241,8 @@ def test_memory_check_has_what_was_planned_and_what_a_run_measured(tmp_path, mon
     (found,) = json.loads((tmp_path / "m.json").read_text())["models"]
     assert found["measured"] > 0 and found["planned"].keys() == {"rollout", "update"}
     assert found["off"] == max(found["planned"].values()) / found["measured"] - 1
+
+
+def test_what_takes_no_memory_that_can_be_seen_divides_no_ratio_by_zero():
+    peak = machine.peak_memory(lambda: None, torch.device("cpu"))
+    assert peak is None or peak >= machine.PAGE

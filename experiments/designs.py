@@ -101,8 +101,8 @@ SCREEN = Design(
     plackett_burman(9), pairs=False,
 )  # fmt: skip
 DESIGNS = (HAZARD, SCREEN)
-MIXTURE = (".35", ".3", ".35")  # of the tiers: what the curriculum draws over 60 steps
-MIXED = ("--curriculum-early", *MIXTURE, "--curriculum-late", *MIXTURE)
+# Tiers as often as the curriculum draws them over 60 steps, at every step.
+MIXED = ("--curriculum-early", ".35", ".3", ".35", "--curriculum-late", ".35", ".3", ".35")
 # Does the gain survive post-training, by RL without a budget and without text? What came before it.
 POST = {"post-untrained": "base", "post-rmt": "rmt", "post-ntp": "ntp"}
 POST_WORLD, POST_STEPS = "unused-tokens", 60  # to half-way
